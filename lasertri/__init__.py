@@ -1,0 +1,48 @@
+"""Adapt a pretrained transformer to a task by truncating one weight matrix, without training it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lasertri.errors import LasertriError
+from lasertri.ops import BlockFactors, BlockScores, Partition, block_svd, reduce_blocks, score_blocks
+from lasertri.tasks import Sample
+from lasertri.version import __version__
+
+if TYPE_CHECKING:
+    from lasertri.adaptation import Adaptation
+    from lasertri.edit import Edit
+    from lasertri.method import adapt
+    from lasertri.tasks.files import Fields, as_samples
+
+__all__ = [
+    "Adaptation",
+    "BlockFactors",
+    "BlockScores",
+    "Edit",
+    "Fields",
+    "LasertriError",
+    "Partition",
+    "Sample",
+    "__version__",
+    "adapt",
+    "as_samples",
+    "block_svd",
+    "reduce_blocks",
+    "score_blocks",
+]
+
+_LAZY = {  # these import transformers, which importing the ops should not
+    "adapt": "lasertri.method",
+    "Adaptation": "lasertri.adaptation",
+    "Edit": "lasertri.edit",
+    "Fields": "lasertri.tasks.files",
+    "as_samples": "lasertri.tasks.files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)

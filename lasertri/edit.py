@@ -1,0 +1,200 @@
+"""The chosen truncation of one weight matrix: built, applied, reverted, saved and loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lasertri.errors import LasertriError
+from lasertri.ops import BlockFactors
+from lasertri.strategies import Candidate
+from lasertri.targets import Target
+from lasertri.version import __version__
+
+CONFIG_NAME = "lasertri_config.json"
+FACTORS_NAME = "lasertri_edit.safetensors"
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A candidate with its factors: block j of the edited weight is `left[j] @ right[j]`.
+
+    Attributes:
+        candidate: which matrix, how many blocks, which ratio.
+        left, right: per block `[b, k]` and `[k, n]`, FP32 (FP64 for an FP64 weight); a block of rank 0 is zero.
+        weight_dtype, weight_sha256: of the base weight as it is stored.
+        base, revision: where the base model came from, for the reader.
+    """
+
+    candidate: Candidate
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    weight_dtype: torch.dtype
+    weight_sha256: str
+    base: str = ""
+    revision: str | None = None
+
+    @classmethod
+    def build(cls, candidate: Candidate, model: nn.Module, factors: BlockFactors) -> Edit:
+        """Truncate the factors of a target's weight to the candidate's ranks."""
+        stored = candidate.target.parameter(model)
+        weight = candidate.target.view(stored)
+        dtype = torch.promote_types(stored.dtype, torch.float32)
+        offsets = factors.partition.offsets
+        left, right = [], []
+        for j, rank in enumerate(candidate.ranks):
+            block = weight[offsets[j] : offsets[j + 1]].double()
+            if factors.side == "left":
+                basis = factors.basis[j, : block.shape[0], :rank]
+                pair = basis, basis.mT @ block
+            else:
+                basis = factors.basis[j, :, :rank]
+                pair = block @ basis, basis.mT
+            left.append(pair[0].to(dtype).cpu().contiguous())
+            right.append(pair[1].to(dtype).cpu().contiguous())
+        config = getattr(model, "config", None)
+        return cls(
+            candidate,
+            tuple(left),
+            tuple(right),
+            stored.dtype,
+            weight_sha256(stored),
+            getattr(config, "_name_or_path", ""),
+            getattr(config, "_commit_hash", None),
+        )
+
+    @property
+    def weight(self) -> Tensor:
+        """The edited weight `[rows, columns]` in the base weight's dtype."""
+        blocks = [a.double() @ b.double() for a, b in zip(self.left, self.right, strict=True)]
+        return torch.cat(blocks).to(self.weight_dtype)
+
+    def apply(self, model: nn.Module) -> None:
+        """Write the edited weight into the model.
+
+        Raises:
+            LasertriError: the model's weight is not the one the edit was made of.
+        """
+        _write(self.candidate.target, self._base_weight(model), self.weight)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Apply within, then restore the base weight bit for bit."""
+        self._base_weight(model)
+        with replaced(self.candidate.target, model, self.weight):
+            yield
+
+    def save(self, directory: str | Path) -> None:
+        """Write `lasertri_config.json` and `lasertri_edit.safetensors`."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {f"{name}.{j}": t for name in ("left", "right") for j, t in enumerate(getattr(self, name))}
+        path = directory / FACTORS_NAME
+        safetensors.torch.save_file(tensors, path)
+        config = {
+            "lasertri_version": __version__,
+            "base_model": self.base,
+            "base_revision": self.revision,
+            "target": asdict(self.candidate.target),
+            "blocks": self.candidate.blocks,
+            "ratio": self.candidate.ratio,
+            "ranks": self.candidate.ranks,
+            "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
+            "weight_sha256": self.weight_sha256,
+            "factors_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Edit:
+        """Read what `save` wrote.
+
+        Raises:
+            LasertriError: a file is missing, damaged, or was changed since it was written.
+        """
+        directory = Path(directory)
+        config, path = _read_config(directory / CONFIG_NAME), directory / FACTORS_NAME
+        try:
+            target = Target(**(config["target"] | {"shape": tuple(config["target"]["shape"])}))
+            candidate = Candidate(target, config["blocks"], config["ratio"])
+            dtype, expected = getattr(torch, config["weight_dtype"]), config["factors_sha256"]
+            checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise LasertriError(f"{path}: expected the factors of an edit, but they cannot be read: {error}") from error
+        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+            raise LasertriError(f"{path}: the factors were changed after they were written; adapt again or copy again")
+        blocks = range(candidate.blocks)
+        return cls(
+            candidate,
+            tuple(tensors[f"left.{j}"] for j in blocks),
+            tuple(tensors[f"right.{j}"] for j in blocks),
+            dtype,
+            checksum,
+            base,
+            revision,
+        )
+
+    def _base_weight(self, model: nn.Module) -> nn.Parameter:
+        target = self.candidate.target
+        try:
+            stored = target.parameter(model)
+        except AttributeError as error:
+            raise LasertriError(f"expected a model with {target.name}, the edit's target, but it has none") from error
+        if stored.dtype != self.weight_dtype or target.view(stored).shape != target.shape:
+            raise LasertriError(
+                f"expected {target.name} as {list(target.shape)} in {self.weight_dtype}, came "
+                f"{list(target.view(stored).shape)} in {stored.dtype}; load the base model with that dtype"
+            )
+        if weight_sha256(stored) != self.weight_sha256:
+            origin = f" ({self.base})" if self.base else ""
+            raise LasertriError(
+                f"expected the weight that the edit was made of{origin}, but {target.name} of this model has other "
+                "values; apply the edit to its own base, once"
+            )
+        return stored
+
+
+@contextmanager
+def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]:
+    """Give a target another weight within, then restore its own bit for bit."""
+    stored = target.parameter(model)
+    original = stored.detach().clone()
+    try:
+        _write(target, stored, weight)
+        yield
+    finally:
+        with torch.no_grad():
+            stored.copy_(original)
+
+
+def weight_sha256(stored: Tensor) -> str:
+    """Checksum of a tensor's values, in row-major order."""
+    return hashlib.sha256(stored.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+
+
+def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:
+    target.view(stored).copy_(weight)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LasertriError(f"{path}: expected the description of an edit, but it cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise LasertriError(f"{path}: expected a JSON object that describes an edit")
+    return config

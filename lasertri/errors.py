@@ -1,0 +1,5 @@
+"""The one exception a user is meant to read."""
+
+
+class LasertriError(ValueError):
+    """A mistake the caller can correct; its message says what was expected, what came and what to do."""

@@ -1,0 +1,57 @@
+"""The factors of every (target, K), computed once and kept while they fit the memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from lasertri.errors import LasertriError
+from lasertri.ops import BlockFactors, Partition, block_svd
+from lasertri.ops.gram import workspace_bytes
+from lasertri.targets import Target
+
+
+class FactorStore:
+    """Factors by target and number of blocks; those over the budget are computed again when asked for.
+
+    Args:
+        budget: bytes for the FP64 workspace of one matrix and for kept factors together.
+        targets, block_counts: what will be asked for.
+
+    Raises:
+        LasertriError: the budget is below the workspace that one of them needs.
+    """
+
+    def __init__(
+        self, targets: Iterable[Target], block_counts: Sequence[int], *, budget: int, backend: str = "auto"
+    ) -> None:
+        self.backend, self.budget, self.workspace = backend, budget, 0
+        for target in targets:
+            for blocks in block_counts:
+                rows, columns = target.shape
+                needed = workspace_bytes(blocks, Partition.consecutive(rows, blocks).heights[0], columns)
+                if needed > budget:
+                    raise LasertriError(
+                        f"expected a memory budget of at least {needed / 2**20:,.0f} MiB for {target} at K = {blocks}, "
+                        f"came {budget / 2**20:,.0f} MiB"
+                    )
+                self.workspace = max(self.workspace, needed)
+        self.free = budget - self.workspace
+        self._kept: dict[tuple[Target, int], BlockFactors] = {}
+
+    def of(self, target: Target, blocks: int, model: nn.Module) -> BlockFactors:
+        """Factors of the target's weight in the model, split into K consecutive blocks."""
+        key = target, blocks
+        if key in self._kept:
+            return self._kept[key]
+        factors = block_svd(target.view(target.parameter(model)), blocks=blocks, backend=self.backend)
+        size = factors.basis.nbytes + factors.sigma.nbytes
+        if size <= self.free:
+            self._kept[key] = factors
+            self.free -= size
+        return factors
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(f.basis.nbytes + f.sigma.nbytes for f in self._kept.values())

@@ -1,0 +1,107 @@
+"""The whole method, top to bottom: split, score, choose targets, measure candidates, decide, hold out."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lasertri.adaptation import Adaptation
+from lasertri.comparison import Comparison
+from lasertri.decide import decide
+from lasertri.edit import Edit
+from lasertri.encode import EncodedSamples
+from lasertri.evaluate import evaluate
+from lasertri.factors import FactorStore
+from lasertri.models import load_model, tokenizer_of
+from lasertri.preflight import preflight
+from lasertri.preserve import preserved
+from lasertri.score import score_targets
+from lasertri.settings import Settings
+from lasertri.strategies import distinct, gradient_guided, target_scores
+from lasertri.targets import find_targets
+from lasertri.tasks.files import SampleSource, as_samples
+from lasertri.tasks.split import split_samples
+from lasertri.timing import Clock
+from lasertri.trial import measure
+
+
+def adapt(
+    model: PreTrainedModel | str | Path,
+    samples: SampleSource,
+    *,
+    held_out: SampleSource | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Any,
+) -> Adaptation:
+    """Find the single truncation that helps a model most on a task, if any does.
+
+    The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
+
+    Args:
+        model: a causal language model, or a hub id or folder to load it from.
+        samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file.
+        held_out: other samples to report on; by default part of `samples` is held out.
+        tokenizer: the model's own by default.
+        settings: fields of `Settings`.
+
+    Raises:
+        LasertriError: the input cannot be used; it says why before the long work starts.
+    """
+    chosen, clock = Settings(**settings), Clock()
+    split = split_samples(
+        as_samples(samples),
+        held_out=None if held_out is None else as_samples(held_out),
+        calibration=chosen.calibration,
+        held_out_limit=chosen.held_out_limit,
+        seed=chosen.seed,
+    )
+    if isinstance(model, str | Path):
+        model, tokenizer = load_model(model)
+    tokenizer = tokenizer or tokenizer_of(model)
+    encode = functools.partial(
+        EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
+    )
+    calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
+    targets = find_targets(model, chosen.targets)
+    factors = FactorStore(targets, chosen.blocks, budget=chosen.memory_budget, backend=chosen.backend)
+
+    with preserved(model):
+        preflight(model, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
+        with clock("score"):
+            scores = score_targets(
+                model, targets, calibration, block_counts=chosen.blocks, factors=factors, progress=chosen.progress
+            )
+            ranking = target_scores(scores, chosen.ratios, chosen.score)
+        with clock("trials"):
+            requested = list(
+                gradient_guided(list(ranking), count=chosen.count, block_counts=chosen.blocks, ratios=chosen.ratios)
+            )
+            baseline = evaluate(model, calibration, normalize=chosen.normalize)
+            trials = measure(
+                model, distinct(requested), calibration, factors, normalize=chosen.normalize, progress=chosen.progress
+            )
+            decision = decide(trials, baseline, calibration.groups, accept=chosen.accept, seed=chosen.seed)
+        with clock("held-out"):
+            edit = None
+            if decision.accepted is not None:
+                candidate = decision.accepted.candidate
+                edit = Edit.build(candidate, model, factors.of(candidate.target, candidate.blocks, model))
+            compare = functools.partial(Comparison.measure, model, edit, normalize=chosen.normalize)
+            on_calibration = compare(calibration)
+            on_held_out = compare(held_out_samples, progress=chosen.progress)
+    return Adaptation(
+        model=model,
+        tokenizer=tokenizer,
+        edit=edit,
+        decision=decision,
+        calibration=on_calibration,
+        held_out=on_held_out,
+        ranking=ranking,
+        trials=trials,
+        requested=len(requested),
+        settings=chosen,
+        seconds=clock.seconds,
+    )

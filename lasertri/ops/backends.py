@@ -1,0 +1,54 @@
+"""Which backends exist, whether each can run, and which one `auto` takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+from lasertri.errors import LasertriError
+from lasertri.ops import gram, reference
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of the three ops: a module with `block_svd`, `score_blocks` and `reduce_blocks`."""
+
+    name: str
+    module: ModuleType
+    description: str
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why it cannot run on a device, or None where it can."""
+        if device.type == "cuda" and not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        return None
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("reference", reference, "torch.linalg.svd in FP64, the definition of right"),
+        Backend("gram", gram, "one GEMM and one symmetric eigenproblem of the short side"),
+    )
+}
+
+
+def choose_backend(name: str, device: torch.device) -> tuple[Backend, str]:
+    """The backend for a request, and the reason.
+
+    Args:
+        name: a key of `BACKENDS`, or "auto" for the fastest that can run on the device.
+
+    Raises:
+        LasertriError: the name is unknown, or that backend cannot run here.
+    """
+    if name == "auto":
+        return BACKENDS["gram"], "the fastest backend that can run on " + device.type
+    if name not in BACKENDS:
+        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
+    obstacle = BACKENDS[name].why_not(device)
+    if obstacle:
+        raise LasertriError(f"backend {name!r} cannot run on {device}: {obstacle}; use backend='auto'")
+    return BACKENDS[name], "asked for by name"

@@ -1,0 +1,199 @@
+"""Words of the block-wise mathematics: `Partition` of the rows, retained ranks, `BlockFactors`, `BlockScores`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lasertri.errors import LasertriError
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """How the rows of a matrix are split into K blocks.
+
+    Args:
+        offsets: K + 1 increasing row positions, from 0 to the number of rows; block j is rows
+            `offsets[j]:offsets[j + 1]`, counted after `order`.
+        order: int64 permutation of the rows, shape [rows], or None for rows as they stand.
+
+    Raises:
+        LasertriError: a block would be empty, or `order` is not a permutation of the rows.
+    """
+
+    offsets: tuple[int, ...]
+    order: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) < 2 or self.offsets[0] != 0 or min(self.heights) < 1:
+            raise LasertriError(
+                f"expected offsets that start at 0 and increase, came {self.offsets}; every block needs a row"
+            )
+        if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(self.rows)):
+            raise LasertriError(f"expected `order` to be a permutation of {self.rows} rows")
+
+    @classmethod
+    def consecutive(cls, rows: int, blocks: int) -> Partition:
+        """K consecutive blocks; where K does not divide the rows, the first blocks get one row more."""
+        if not 1 <= blocks <= rows:
+            raise LasertriError(
+                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, came {blocks}; choose a smaller K"
+            )
+        height, longer = divmod(rows, blocks)
+        return cls(tuple(j * height + min(j, longer) for j in range(blocks + 1)))
+
+    @property
+    def blocks(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def rows(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def heights(self) -> tuple[int, ...]:
+        return heights(self.offsets)
+
+
+def heights(offsets: Sequence[int]) -> tuple[int, ...]:
+    """Rows of every block."""
+    return tuple(stop - start for start, stop in itertools.pairwise(offsets))
+
+
+def lengths(offsets: Sequence[int], columns: int) -> tuple[int, ...]:
+    """Number of singular values min(b, n) of every block."""
+    return tuple(min(height, columns) for height in heights(offsets))
+
+
+def side_of(offsets: Sequence[int], columns: int) -> Side:
+    """The side whose singular vectors are kept: the shorter one of the tallest block."""
+    return "left" if max(heights(offsets)) <= columns else "right"
+
+
+def retained_rank(length: int, ratio: float) -> int:
+    """LASER's `r = int(min(m, n) * ρ)` (arXiv 2312.13558, section 3); ρ = 0 keeps nothing."""
+    return int(length * ratio)
+
+
+def equal_blocks(offsets: Sequence[int], *keys: Sequence[object]) -> Iterator[list[int]]:
+    """Indices of blocks of one height (and of equal `keys`), which can be computed as one batch."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for j, key in enumerate(zip(heights(offsets), *keys, strict=True)):
+        groups.setdefault(key, []).append(j)
+    yield from groups.values()
+
+
+def gather(matrix: Tensor, offsets: Sequence[int], members: Sequence[int]) -> Tensor:
+    """Stack equal blocks of `[…, m, n]` as `[…, len(members), b, n]`."""
+    return torch.stack([matrix[..., offsets[j] : offsets[j + 1], :] for j in members], dim=-3)
+
+
+class BlockFactors(NamedTuple):
+    """The short-side half of the SVD of every block, enough to score it and to truncate it at any rank.
+
+    Attributes:
+        basis: Q `[…, K, s, r]`, orthonormal columns: left singular vectors U where `side` is "left"
+            (s = the tallest block's rows), right singular vectors V where it is "right" (s = columns).
+        sigma: singular values `[…, K, r]`, descending. Shorter blocks are padded with zeros.
+        partition: the rows each block consists of.
+        columns: n of the factored matrix.
+    """
+
+    basis: Tensor
+    sigma: Tensor
+    partition: Partition
+    columns: int
+
+    @property
+    def side(self) -> Side:
+        return side_of(self.partition.offsets, self.columns)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """True number of singular values of every block, before padding."""
+        return lengths(self.partition.offsets, self.columns)
+
+
+class _SigmaAndGrad(NamedTuple):
+    sigma: Tensor
+    grad: Tensor
+
+
+class BlockScores(_SigmaAndGrad):
+    """The named tuple `(sigma, grad)`: singular values and ∂L/∂σ of every block, each `[…, K, r]`.
+
+    σ is descending; shorter blocks are padded with zeros, their true number of values is in `lengths`.
+    """
+
+    lengths: tuple[int, ...]
+
+    def __new__(cls, sigma: Tensor, grad: Tensor, lengths: Sequence[int] | None = None) -> BlockScores:
+        scores = super().__new__(cls, sigma, grad)
+        scores.lengths = tuple(lengths) if lengths is not None else (sigma.shape[-1],) * sigma.shape[-2]
+        return scores
+
+    def tail(
+        self,
+        ranks: int | Sequence[int] | None = None,
+        *,
+        ratios: float | Sequence[float] | None = None,
+        score: str = "taylor",
+    ) -> Tensor:
+        """Score of removing everything beyond a retained rank, summed over blocks; higher is more promising.
+
+        Args:
+            ranks: retained rank of every block, one or several.
+            ratios: retained ratio ρ instead; each block keeps `int(min(b, n) * ρ)`.
+            score: "taylor" Σ_{i>k} σᵢ ∂L/∂σᵢ, the decrease of the loss predicted at first order; or "paper"
+                Σ_{i>k} max(0, ∂L/∂σᵢ), the clamped sum of arXiv 2510.20800 with the sign that fits a loss.
+
+        Returns:
+            `[…]` for a scalar, `[R, …]` for a sequence.
+        """
+        if score not in TAIL_SCORES:
+            raise LasertriError(f"expected a score among {sorted(TAIL_SCORES)}, came {score!r}")
+        terms = TAIL_SCORES[score](self.sigma, self.grad)
+        per_block, scalar = block_ranks(self.lengths, ranks, ratios)
+        index = torch.arange(terms.shape[-1], device=terms.device)
+        kept = torch.tensor(per_block, device=terms.device).unsqueeze(-1)  # [R, K, 1]
+        tails = torch.stack([(terms * (index >= k)).sum(dim=(-2, -1)) for k in kept])
+        return tails[0] if scalar else tails
+
+
+TAIL_SCORES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "taylor": lambda sigma, grad: sigma * grad,
+    "paper": lambda sigma, grad: grad.clamp(min=0),
+}
+
+
+def block_ranks(
+    lengths: Sequence[int], ranks: int | Sequence[int] | None, ratios: float | Sequence[float] | None
+) -> tuple[list[list[int]], bool]:
+    """Retained rank of every block for every request, `[R][K]`, and whether one was asked for as a scalar.
+
+    A block with fewer singular values than the rank asked for is kept whole.
+    """
+    if (ranks is None) == (ratios is None):
+        raise LasertriError("expected either `ranks` or `ratios`, came " + ("both" if ranks is not None else "neither"))
+    if ranks is not None:
+        asked = [ranks] if isinstance(ranks, int) else list(ranks)
+        for rank in asked:
+            if not isinstance(rank, int) or not 0 <= rank <= max(lengths):
+                raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, came {rank!r}")
+        per_block = [[min(rank, length) for length in lengths] for rank in asked]
+    if ratios is not None:
+        wanted = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
+        for ratio in wanted:
+            if not 0 <= ratio <= 1:
+                raise LasertriError(f"expected retained ratios from 0 to 1, came {ratio!r}")
+        per_block = [[retained_rank(length, ratio) for length in lengths] for ratio in wanted]
+    if not per_block:
+        raise LasertriError("expected at least one rank or ratio, came an empty sequence")
+    return per_block, isinstance(ranks, int) or isinstance(ratios, (int, float))

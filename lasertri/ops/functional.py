@@ -1,0 +1,147 @@
+"""The public ops: check shapes and options, then call the registered op. None is differentiable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lasertri.errors import LasertriError
+from lasertri.ops import library
+from lasertri.ops.backends import choose_backend
+from lasertri.ops.blocks import BlockFactors, BlockScores, Partition, block_ranks, lengths
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+PRECISIONS = ("float64", "float32")
+
+
+def block_svd(weight: Tensor, *, blocks: int | Partition = 1, backend: str = "auto") -> BlockFactors:
+    """Factor every block of rows of a matrix, short side only.
+
+    Args:
+        weight: `[…, m, n]`, rows = output features; fp32, fp64, bf16 or fp16, any strides, CPU or CUDA. Leading
+            dimensions are a stack of equal matrices. It is detached: the op is not differentiable.
+        blocks: number K of consecutive blocks, or a `Partition` of the rows.
+        backend: "auto", "reference" or "gram".
+
+    Returns:
+        `BlockFactors` in FP64, to be passed as `factors` to the other ops.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
+    """
+    weight, partition = _checked(weight, blocks)
+    chosen, _ = choose_backend(backend, weight.device)
+    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), chosen.name)
+    return BlockFactors(basis, sigma, partition, weight.shape[-1])
+
+
+def score_blocks(
+    weight: Tensor,
+    grad: Tensor,
+    *,
+    blocks: int | Partition = 1,
+    factors: BlockFactors | None = None,
+    backend: str = "auto",
+) -> BlockScores:
+    """Singular values of every block of rows, and the gradient of the loss with respect to each.
+
+    ∂L/∂σᵢ = uᵢᵀ G vᵢ (Lemma 1 of arXiv 2510.20800). Shrinking σᵢ lowers the loss where it is positive. It is 0
+    where σᵢ is not resolved (σᵢ ≤ √(b·eps64)·σ₁). It is linear in `grad`, so micro-batches may be added up.
+
+    Args:
+        weight: `[…, m, n]`, as in `block_svd`.
+        grad: ∂L/∂weight, of the weight's shape; its dtype may differ.
+        blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
+        factors: what `block_svd` returned for this weight, to skip the factorisation.
+        backend: "auto", "reference" or "gram".
+
+    Returns:
+        `BlockScores`, the named tuple `(sigma, grad)`, each `[…, K, r]` in FP64.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or gradient.
+    """
+    weight, partition = _checked(weight, blocks, factors)
+    if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
+        raise LasertriError(
+            f"expected a gradient like the weight, {list(weight.shape)} on {weight.device}, "
+            f"came {list(grad.shape)} {grad.dtype} on {grad.device}"
+        )
+    chosen, _ = choose_backend(backend, weight.device)
+    basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
+    order = _order(partition, weight)
+    sigma, slope = library.score_blocks(weight, grad.detach(), basis, known, partition.offsets, order, chosen.name)
+    return BlockScores(sigma, slope, lengths(partition.offsets, weight.shape[-1]))
+
+
+def reduce_blocks(
+    weight: Tensor,
+    *,
+    ranks: int | Sequence[int] | None = None,
+    ratios: float | Sequence[float] | None = None,
+    blocks: int | Partition = 1,
+    factors: BlockFactors | None = None,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> Tensor:
+    """Truncate every block of rows to a lower rank: all ranks asked for at the price of one factorisation.
+
+    Args:
+        weight: `[…, m, n]`, as in `block_svd`.
+        ranks: retained rank of each block; a block with fewer singular values is kept whole.
+        ratios: retained ratio ρ instead, rank `int(min(b, n) * ρ)` for a block of b rows; ρ = 0 gives zeros.
+        blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
+        factors: what `block_svd` returned for this weight, to skip the factorisation.
+        backend: "auto", "reference" or "gram".
+        precision: "float64", or "float32" for about half the time: `gram` then returns to FP64 for each block
+            whose spectrum its FP32 Gram matrix does not resolve at the ranks asked for.
+
+    Returns:
+        The weight's shape and dtype for a scalar; for a sequence a stack of those in front. Never a view.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
+    """
+    weight, partition = _checked(weight, blocks, factors)
+    if precision not in PRECISIONS:
+        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, came {precision!r}")
+    per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
+    chosen, _ = choose_backend(backend, weight.device)
+    stack = library.reduce_blocks(
+        weight,
+        None if factors is None else factors.basis,
+        [rank for request in per_block for rank in request],
+        partition.offsets,
+        _order(partition, weight),
+        chosen.name,
+        precision,
+    )
+    return stack[0] if scalar else stack
+
+
+def _checked(weight: Tensor, blocks: int | Partition, factors: BlockFactors | None = None) -> tuple[Tensor, Partition]:
+    """The detached weight and its partition, once both are known to fit."""
+    if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
+        came = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise LasertriError(f"expected a weight in {', '.join(str(d) for d in DTYPES)}, came {came}")
+    if weight.dim() < 2 or 0 in weight.shape[-2:]:
+        raise LasertriError(f"expected a weight [..., rows, columns] with both positive, came {list(weight.shape)}")
+    rows, columns = weight.shape[-2:]
+    partition = blocks if isinstance(blocks, Partition) else Partition.consecutive(rows, blocks)
+    if factors is not None:
+        partition = factors.partition
+        expected = (*weight.shape[:-2], partition.blocks, max(lengths(partition.offsets, columns)))
+        if factors.columns != columns or factors.sigma.shape != expected or factors.sigma.device != weight.device:
+            raise LasertriError(
+                f"expected factors of this weight {list(weight.shape)} on {weight.device}, came factors with "
+                f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
+            )
+    if partition.rows != rows:
+        raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
+    return weight.detach(), partition
+
+
+def _order(partition: Partition, weight: Tensor) -> Tensor | None:
+    return None if partition.order is None else partition.order.to(weight.device)

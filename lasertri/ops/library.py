@@ -1,0 +1,156 @@
+"""The ops as PyTorch sees them: `torch.library` schemas, fakes, and one body that serves every backend.
+
+A body checks values, splits the rows into batches of equal blocks, and calls the backend's module on each. The
+public wrappers in `functional.py` check shapes and options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lasertri.errors import LasertriError
+from lasertri.ops.backends import BACKENDS
+from lasertri.ops.blocks import equal_blocks, gather, heights, lengths, side_of
+
+
+@torch.library.custom_op("lasertri::block_svd", mutates_args=())
+def block_svd(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    """`[…, m, n]` -> basis `[…, K, s, r]` and σ `[…, K, r]`, FP64."""
+    basis, sigma = _empty_factors(weight, offsets)
+    side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight")
+    for members in equal_blocks(offsets):
+        q, s = BACKENDS[backend].module.block_svd(_flat(gather(matrix, offsets, members)), side)
+        _scatter(basis, members, q, (-2, -1))
+        _scatter(sigma, members, s, (-1,))
+    return basis, sigma
+
+
+@block_svd.register_fake
+def _(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    return _empty_factors(weight, offsets)
+
+
+@torch.library.custom_op("lasertri::score_blocks", mutates_args=())
+def score_blocks(
+    weight: Tensor,
+    grad: Tensor,
+    basis: Tensor | None,
+    sigma: Tensor | None,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`[…, m, n]` twice -> σ and ∂L/∂σ, each `[…, K, r]`, FP64; the factors are used where given."""
+    out_sigma, out_grad = _empty_scores(weight, offsets), _empty_scores(weight, offsets)
+    columns = weight.shape[-1]
+    side, length = side_of(offsets, columns), lengths(offsets, columns)
+    matrix, gradient = _rows(weight, order, "weight"), _rows(grad, order, "grad")
+    for members in equal_blocks(offsets):
+        factors = None
+        if basis is not None and sigma is not None:
+            r, short = length[members[0]], heights(offsets)[members[0]] if side == "left" else columns
+            factors = _flat(basis[..., members, :short, :r]), _flat(sigma[..., members, None, :r])[..., 0, :]
+        s, g = BACKENDS[backend].module.score_blocks(
+            _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
+        )
+        _scatter(out_sigma, members, s, (-1,))
+        _scatter(out_grad, members, g, (-1,))
+    return out_sigma, out_grad
+
+
+@score_blocks.register_fake
+def _(
+    weight: Tensor,
+    grad: Tensor,
+    basis: Tensor | None,
+    sigma: Tensor | None,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return _empty_scores(weight, offsets), _empty_scores(weight, offsets)
+
+
+@torch.library.custom_op("lasertri::reduce_blocks", mutates_args=())
+def reduce_blocks(
+    weight: Tensor,
+    basis: Tensor | None,
+    ranks: Sequence[int],
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+    precision: str,
+) -> Tensor:
+    """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
+    stack = _empty_stack(weight, ranks, offsets)
+    columns = weight.shape[-1]
+    side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
+    blocks = len(offsets) - 1
+    per_block = [tuple(ranks[j::blocks]) for j in range(blocks)]
+    for members in equal_blocks(offsets, per_block):
+        height, wanted = heights(offsets)[members[0]], per_block[members[0]]
+        q = None
+        if basis is not None:
+            q = _flat(basis[..., members, : height if side == "left" else columns, : min(height, columns)])
+        reduced = BACKENDS[backend].module.reduce_blocks(
+            _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
+        )
+        reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), height, columns)
+        for i, j in enumerate(members):
+            block = slice(offsets[j], offsets[j + 1])
+            stack[..., block if order is None else order[block], :] = reduced[..., i, :, :]
+    return stack
+
+
+@reduce_blocks.register_fake
+def _(
+    weight: Tensor,
+    basis: Tensor | None,
+    ranks: Sequence[int],
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+    precision: str,
+) -> Tensor:
+    return _empty_stack(weight, ranks, offsets)
+
+
+def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
+    sigma = _empty_scores(weight, offsets)
+    columns = weight.shape[-1]
+    short = max(heights(offsets)) if side_of(offsets, columns) == "left" else columns
+    return sigma.new_zeros(*sigma.shape[:-1], short, sigma.shape[-1]), sigma
+
+
+def _empty_scores(weight: Tensor, offsets: Sequence[int]) -> Tensor:
+    shape = *weight.shape[:-2], len(offsets) - 1, max(lengths(offsets, weight.shape[-1]))
+    return weight.new_zeros(shape, dtype=torch.float64)
+
+
+def _empty_stack(weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    return weight.new_empty(len(ranks) // (len(offsets) - 1), *weight.shape)
+
+
+def _rows(matrix: Tensor, order: Tensor | None, name: str) -> Tensor:
+    """The rows in the partition's order, once every value is known to be finite."""
+    if not torch.isfinite(matrix).all():
+        raise LasertriError(f"expected finite values, came NaN or Inf in `{name}`; check how it was made or loaded")
+    return matrix if order is None else matrix[..., order, :]
+
+
+def _flat(blocks: Tensor) -> Tensor:
+    """`[…, K, b, n]` -> `[B, b, n]`."""
+    return blocks.reshape(-1, *blocks.shape[-2:])
+
+
+def _scatter(out: Tensor, members: Sequence[int], values: Tensor, dims: tuple[int, ...]) -> None:
+    """Write the results of equal blocks into their places of the padded output."""
+    values = values.reshape(*out.shape[: -len(dims) - 1], len(members), *values.shape[1:])
+    for i, j in enumerate(members):
+        place = out.select(-len(dims) - 1, j)
+        for dim in dims:
+            place = place.narrow(dim, 0, values.shape[dim])
+        place.copy_(values.select(-len(dims) - 1, i))

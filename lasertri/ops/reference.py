@@ -1,0 +1,55 @@
+"""The `reference` backend: plain `torch.linalg.svd` in FP64, slow and obvious. It is the definition of right.
+
+All functions take equal blocks `[B, b, n]` of any floating dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lasertri.ops.blocks import Side
+
+
+def gradient_floor(sigma: Tensor, short: int) -> Tensor:
+    """σ at or below √(b·eps64)·σ₁ is not resolved: its gradient is 0 in every backend. `[B, r]` -> `[B, 1]`."""
+    return (short * torch.finfo(torch.float64).eps) ** 0.5 * sigma[..., :1]
+
+
+def block_svd(blocks: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+    """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
+    u, sigma, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
+    return (u if side == "left" else vh.mT), sigma
+
+
+def score_blocks(
+    blocks: Tensor, grads: Tensor, side: Side, factors: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Singular values and their gradients ∂L/∂σᵢ = uᵢᵀ G vᵢ (Lemma 1 of arXiv 2510.20800), each `[B, r]`."""
+    a, g = blocks.double(), grads.double()
+    if factors is None:
+        u, sigma, vh = torch.linalg.svd(a, full_matrices=False)
+        v = vh.mT
+    else:
+        basis, sigma = factors
+        inverse = torch.where(sigma > 0, 1 / sigma, 0).unsqueeze(-2)
+        u, v = (basis, a.mT @ basis * inverse) if side == "left" else (a @ basis * inverse, basis)
+    grad = (u * (g @ v)).sum(dim=-2)
+    return sigma, torch.where(sigma > gradient_floor(sigma, min(a.shape[-2:])), grad, 0)
+
+
+def reduce_blocks(
+    blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor | None = None, *, precision: str = "float64"
+) -> Tensor:
+    """Best approximations of the given ranks (Eckart–Young), `[R, B, b, n]` in the dtype of the blocks."""
+    a = blocks.to(getattr(torch, precision))
+    if basis is not None:
+        q = basis.to(a.dtype)
+        kept = [q[..., :k] for k in ranks]
+        truncated = [q_k @ (q_k.mT @ a) if side == "left" else (a @ q_k) @ q_k.mT for q_k in kept]
+    else:
+        u, sigma, vh = torch.linalg.svd(a, full_matrices=False)
+        truncated = [(u[..., :k] * sigma[..., None, :k]) @ vh[..., :k, :] for k in ranks]
+    return torch.stack([t.to(blocks.dtype) for t in truncated])

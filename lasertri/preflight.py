@@ -1,0 +1,30 @@
+"""One sample through the whole method, so that what would fail late fails now."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+from torch import nn
+
+from lasertri.comparison import Comparison
+from lasertri.edit import Edit
+from lasertri.encode import EncodedSamples
+from lasertri.factors import FactorStore
+from lasertri.score import score_targets
+from lasertri.strategies import Candidate
+from lasertri.targets import Target
+from lasertri.trial import measure
+
+
+def preflight(
+    model: nn.Module, targets: Sequence[Target], sample: EncodedSamples, factors: FactorStore, blocks: int
+) -> None:
+    """Score, reduce, measure, save, load and apply for the smallest target."""
+    target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
+    score_targets(model, [target], sample, block_counts=[blocks], factors=factors)
+    candidate = Candidate(target, blocks, 0.5)
+    measure(model, [candidate], sample, factors)
+    with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
+        Edit.build(candidate, model, factors.of(target, blocks, model)).save(directory)
+        Comparison.measure(model, Edit.load(directory), sample)

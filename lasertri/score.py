@@ -1,0 +1,120 @@
+"""∂L/∂σ of every target from one backward pass, streamed: no two gradients exist at once.
+
+L is the negative log-likelihood of the right answers, summed over their tokens and averaged over samples.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lasertri.encode import Batch, EncodedSamples
+from lasertri.errors import LasertriError
+from lasertri.factors import FactorStore
+from lasertri.ops import BlockScores, score_blocks
+from lasertri.targets import Target
+
+FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
+
+Scores = dict[tuple[Target, int], BlockScores]
+
+
+class _NonFiniteGradientError(LasertriError):
+    """Raised on the way out of a backward pass."""
+
+
+def score_targets(
+    model: nn.Module,
+    targets: Sequence[Target],
+    samples: EncodedSamples,
+    *,
+    block_counts: Sequence[int],
+    factors: FactorStore,
+    progress: bool = False,
+) -> Scores:
+    """Singular values and ∂L/∂σ of every target at every number of blocks K.
+
+    Each gradient is contracted to ∂L/∂σ and freed as soon as the backward pass has made it; the contraction is
+    linear in the gradient, so micro-batches add up in FP64.
+
+    The model must be frozen and in evaluation mode, as inside `preserved(model)`.
+
+    Raises:
+        LasertriError: a gradient is NaN or Inf (its parameter is named), or a target got none.
+    """
+    scores: Scores = {}
+    for batch in tqdm(samples.gold_batches, "score", disable=not progress):
+        for key, new in _batch_scores(model, targets, batch, block_counts, factors).items():
+            old = scores.get(key)
+            scores[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
+    return {key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scores.items()}
+
+
+def _batch_scores(
+    model: nn.Module, targets: Sequence[Target], batch: Batch, block_counts: Sequence[int], factors: FactorStore
+) -> Scores:
+    half = any(target.parameter(model).dtype == torch.float16 for target in targets)
+    for scale in FP16_LOSS_SCALES if half else ():
+        with suppress(_NonFiniteGradientError):
+            return _scaled_scores(model, targets, batch, block_counts, factors, scale)
+    return _scaled_scores(model, targets, batch, block_counts, factors, 1.0)
+
+
+def _scaled_scores(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batch: Batch,
+    block_counts: Sequence[int],
+    factors: FactorStore,
+    scale: float,
+) -> Scores:
+    scores: Scores = {}
+
+    def contract(target: Target, gradient: Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            raise _NonFiniteGradientError(
+                f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it with "
+                "--dtype float32"
+            )
+        weight = target.view(target.parameter(model))
+        for blocks in block_counts:
+            known = factors.of(target, blocks, model)
+            sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
+            scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
+
+    with _gradients_streamed(model, targets, contract):
+        log_probs, _ = batch.read(model)
+        (-scale * log_probs.sum()).backward()
+    missing = [target.name for target in targets if (target, block_counts[0]) not in scores]
+    if missing:
+        raise LasertriError(
+            f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not used "
+            "by the forward pass"
+        )
+    return scores
+
+
+@contextmanager
+def _gradients_streamed(
+    model: nn.Module, targets: Sequence[Target], consume: Callable[[Target, Tensor], None]
+) -> Iterator[None]:
+    """Within, a backward pass hands every target's gradient to `consume` when it is complete, then frees it."""
+
+    def take(target: Target, parameter: Tensor) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None:
+            consume(target, gradient)
+
+    with ExitStack() as stack:
+        for target in targets:
+            parameter = target.parameter(model)
+            parameter.requires_grad_(True)
+            stack.callback(parameter.requires_grad_, False)
+            handle = parameter.register_post_accumulate_grad_hook(functools.partial(take, target))
+            stack.callback(handle.remove)
+        yield

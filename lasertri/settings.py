@@ -1,0 +1,68 @@
+"""How to adapt: every option of the method, with the papers' defaults."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lasertri.errors import LasertriError
+from lasertri.ops.blocks import TAIL_SCORES
+
+RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005, 0.0)
+BLOCK_COUNTS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to adapt.
+
+    Args:
+        targets: regular expression for module paths; by default the MLP matrices of every layer.
+        count: how many targets, best score first, are measured (the papers' q).
+        ratios: retained ratios ρ.
+        blocks: numbers of row blocks K.
+        calibration: most samples used for gradients and trials; at most half of them unless others are held out.
+        held_out_limit: most samples held out.
+        score: "taylor" or "paper", see `BlockScores.tail`.
+        accept: "test" takes an edit only if a joint test over all candidates gives p ≤ 0.05; "best" takes the
+            best one that beats the baseline, as the papers do.
+        normalize: divide a choice's log-probability by its characters.
+        delimiter: stands between prompt and answer where neither has white space.
+        seed: of the split and of the test.
+        batch_size: rows run through the model at once.
+        backend: of the ops, "auto", "gram" or "reference".
+        memory_budget: bytes for FP64 workspace and kept factors.
+        progress: show progress bars on standard error.
+    """
+
+    targets: str | None = None
+    count: int = 5
+    ratios: tuple[float, ...] = RATIOS
+    blocks: tuple[int, ...] = BLOCK_COUNTS
+    calibration: int = 100
+    held_out_limit: int = 2000
+    score: str = "taylor"
+    accept: str = "test"
+    normalize: bool = False
+    delimiter: str = " "
+    seed: int = 0
+    batch_size: int = 16
+    backend: str = "auto"
+    memory_budget: int = 4 << 30
+    progress: bool = field(default=True, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("count", "calibration", "held_out_limit", "batch_size", "memory_budget"):
+            if getattr(self, name) < 1:
+                raise LasertriError(f"expected {name} of at least 1, came {getattr(self, name)}")
+        if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
+            raise LasertriError(f"expected retained ratios from 0 to 1, came {list(self.ratios)}")
+        if not self.blocks or not all(blocks >= 1 for blocks in self.blocks):
+            raise LasertriError(f"expected numbers of blocks of at least 1, came {list(self.blocks)}")
+        for name, known in (("score", tuple(TAIL_SCORES)), ("accept", ("test", "best"))):
+            if getattr(self, name) not in known:
+                raise LasertriError(f"expected {name} among {list(known)}, came {getattr(self, name)!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a reader needs to repeat the run."""
+        return {name: value for name, value in asdict(self).items() if name != "progress"}

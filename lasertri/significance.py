@@ -1,0 +1,67 @@
+"""Is it more than luck: the joint test that accepts an edit, and the interval of a held-out difference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.05
+
+
+def max_t_p_value(
+    differences: np.ndarray, winner: int, groups: Sequence[str], *, seed: int = 0, flips: int = RESAMPLES
+) -> float:
+    """Sign-flip max-T test of one candidate among all that were tried (Westfall and Young, 1993).
+
+    If no candidate has an effect, a sample is as likely to be won as lost, so the signs of a group's differences
+    may be flipped together. The p-value is the share of flips in which the best of *all* candidates gains at least
+    what the winner gained.
+
+    Args:
+        differences: `[candidates, n]`, each candidate's correctness minus the baseline's, in {-1, 0, 1}.
+        winner: row of the candidate in question.
+        groups: `[n]`, equal for samples that are not independent.
+    """
+    _, group = np.unique(list(groups), return_inverse=True)
+    sums = np.zeros((len(differences), group.max() + 1))
+    np.add.at(sums.T, group, differences.T)  # [candidates, groups]
+    observed = sums[winner].sum()
+    generator = np.random.default_rng(seed)
+    reached = 0
+    for start in range(0, flips, 1000):
+        signs = generator.choice((-1.0, 1.0), size=(sums.shape[1], min(1000, flips - start)))
+        reached += int(((sums @ signs).max(axis=0) >= observed).sum())
+    return (reached + 1) / (flips + 1)
+
+
+def paired_interval(
+    baseline: np.ndarray, edited: np.ndarray, groups: Sequence[str], *, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float]:
+    """Confidence interval of the difference between two accuracies on the same samples.
+
+    Bonett and Price (2012) for independent samples; where groups hold several samples, a percentile bootstrap
+    over groups.
+    """
+    difference = edited.astype(int) - baseline.astype(int)
+    names, group, sizes = np.unique(list(groups), return_inverse=True, return_counts=True)
+    if len(names) < len(difference):
+        totals, generator = np.bincount(group, weights=difference), np.random.default_rng(seed)
+        means = []
+        for _ in range(RESAMPLES):
+            drawn = generator.integers(len(names), size=len(names))
+            means.append(totals[drawn].sum() / sizes[drawn].sum())
+        low, high = np.quantile(means, (level / 2, 1 - level / 2))
+        return float(low), float(high)
+    n = len(difference) + 2
+    won, lost = (np.sum(difference == 1) + 1) / n, (np.sum(difference == -1) + 1) / n
+    half = NormalDist().inv_cdf(1 - level / 2) * np.sqrt((won + lost - (won - lost) ** 2) / n)
+    return float(max(-1.0, won - lost - half)), float(min(1.0, won - lost + half))
+
+
+def verdict(interval: tuple[float, float]) -> str:
+    """What an interval of "edited minus baseline" says: "helps", "hurts" or "inconclusive"."""
+    low, high = interval
+    return "helps" if low > 0 else "hurts" if high < 0 else "inconclusive"

@@ -1,0 +1,165 @@
+"""Which weight matrices of a model may be edited: architectures as a table, unknown ones by inspection."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lasertri.errors import LasertriError
+
+MLP_ROLES = ("fc_in", "fc_up", "fc_out")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix of a model.
+
+    Attributes:
+        name: path of its parameter, as in `model.get_parameter(name)`.
+        layer: index of the repeated part it stands in; -1 outside of those.
+        role: what it does there, such as "fc_in" or "q_proj".
+        transposed: stored as [inputs, outputs] (GPT-2's `Conv1D`).
+        shape: (rows, columns) = (outputs, inputs), however it is stored.
+    """
+
+    name: str
+    layer: int
+    role: str
+    transposed: bool
+    shape: tuple[int, int]
+
+    def parameter(self, model: nn.Module) -> nn.Parameter:
+        return model.get_parameter(self.name)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The stored weight, or its gradient, with rows = output features; shares memory."""
+        return stored.detach().mT if self.transposed else stored.detach()
+
+    def __str__(self) -> str:
+        return self.name.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Where a family keeps its layers, and the module path of every role inside one."""
+
+    layers: str
+    roles: dict[str, str]
+
+
+def _attention(prefix: str, out: str) -> dict[str, str]:
+    return {f"{x}_proj": f"{prefix}.{x}_proj" for x in "qkv"} | {"out_proj": f"{prefix}.{out}"}
+
+
+_GATED = {"fc_in": "mlp.gate_proj", "fc_up": "mlp.up_proj", "fc_out": "mlp.down_proj"}
+_LLAMA = Architecture("model.layers", _GATED | _attention("self_attn", "o_proj"))
+_FC12 = {"fc_in": "fc1", "fc_out": "fc2"}
+_GPT2_MLP = {"fc_in": "mlp.c_fc", "fc_out": "mlp.c_proj"}
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gptj": Architecture(
+        "transformer.h", {"fc_in": "mlp.fc_in", "fc_out": "mlp.fc_out"} | _attention("attn", "out_proj")
+    ),
+    "gpt2": Architecture("transformer.h", _GPT2_MLP | {"qkv_proj": "attn.c_attn", "out_proj": "attn.c_proj"}),
+    "gpt_neo": Architecture("transformer.h", _GPT2_MLP | _attention("attn.attention", "out_proj")),
+    "gpt_neox": Architecture(
+        "gpt_neox.layers",
+        {
+            "fc_in": "mlp.dense_h_to_4h",
+            "fc_out": "mlp.dense_4h_to_h",
+            "qkv_proj": "attention.query_key_value",
+            "out_proj": "attention.dense",
+        },
+    ),
+    "opt": Architecture("model.decoder.layers", _FC12 | _attention("self_attn", "out_proj")),
+    "phi": Architecture("model.layers", {"fc_in": "mlp.fc1", "fc_out": "mlp.fc2"} | _attention("self_attn", "dense")),
+    "phi3": Architecture(
+        "model.layers",
+        {
+            "fc_in": "mlp.gate_up_proj",
+            "fc_out": "mlp.down_proj",
+            "qkv_proj": "self_attn.qkv_proj",
+            "out_proj": "self_attn.o_proj",
+        },
+    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
+}
+
+
+def find_targets(model: nn.Module, pattern: str | None = None) -> list[Target]:
+    """The weight matrices that may be edited, in layer order.
+
+    Args:
+        pattern: regular expression searched for in module paths, to name targets oneself; by default the MLP
+            matrices of every layer, as in both papers.
+
+    Raises:
+        LasertriError: listing what was seen, where nothing fits.
+    """
+    matrices = dict(_matrices(model))
+    if pattern is not None:
+        try:
+            chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
+        except re.error as error:
+            raise LasertriError(f"expected a regular expression for the targets, came {pattern!r}: {error}") from error
+        wanted = f"a module path that matches {pattern!r}"
+    else:
+        chosen = [target for target in matrices.values() if target.role in MLP_ROLES]
+        wanted = f"MLP matrices in a model of type {_model_type(model)!r}"
+    if not chosen:
+        seen = Counter(re.sub(r"\d+", "N", f"{name} {list(t.shape)}") for name, t in matrices.items())
+        listing = "; ".join(f"{count} × {name}" for name, count in seen.items()) or "no linear layers"
+        raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
+    return sorted(chosen, key=lambda target: target.layer)
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Every linear layer outside embeddings, heads and shared weights, with layer and role."""
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    layers, roles = _layout(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or module is head or uses[id(module.weight)] > 1:
+            continue
+        inside = re.match(rf"{re.escape(layers)}\.(\d+)\.(.+)$", name) if layers else None
+        layer, path = (int(inside[1]), inside[2]) if inside else (-1, name)
+        transposed = isinstance(module, Conv1D)
+        rows, columns = reversed(module.weight.shape) if transposed else module.weight.shape
+        yield name, Target(f"{name}.weight", layer, roles.get(path, path), transposed, (rows, columns))
+
+
+def _layout(model: nn.Module) -> tuple[str, dict[str, str]]:
+    """Path of the layers, and role by module path inside one."""
+    known = ARCHITECTURES.get(_model_type(model))
+    if known:
+        return known.layers, {path: role for role, path in known.roles.items()}
+    repeated = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
+    }
+    if not repeated:
+        return "", {}
+    name = max(repeated, key=lambda n: sum(p.numel() for p in repeated[n].parameters()))
+    return name, _guessed_roles(repeated[name][0])
+
+
+def _guessed_roles(layer: nn.Module) -> dict[str, str]:
+    """An MLP is what widens and narrows the hidden state outside attention: first in, last out, between up."""
+    linear = [
+        path
+        for path, module in layer.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not re.search(r"att(n|ention)|router", path, re.IGNORECASE)
+    ]
+    if len(linear) not in (2, 3):
+        return {}
+    return dict(zip(linear, ("fc_in", "fc_out") if len(linear) == 2 else MLP_ROLES, strict=True))
+
+
+def _model_type(model: nn.Module) -> str:
+    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)

@@ -1,0 +1,178 @@
+"""Samples from a jsonl, csv or parquet file; every row is checked before any model is loaded."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+from lasertri.errors import LasertriError
+from lasertri.tasks import Sample
+
+Row = dict[str, Any]
+SampleSource = str | Path | Iterable[Sample | Row]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a row make a sample.
+
+    Args:
+        prompt: a template over the row's fields, such as "Q: {question}\\nA:".
+        choices: name of the field that lists the choices (in csv a JSON list), or a JSON list that all rows share.
+        label: name of the field with the right choice: its index, or its text.
+        completion: a template for the text that should follow, used where a row has no choices.
+        group: name of the optional field that keeps related rows on one side of a split.
+    """
+
+    prompt: str = "{prompt}"
+    choices: str = "choices"
+    label: str = "label"
+    completion: str = "{completion}"
+    group: str = "group"
+
+
+def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sample]:
+    """Samples from a file, from rows, or as they are.
+
+    Raises:
+        LasertriError: naming file, line and field, where a row cannot be used.
+    """
+    if isinstance(source, str | Path):
+        return _checked(_rows(Path(source)), fields or Fields(), str(source))
+    items = list(source)
+    ready = [item for item in items if isinstance(item, Sample)]
+    if items and len(ready) == len(items):
+        return ready
+    return _checked(((f"row {i}", row) for i, row in enumerate(items, 1)), fields or Fields(), "samples")
+
+
+def _checked(rows: Iterable[tuple[str, Row | Sample]], fields: Fields, origin: str) -> list[Sample]:
+    samples: list[Sample] = []
+    label_type: type | None = None
+    for source, row in rows:
+        if not isinstance(row, dict):
+            raise LasertriError(f"{source}: expected an object with fields, came {_name(type(row))}")
+        sample = _sample(row, fields, source)
+        if sample.choices:
+            seen = type(row[fields.label])
+            label_type = label_type or seen
+            if seen is not label_type:
+                raise LasertriError(
+                    f"{source}, {fields.label}: expected {_name(label_type)} as in the rows before, "
+                    f"came {row[fields.label]!r}; use indices or texts throughout"
+                )
+        if samples and bool(sample.choices) != bool(samples[0].choices):
+            raise LasertriError(f"{source}: expected choices in all rows or in none")
+        samples.append(sample)
+    if not samples:
+        raise LasertriError(f"{origin}: expected rows with a prompt and an answer, came none")
+    return samples
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    if not path.is_file():
+        raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
+    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in readers:
+        raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
+    try:
+        yield from readers[path.suffix](path)
+    except UnicodeDecodeError as error:
+        raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise LasertriError(
+                    f"{path}:{number}: expected one JSON object a line ({error.msg} at column {error.colno})"
+                ) from error
+            yield f"{path}:{number}", row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, restkey="", strict=True)
+        start = 2
+        for row in reader:
+            if "" in row or None in row.values():
+                raise LasertriError(
+                    f"{path}:{start}: expected {len(reader.fieldnames or ())} fields as in the header, "
+                    "came more or fewer; quote fields that contain commas"
+                )
+            yield f"{path}:{start}", row
+            start = reader.line_num + 1
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    from datasets import Dataset
+
+    for number, row in enumerate(Dataset.from_parquet(str(path)), 1):
+        yield f"{path}:{number}", row
+
+
+def _sample(row: Row, fields: Fields, source: str) -> Sample:
+    prompt = _filled(fields.prompt, row, source)
+    group = None if row.get(fields.group) is None else str(row[fields.group])
+    if not fields.choices.startswith("[") and fields.choices not in row:
+        if fields.completion == Fields.completion and "completion" not in row:
+            raise LasertriError(
+                f"{source}: expected a field {fields.choices!r} or 'completion', came {sorted(row)}; "
+                "name yours with --choices and --label, or --completion"
+            )
+        return Sample(prompt, completion=_filled(fields.completion, row, source), group=group, source=source)
+    choices = _choices(fields.choices if fields.choices.startswith("[") else row[fields.choices], fields, source)
+    if fields.label not in row:
+        raise LasertriError(f"{source}: expected a field {fields.label!r}, came {sorted(row)}; name it with --label")
+    label = _label(row[fields.label], choices, fields, source)
+    return Sample(prompt, choices=choices, label=label, group=group, source=source)
+
+
+def _filled(template: str, row: Row, source: str) -> str:
+    for _, name, _, _ in Formatter().parse(template):
+        if name is None:
+            continue
+        if name not in row:
+            raise LasertriError(f"{source}: expected a field {name!r} (template {template!r}), came {sorted(row)}")
+        if not isinstance(row[name], str | int | float) or isinstance(row[name], bool):
+            raise LasertriError(f"{source}, {name}: expected text, came {row[name]!r}")
+    return template.format_map(row)
+
+
+def _choices(value: object, fields: Fields, source: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            value = None
+    if not isinstance(value, list | tuple) or not all(isinstance(choice, str) for choice in value):
+        raise LasertriError(f'{source}, {fields.choices}: expected a list of texts such as ["yes", "no"]')
+    return tuple(value)
+
+
+def _label(value: object, choices: tuple[str, ...], fields: Fields, source: str) -> int:
+    if isinstance(value, str):
+        if value in choices:
+            return choices.index(value)
+        if value.strip().isdecimal():
+            value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(choices):
+        raise LasertriError(
+            f"{source}, {fields.label}: expected an index from 0 to {len(choices) - 1} or one of {list(choices)}, "
+            f"came {value!r}"
+        )
+    return value
+
+
+def _name(kind: type) -> str:
+    return {int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}.get(kind, kind.__name__)

@@ -1,0 +1,66 @@
+"""Which samples calibrate and which are held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lasertri.errors import LasertriError
+from lasertri.tasks import Sample, group_names
+
+FEWEST = 20  # below this an edit that helps cannot be told from luck
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples that calibrate and those that are held out; no group is on both sides."""
+
+    calibration: list[Sample]
+    held_out: list[Sample]
+
+
+def split_samples(
+    samples: Sequence[Sample],
+    *,
+    held_out: Sequence[Sample] | None = None,
+    calibration: int = 100,
+    held_out_limit: int = 2000,
+    seed: int = 0,
+) -> Split:
+    """Draw the calibration samples; the rest is held out, unless held-out samples are given.
+
+    At most half of the samples calibrate (all may, where held-out samples are given). Samples of one group never
+    fall on both sides.
+
+    Raises:
+        LasertriError: fewer than 20 samples would calibrate, or a group is on both sides.
+    """
+    generator = np.random.default_rng(seed)
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(group_names(samples)):
+        groups.setdefault(name, []).append(index)
+    wanted = min(calibration, len(samples) if held_out is not None else len(samples) // 2)
+    names = list(groups)
+    chosen: list[int] = []
+    rest: list[int] = []
+    for name in (names[i] for i in generator.permutation(len(names))):
+        fits = len(chosen) + len(groups[name]) <= wanted
+        (chosen if fits else rest).extend(groups[name])
+    if len(chosen) < FEWEST:
+        raise LasertriError(
+            f"expected at least {FEWEST} calibration samples, came {len(chosen)} of {len(samples)} "
+            f"(half of the rows are held out, groups stay together); bring more rows, a held-out file, or a larger N"
+        )
+    if held_out is not None:
+        shared = {s.group for s in held_out if s.group is not None} & {samples[i].group for i in chosen}
+        if shared:
+            raise LasertriError(
+                "expected held-out samples of other groups than the calibration's, came some of "
+                f"{sorted(map(str, shared))[:3]} on both sides"
+            )
+        rest_samples = [held_out[i] for i in generator.permutation(len(held_out))]
+    else:
+        rest_samples = [samples[i] for i in rest]
+    return Split([samples[i] for i in chosen], rest_samples[:held_out_limit])
