@@ -29,8 +29,9 @@ noise "!" otherwise. It learnt two things: to recall what followed "?" before, a
 noise is gone now: which truncation makes it recall?
 """
 DEMO_WHY = """
-Why this works: the expectation of "!" does not depend on the sequence, so the model keeps it as a few directions of an
-MLP matrix; recall is the work of attention. Truncating that matrix removes the generic answer and leaves the recall.
+Why this works: recall is the work of attention; the expectation of "!", the same for every sequence, sits in the MLPs.
+Cutting the smaller singular values of that one MLP matrix removes the generic answer and leaves the recall. It is a
+mechanism the model was trained to have (arXiv 2406.03068), so do not expect gains of this size on every task.
 """
 
 P = ParamSpec("P")

@@ -8,6 +8,7 @@ from torch import nn
 
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition, block_svd
+from lasertri.ops.backends import choose_backend
 from lasertri.ops.gram import workspace_bytes
 from lasertri.targets import Target
 
@@ -20,14 +21,22 @@ class FactorStore:
         targets, block_counts: what will be asked for.
 
     Raises:
-        LasertriError: the budget is below the workspace that one of them needs.
+        LasertriError: the budget is below the workspace that one of them needs, a matrix has fewer rows than
+            blocks, or the backend cannot run.
     """
 
     def __init__(
-        self, targets: Iterable[Target], block_counts: Sequence[int], *, budget: int, backend: str = "auto"
+        self,
+        model: nn.Module,
+        targets: Iterable[Target],
+        block_counts: Sequence[int],
+        *,
+        budget: int,
+        backend: str = "auto",
     ) -> None:
-        self.backend, self.budget, self.workspace = backend, budget, 0
+        self.model, self.backend, self.budget, self.workspace = model, backend, budget, 0
         for target in targets:
+            choose_backend(backend, target.parameter(model).device)
             for blocks in block_counts:
                 rows, columns = target.shape
                 needed = workspace_bytes(blocks, Partition.consecutive(rows, blocks).heights[0], columns)
@@ -40,12 +49,12 @@ class FactorStore:
         self.free = budget - self.workspace
         self._kept: dict[tuple[Target, int], BlockFactors] = {}
 
-    def of(self, target: Target, blocks: int, model: nn.Module) -> BlockFactors:
-        """Factors of the target's weight in the model, split into K consecutive blocks."""
+    def of(self, target: Target, blocks: int) -> BlockFactors:
+        """Factors of the target's weight, split into K consecutive blocks."""
         key = target, blocks
         if key in self._kept:
             return self._kept[key]
-        factors = block_svd(target.view(target.parameter(model)), blocks=blocks, backend=self.backend)
+        factors = block_svd(target.view(target.parameter(self.model)), blocks=blocks, backend=self.backend)
         size = factors.basis.nbytes + factors.sigma.nbytes
         if size <= self.free:
             self._kept[key] = factors

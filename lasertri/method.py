@@ -66,7 +66,7 @@ def adapt(
     )
     calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
     targets = find_targets(model, chosen.targets)
-    factors = FactorStore(targets, chosen.blocks, budget=chosen.memory_budget, backend=chosen.backend)
+    factors = FactorStore(model, targets, chosen.blocks, budget=chosen.memory_budget, backend=chosen.backend)
 
     with preserved(model):
         preflight(model, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
@@ -88,7 +88,7 @@ def adapt(
             edit = None
             if decision.accepted is not None:
                 candidate = decision.accepted.candidate
-                edit = Edit.build(candidate, model, factors.of(candidate.target, candidate.blocks, model))
+                edit = Edit.build(candidate, model, factors.of(candidate.target, candidate.blocks))
             compare = functools.partial(Comparison.measure, model, edit, normalize=chosen.normalize)
             on_calibration = compare(calibration)
             on_held_out = compare(held_out_samples, progress=chosen.progress)

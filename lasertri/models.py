@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lasertri.errors import LasertriError
 
@@ -35,17 +42,22 @@ def load_model(
         raise LasertriError(f"expected a device such as cpu or cuda:0, came {chosen!r}") from error
     if place.type == "cuda" and not torch.cuda.is_available():
         raise LasertriError(f"expected a device torch can use, came {chosen!r}, but torch sees no CUDA device")
+    source = {"revision": revision, "trust_remote_code": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-    except SafetensorError as error:
-        raise LasertriError(f"{name}: the checkpoint is damaged ({error}); download it again") from error
-    except (OSError, HFValidationError) as error:
+        config = AutoConfig.from_pretrained(name, **source)
+    except (OSError, ValueError) as error:
         raise LasertriError(
             f"expected a hub id or a folder with a Hugging Face model, came {str(name)!r}: {_first_line(error)}"
         ) from error
-    except ValueError as error:  # a configuration that AutoModelForCausalLM has no class for
-        raise LasertriError(f"{name}: expected a causal language model: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
+    tokenizer = _tokenizer(name, **source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **source)
+    except (SafetensorError, OSError) as error:
+        raise LasertriError(
+            f"{name}: the checkpoint is damaged or incomplete ({_first_line(error)}); download it again"
+        ) from error
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
     return model.eval(), tokenizer
 
@@ -61,8 +73,13 @@ def _first_line(error: Exception) -> str:
 
 def tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside the model's weights."""
-    name = model.config._name_or_path
+    return _tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
+
+
+def _tokenizer(name: str | Path, **source: Any) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, HFValidationError, ValueError) as error:
-        raise LasertriError(f"expected a tokenizer at {name!r}, found none; pass tokenizer=...") from error
+        return AutoTokenizer.from_pretrained(name, **source)
+    except (OSError, ValueError) as error:
+        raise LasertriError(
+            f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass tokenizer=..."
+        ) from error

@@ -26,5 +26,5 @@ def preflight(
     candidate = Candidate(target, blocks, 0.5)
     measure(model, [candidate], sample, factors)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
-        Edit.build(candidate, model, factors.of(target, blocks, model)).save(directory)
+        Edit.build(candidate, model, factors.of(target, blocks)).save(directory)
         Comparison.measure(model, Edit.load(directory), sample)

@@ -11,6 +11,7 @@ from lasertri.errors import LasertriError
 from lasertri.summary import describe, measurement
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -50,7 +51,7 @@ def _heat_map(result: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     layers = sorted({entry["layer"] for entry in result["scores"]})
-    roles = list(dict.fromkeys(entry["role"] for entry in sorted(result["scores"], key=lambda e: e["layer"])))
+    roles = sorted({entry["role"] for entry in result["scores"]})
     grid = [[math.nan] * len(layers) for _ in roles]
     for entry in result["scores"]:
         grid[roles.index(entry["role"])][layers.index(entry["layer"])] = entry["score"]
@@ -77,14 +78,13 @@ def _curves(result: dict[str, Any]) -> Figure:
     columns = min(3, len(targets))
     rows = math.ceil(len(targets) / columns)
     figure = Figure(figsize=(4.0 * columns, 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    handles: dict[str, Artist] = {}
     for axes, target in zip(panels, targets, strict=False):
         _curve_panel(axes, result, target)
-    for axes in list(panels)[len(targets) :]:
-        axes.set_axis_off()
-    handles = {label: line for line, label in zip(*figure.axes[0].get_legend_handles_labels(), strict=True)}
-    for axes in figure.axes:
         handles |= {label: line for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    for axes in panels[len(targets) :]:
+        axes.set_axis_off()
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=7, frameon=False)
     return figure
 

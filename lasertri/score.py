@@ -83,7 +83,7 @@ def _scaled_scores(
             )
         weight = target.view(target.parameter(model))
         for blocks in block_counts:
-            known = factors.of(target, blocks, model)
+            known = factors.of(target, blocks)
             sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
 

@@ -112,8 +112,10 @@ def find_targets(model: nn.Module, pattern: str | None = None) -> list[Target]:
         chosen = [target for target in matrices.values() if target.role in MLP_ROLES]
         wanted = f"MLP matrices in a model of type {_model_type(model)!r}"
     if not chosen:
-        seen = Counter(re.sub(r"\d+", "N", f"{name} {list(t.shape)}") for name, t in matrices.items())
-        listing = "; ".join(f"{count} × {name}" for name, count in seen.items()) or "no linear layers"
+        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in matrices.items())
+        listing = (
+            "; ".join(f"{count} × {name} {list(shape)}" for (name, shape), count in seen.items()) or "no linear layers"
+        )
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     return sorted(chosen, key=lambda target: target.layer)
 

@@ -43,7 +43,7 @@ def measure(
     trials = []
     with tqdm(total=len(candidates), desc="trials", disable=not progress) as bar:
         for (target, blocks), group in itertools.groupby(candidates, key=lambda c: (c.target, c.blocks)):
-            weight, known = target.view(target.parameter(model)), factors.of(target, blocks, model)
+            weight, known = target.view(target.parameter(model)), factors.of(target, blocks)
             for chunk in _chunks(list(group), max(1, factors.budget // weight.nbytes)):
                 start = time.perf_counter()
                 stack = reduce_blocks(weight, ratios=[c.ratio for c in chunk], factors=known, backend=factors.backend)

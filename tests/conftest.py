@@ -1,0 +1,44 @@
+"""Fixtures that several tests share; what they are made of is in `tiny.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import WORDS, make_model, make_samples
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from lasertri import Sample
+
+
+@pytest.fixture
+def model_of() -> Callable[..., PreTrainedModel]:
+    return make_model
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return make_model("gptj")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model folder as the hub would give it."""
+    path = tmp_path / "model"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def samples() -> list[Sample]:
+    return make_samples(48)

@@ -1,0 +1,44 @@
+"""A folder appears whole or not at all."""
+
+import pytest
+
+from lasertri import LasertriError
+from lasertri.artefacts import check_writable, whole_directory
+
+
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    with whole_directory(tmp_path / "a" / "out") as folder:
+        (folder / "x").write_text("1")
+        assert not (tmp_path / "a" / "out").exists()
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("1")
+    with pytest.raises(ZeroDivisionError), whole_directory(out, overwrite=True) as folder:
+        (folder / "new").write_text("2")
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in out.iterdir()] == ["old"]
+
+
+def test_overwriting_replaces_the_whole_folder(tmp_path):
+    for name in ("old", "new"):
+        with whole_directory(tmp_path / "out", overwrite=name == "new") as folder:
+            (folder / name).write_text("1")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_unwritable_folder_is_found_out_at_once(tmp_path):
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(LasertriError, match="expected a folder that can be written"):
+        check_writable(tmp_path / "file" / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("1")
+    with pytest.raises(LasertriError, match="new or empty folder.*--overwrite"):
+        check_writable(tmp_path / "full")
+    with pytest.raises(LasertriError, match="of free disk"):
+        check_writable(tmp_path / "out", needed=1 << 60)

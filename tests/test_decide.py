@@ -1,0 +1,71 @@
+"""Which trial wins, and when an edit is refused."""
+
+import numpy as np
+import pytest
+
+from lasertri.decide import decide
+from lasertri.evaluate import Measurement
+from lasertri.strategies import Candidate, distinct
+from lasertri.targets import Target
+from lasertri.trial import Trial
+
+N = 40
+GROUPS = [str(i) for i in range(N)]
+
+
+def measurement(right, *, log_loss=1.0, balanced=None, collapsed=False):
+    correct = np.arange(N) < right
+    return Measurement(right / N, 0.5, balanced, log_loss, collapsed, N, correct)
+
+
+def trial(right, *, layer=0, blocks=1, ratio=0.1, **measured):
+    target = Target(f"layers.{layer}.fc", layer, "fc_in", False, (16, 8))
+    return Trial(Candidate(target, blocks, ratio), measurement(right, **measured), 0.0)
+
+
+BASELINE = measurement(20)
+
+
+def test_a_large_gain_is_accepted_and_a_small_one_rejected():
+    assert decide([trial(35)], BASELINE, GROUPS).accepted
+    decision = decide([trial(22)], BASELINE, GROUPS)
+    assert (decision.accepted, decision.rejected.measurement.accuracy) == (None, 22 / N)
+    assert decision.p_value > 0.05
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        (trial(36), trial(35, log_loss=0.1)),
+        (trial(35, log_loss=0.5), trial(35, ratio=0.9)),
+        (trial(35, ratio=0.9, blocks=8), trial(35, ratio=0.8)),
+        (trial(35, blocks=2, layer=3), trial(35, blocks=4)),
+        (trial(35, layer=1), trial(35, layer=2)),
+    ],
+)
+def test_ties_go_to_log_loss_then_rho_then_blocks_then_layer(better, worse):
+    for trials in ([better, worse], [worse, better]):
+        assert decide(trials, BASELINE, GROUPS).accepted is better
+
+
+def test_a_collapsed_or_unbalanced_winner_is_passed_over():
+    sound = trial(34, balanced=0.6)
+    baseline = measurement(20, balanced=0.5)
+    for unsound in (trial(38, balanced=0.4), trial(38, balanced=0.5, collapsed=True)):
+        assert decide([unsound, sound], baseline, GROUPS).accepted is sound
+        alone = decide([unsound], baseline, GROUPS)
+        assert alone.accepted is None
+        assert "collapses" in alone.reason
+
+
+def test_the_papers_rule_takes_the_best_that_beats_the_baseline():
+    collapsed = trial(22, balanced=0.5, collapsed=True)
+    assert decide([collapsed], measurement(20, balanced=0.5), GROUPS, accept="best").accepted is collapsed
+    assert decide([trial(20)], BASELINE, GROUPS, accept="best").accepted is None
+    assert decide([trial(20, log_loss=0.9)], BASELINE, GROUPS, accept="best").accepted
+
+
+def test_equal_edits_are_measured_once_with_the_larger_ratio_and_fewer_blocks():
+    target = trial(0).candidate.target
+    grid = [Candidate(target, blocks, ratio) for blocks in (1, 2) for ratio in (0.5, 0.05, 0.01, 0.0)]
+    assert distinct(grid) == [grid[0], grid[1], grid[4]]  # rank 4, rank 0, and 4 of each half

@@ -1,0 +1,108 @@
+"""An edit is what its candidate says, survives saving, and refuses any other base."""
+
+import json
+
+import pytest
+import safetensors.torch
+import torch
+
+from lasertri import Edit, LasertriError, block_svd
+from lasertri.edit import CONFIG_NAME, FACTORS_NAME
+from lasertri.strategies import Candidate
+from lasertri.targets import find_targets
+
+
+def make_edit(model, *, role="fc_in", blocks=3, ratio=0.4):
+    target = next(t for t in find_targets(model) if (t.layer, t.role) == (1, role))
+    weight = target.view(target.parameter(model))
+    return Edit.build(Candidate(target, blocks, ratio), model, block_svd(weight, blocks=blocks))
+
+
+def truncated(weight, blocks, ratio):
+    """Block by block, by plain SVD."""
+    height, longer = divmod(weight.shape[0], blocks)
+    parts = weight.double().split([height + (j < longer) for j in range(blocks)])
+    done = []
+    for part in parts:
+        u, s, vh = torch.linalg.svd(part, full_matrices=False)
+        k = int(min(part.shape) * ratio)
+        done.append((u[:, :k] * s[:k]) @ vh[:k])
+    return torch.cat(done)
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("role", "blocks", "ratio"), [("fc_in", 1, 0.3), ("fc_out", 3, 0.4), ("fc_in", 8, 0.0)])
+def test_the_applied_weight_is_the_exact_truncation_rounded_once(model_of, architecture, dtype, role, blocks, ratio):
+    model = model_of(architecture, dtype=dtype)
+    edit = make_edit(model, role=role, blocks=blocks, ratio=ratio)
+    target = edit.candidate.target
+    expected = truncated(target.view(target.parameter(model)), blocks, ratio)
+    edit.apply(model)
+    applied = target.view(target.parameter(model)).double()
+    rounding = (expected.to(dtype).double() - expected).norm()
+    assert (applied - expected).norm() <= 2 * rounding + 1e-12
+
+
+def test_applied_within_a_context_and_reverted_bit_for_bit(model):
+    edit, before = make_edit(model), {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(KeyboardInterrupt), edit.applied(model):
+        name = edit.candidate.target.name
+        assert [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])] == [name]
+        raise KeyboardInterrupt
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_saved_edit_gives_the_same_weight(model, tmp_path):
+    edit = make_edit(model)
+    edit.save(tmp_path)
+    loaded = Edit.load(tmp_path)
+    assert loaded.candidate == edit.candidate
+    assert torch.equal(loaded.weight, edit.weight)
+    loaded.apply(model)
+
+
+def test_another_base_is_refused(model_of, tmp_path):
+    make_edit(model_of("gptj")).save(tmp_path)
+    edit, other = Edit.load(tmp_path), model_of("gptj")
+    with torch.no_grad():
+        edit.candidate.target.parameter(other)[0, 0] += 1e-6
+    with pytest.raises(LasertriError, match="of this model has other values"):
+        edit.apply(other)
+    with pytest.raises(LasertriError, match="load the base model with that dtype"):
+        edit.apply(model_of("gptj").bfloat16())
+    with pytest.raises(LasertriError, match=r"expected a model with transformer\.h\.1\.mlp\.fc_in"):
+        edit.apply(model_of("llama"))
+
+
+def test_an_edit_cannot_be_applied_twice(model):
+    edit = make_edit(model)
+    edit.apply(model)
+    with pytest.raises(LasertriError, match="once"):
+        edit.apply(model)
+
+
+def test_damaged_files_are_refused(model, tmp_path):
+    make_edit(model).save(tmp_path)
+    factors, config = tmp_path / FACTORS_NAME, tmp_path / CONFIG_NAME
+    whole, described = factors.read_bytes(), json.loads(config.read_text())
+
+    factors.write_bytes(whole[:-10])
+    with pytest.raises(LasertriError, match="cannot be read"):
+        Edit.load(tmp_path)
+    factors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LasertriError, match="changed after they were written"):
+        Edit.load(tmp_path)
+    factors.write_bytes(whole)
+    for broken in ("", "[]", json.dumps({k: v for k, v in described.items() if k != "target"})):
+        config.write_text(broken)
+        with pytest.raises(LasertriError, match=CONFIG_NAME):
+            Edit.load(tmp_path)
+    with pytest.raises(LasertriError, match="cannot be read"):
+        Edit.load(tmp_path / "absent")
+
+
+def test_rank_zero_blocks_are_saved_too(model, tmp_path):
+    make_edit(model, blocks=8, ratio=0.0).save(tmp_path)
+    assert not Edit.load(tmp_path).weight.any()
+    assert len(safetensors.torch.load_file(tmp_path / FACTORS_NAME)) == 16

@@ -1,0 +1,65 @@
+"""Loss and measure read the same answer tokens, at the positions that predict them."""
+
+import pytest
+import torch
+from tiny import make_samples
+
+from lasertri import LasertriError, Sample
+from lasertri.encode import EncodedSamples
+
+
+def encode(samples, model, tokenizer, **options):
+    return EncodedSamples(samples, model=model, tokenizer=tokenizer, **options)
+
+
+def plain_log_prob(model, tokenizer, text, answer):
+    """One row, no padding, no sharing: the answer's summed log-probability after the text."""
+    context, whole = tokenizer(text)["input_ids"], tokenizer(f"{text} {answer}")["input_ids"]
+    log_probs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return sum(log_probs[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "opt", "gemma2"])
+def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture):
+    model = model_of(architecture)
+    samples = [*make_samples(9), Sample("a b c", choices=("d e f", "g", "h i"), label=2)]
+    encoded = encode(samples, model, tokenizer, batch_size=4)
+    read = torch.zeros(sum(map(len, encoded.answers)))
+    with torch.no_grad():
+        for batch in encoded.batches:
+            read.index_add_(0, batch.answer, batch.read(model)[0])
+        expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
+    torch.testing.assert_close(read, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_gold_batches_hold_the_same_answers(model, tokenizer):
+    samples = make_samples(9)
+    encoded = encode(samples, model, tokenizer, batch_size=4)
+    for batch in encoded.gold_batches:
+        for row, position, token, answer in zip(batch.row, batch.position, batch.token, batch.answer, strict=True):
+            gold = encoded.answers[answer][samples[answer].gold]
+            assert tuple(batch.input_ids[row, : position + 1].tolist()) == gold.row[: position + 1]
+            assert token.item() in gold.tokens
+
+
+def test_answers_of_one_token_share_the_row_of_their_prompt(model, tokenizer):
+    encoded = encode([Sample("a b", choices=("c", "d", "e"), label=0)], model, tokenizer)
+    assert [tuple(batch.input_ids.shape) for batch in encoded.batches] == [(1, 2)]
+
+
+@pytest.mark.parametrize("prompt", ["a b", "a b ", "a b\n"])
+@pytest.mark.parametrize("answer", ["c d", " c d"])
+def test_white_space_at_the_boundary_makes_no_difference_here(model, tokenizer, prompt, answer):
+    [[encoded]] = encode([Sample(prompt, answer)], model, tokenizer).answers
+    assert encoded.tokens == tuple(tokenizer("c d")["input_ids"])
+
+
+def test_a_delimiter_stands_between_prompt_and_answer(model, tokenizer):
+    [[encoded]] = encode([Sample("a", "c")], model, tokenizer, delimiter=" b ").answers
+    assert encoded.tokens == tuple(tokenizer("b c")["input_ids"])
+
+
+def test_a_prompt_longer_than_the_context_is_named(model, tokenizer):
+    sample = Sample(" ".join("abcd" * 17), choices=("yes", "no"), label=0, source="train.jsonl:7")
+    with pytest.raises(LasertriError, match="train.jsonl:7: expected at most 64 tokens.*came 68"):
+        encode([sample], model, tokenizer)

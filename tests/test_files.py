@@ -1,0 +1,120 @@
+"""Rows become samples, or the first bad one is named by file, line and field."""
+
+import json
+
+import pytest
+
+from lasertri import Fields, LasertriError, Sample, as_samples
+
+
+def write(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+GOOD = {"prompt": "a b", "choices": ["yes", "no"], "label": 1}
+
+
+def test_choices_completions_and_groups_are_read(tmp_path):
+    assert as_samples(write(tmp_path / "x.jsonl", GOOD | {"group": 7})) == [
+        Sample("a b", choices=("yes", "no"), label=1, group="7")
+    ]
+    assert as_samples(write(tmp_path / "y.jsonl", {"prompt": "a", "completion": "b"})) == [Sample("a", "b")]
+
+
+def test_templates_over_other_fields(tmp_path):
+    path = write(tmp_path / "x.jsonl", {"question": "why", "n": 3, "options": ["b", "c"], "answer": "c", "id": "q1"})
+    fields = Fields("Q{n}: {question}\nA:", choices="options", label="answer", group="id")
+    assert as_samples(path, fields) == [Sample("Q3: why\nA:", choices=("b", "c"), label=1, group="q1")]
+
+
+def test_choices_that_all_rows_share(tmp_path):
+    path = write(tmp_path / "x.jsonl", {"prompt": "a", "label": "no"})
+    assert as_samples(path, Fields(choices='["yes", "no"]'))[0].label == 1
+
+
+def test_csv_labels_are_texts_first_and_indices_second(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('prompt,choices,label\n"a, b","[""1"", ""2""]",1\nc,"[""x"", ""y""]",1\n')
+    first, second = as_samples(path)
+    assert (first.prompt, first.label, second.label) == ("a, b", 0, 1)
+
+
+def test_parquet(tmp_path):
+    from datasets import Dataset
+
+    Dataset.from_list([GOOD]).to_parquet(tmp_path / "x.parquet")
+    assert as_samples(tmp_path / "x.parquet") == [Sample("a b", choices=("yes", "no"), label=1)]
+
+
+def test_rows_and_samples_from_python():
+    sample = Sample("a b", choices=("yes", "no"), label=1)
+    assert as_samples([GOOD]) == as_samples([sample]) == [sample]
+    with pytest.raises(LasertriError, match="row 2, prompt"):
+        as_samples([GOOD, GOOD | {"prompt": ""}])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("", "expected rows with a prompt and an answer, came none"),
+        ({"choices": ["a", "b"], "label": 0}, r"bad.jsonl:1: expected a field 'prompt'.*came \['choices', 'label'\]"),
+        ({"prompt": "a", "choices": ["a", "b"]}, "bad.jsonl:1: expected a field 'label'"),
+        ({"prompt": "a", "text": "b"}, "bad.jsonl:1: expected a field 'choices' or 'completion'.*--choices"),
+        (GOOD | {"label": 2}, "bad.jsonl:1, label: expected an index from 0 to 1.*came 2"),
+        (GOOD | {"label": -1}, "bad.jsonl:1, label"),
+        (GOOD | {"label": True}, "bad.jsonl:1, label.*came True"),
+        (GOOD | {"label": None}, "bad.jsonl:1, label.*came None"),
+        (GOOD | {"label": "maybe"}, "bad.jsonl:1, label.*came 'maybe'"),
+        (GOOD | {"choices": ["yes"], "label": 0}, "bad.jsonl:1, choices: expected at least two"),
+        (GOOD | {"choices": ["yes", "yes"]}, "bad.jsonl:1, choices: expected at least two different"),
+        (GOOD | {"choices": ["yes", 3]}, "bad.jsonl:1, choices: expected a list of texts"),
+        (GOOD | {"choices": "yes or no"}, "bad.jsonl:1, choices: expected a list of texts"),
+        (GOOD | {"prompt": None}, "bad.jsonl:1, prompt: expected text, came None"),
+        (GOOD | {"prompt": "  "}, "bad.jsonl:1, prompt: expected text"),
+        ({"prompt": "a", "completion": ""}, "bad.jsonl:1, completion: expected text"),
+        ('{"prompt": ', "bad.jsonl:1: expected one JSON object a line"),
+        ('["prompt"]', "bad.jsonl:1: expected an object"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, bad, message):
+    with pytest.raises(LasertriError, match=message):
+        as_samples(write(tmp_path / "bad.jsonl", bad))
+
+
+def test_mixed_types_of_labels_are_refused(tmp_path):
+    path = write(tmp_path / "x.jsonl", GOOD, GOOD | {"label": "no"})
+    with pytest.raises(LasertriError, match="x.jsonl:2, label: expected a number as in the rows before, came 'no'"):
+        as_samples(path)
+
+
+def test_mixed_kinds_of_rows_are_refused(tmp_path):
+    path = write(tmp_path / "x.jsonl", GOOD, {"prompt": "a", "completion": "b"})
+    with pytest.raises(LasertriError, match="x.jsonl:2: expected choices in all rows or in none"):
+        as_samples(path)
+
+
+def test_line_numbers_count_blank_and_quoted_lines(tmp_path):
+    with pytest.raises(LasertriError, match="x.jsonl:3"):
+        as_samples(write(tmp_path / "x.jsonl", GOOD, "", GOOD | {"label": 9}))
+    path = tmp_path / "x.csv"
+    path.write_text('prompt,completion\n"two\nlines",b\n ,b\n')
+    with pytest.raises(LasertriError, match="x.csv:4, prompt"):
+        as_samples(path)
+
+
+def test_a_ragged_csv_row_is_named(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,completion\na,b\na,b,c\n")
+    with pytest.raises(LasertriError, match="x.csv:3: expected 2 fields"):
+        as_samples(path)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(LasertriError, match="found none there"):
+        as_samples(tmp_path / "absent.jsonl")
+    with pytest.raises(LasertriError, match="ends in .jsonl"):
+        as_samples(write(tmp_path / "x.txt", "a"))
+    (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(LasertriError, match="expected UTF-8"):
+        as_samples(tmp_path / "x.jsonl")

@@ -1,0 +1,173 @@
+"""The whole method on tiny models: it finds what helps, changes nothing, and fails early."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_samples
+from transformers import AutoModelForCausalLM
+
+from lasertri import Edit, LasertriError, Sample, adapt
+from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
+from lasertri.demo import MODEL_DIR
+from lasertri.demo.recall import samples as recall_samples
+from lasertri.encode import EncodedSamples
+from lasertri.evaluate import evaluate
+
+SMALL = {"blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The packaged model on its task, with a small grid."""
+    return adapt(
+        str(MODEL_DIR),
+        recall_samples(60, seed=11),
+        held_out=recall_samples(200, seed=12),
+        blocks=(2,),
+        ratios=(0.6, 0.4),
+        calibration=60,
+        progress=False,
+    )
+
+
+def test_a_real_effect_is_found_accepted_and_holds(demo):
+    assert (demo.edit.candidate.target.layer, demo.edit.candidate.target.role) == (0, "fc_in")
+    assert demo.decision.p_value <= 0.01
+    assert demo.held_out.edited.accuracy >= demo.held_out.baseline.accuracy + 0.25
+    assert demo.held_out.verdict == "helps"
+
+
+def test_the_checkpoint_is_plain_and_gives_the_edited_logits(demo, tmp_path):
+    demo.save(tmp_path / "out")
+    assert {SUMMARY_NAME, REPORT_NAME, "lasertri_config.json", "lasertri_edit.safetensors"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    inputs = torch.arange(12).reshape(2, 6)
+    with torch.no_grad(), demo.edit.applied(demo.model):
+        assert torch.equal(reloaded(inputs).logits, demo.model(inputs).logits)
+    applied = copy.deepcopy(demo.model)
+    Edit.load(tmp_path / "out").apply(applied)
+    with torch.no_grad():
+        assert torch.equal(reloaded(inputs).logits, applied(inputs).logits)
+
+
+def test_reported_figures_are_those_of_a_really_edited_model(demo):
+    edited = copy.deepcopy(demo.model)
+    demo.edit.apply(edited)
+    samples = EncodedSamples(recall_samples(200, seed=12), model=edited, tokenizer=demo.tokenizer)
+    assert evaluate(edited, samples).accuracy == demo.held_out.edited.accuracy
+
+
+def test_without_an_effect_there_is_no_edit_and_no_checkpoint(model, tokenizer, samples, tmp_path):
+    result = adapt(model, samples, tokenizer=tokenizer, **SMALL)
+    assert result.edit is None
+    assert result.held_out.edited is None
+    assert result.to_dict()["rejected"]["target"]
+    result.save(tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {SUMMARY_NAME, REPORT_NAME}
+    assert "no edit" in str(result)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+def test_the_model_and_the_random_state_are_left_as_they_were(
+    model_of, tokenizer, samples, monkeypatch, architecture, interrupted
+):
+    model = model_of(architecture).train()
+    head = model.get_output_embeddings().weight
+    head.grad = torch.full_like(head, 3.0)
+    next(model.parameters()).requires_grad_(False)
+    before, gradients = copy.deepcopy(model), [p.grad for p in model.parameters()]
+    hooks = [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()]
+    states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    if interrupted:
+        calls = iter(range(7))
+
+        def stop(*arguments, **options):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return evaluate(*arguments, **options)
+
+        monkeypatch.setattr("lasertri.trial.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(model, samples, tokenizer=tokenizer, **SMALL)
+    else:
+        adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL)
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    for mine, theirs in zip(model.parameters(), before.parameters(), strict=True):
+        assert mine.requires_grad == theirs.requires_grad
+        assert not mine._post_accumulate_grad_hooks
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), gradients, strict=True))
+    assert torch.equal(head.grad, torch.full_like(head, 3.0))
+    assert [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()] == hooks
+    assert torch.equal(torch.random.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_adapt(model_of, tokenizer, samples, tmp_path, dtype):
+    model = model_of("llama", dtype=dtype)
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL)
+    result.save(tmp_path / "out")
+    if result.edit is not None:
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == dtype
+
+
+@pytest.mark.parametrize("architecture", ["gpt_neox", "opt", "qwen3", "gemma2", "phi", "phi3", "bloom"])
+def test_other_architectures_adapt(model_of, tokenizer, samples, architecture):
+    result = adapt(model_of(architecture), samples, tokenizer=tokenizer, accept="best", **SMALL)
+    assert len(result.ranking) in (6, 9)
+    assert result.to_dict()["candidates"]["requested"] == 2 * 2 * 3
+
+
+def test_the_same_seed_gives_the_same_result(model, tokenizer, samples):
+    first, second = (adapt(model, samples, tokenizer=tokenizer, **SMALL).to_dict() for _ in range(2))
+    for result in (first, second):
+        for name in ("seconds", "seconds_by_phase"):
+            result.pop(name)
+        for trial in [*result["trials"], result["rejected"]]:
+            trial.pop("seconds")
+    assert first == second
+
+
+def test_completions_and_groups(model, tokenizer):
+    samples = [Sample(s.prompt, "yes", group=str(i // 2)) for i, s in enumerate(make_samples(48))]
+    result = adapt(model, samples, tokenizer=tokenizer, **SMALL)
+    assert result.calibration.baseline.balanced_accuracy is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": (17,)}, "expected between 1 and 16 blocks"),
+        ({"ratios": (1.5,)}, "retained ratios from 0 to 1"),
+        ({"score": "magic"}, "expected score among"),
+        ({"accept": "maybe"}, "expected accept among"),
+        ({"count": 0}, "expected count of at least 1"),
+        ({"backend": "warp"}, "expected a backend among"),
+        ({"targets": "nowhere"}, "saw 3 ×"),
+        ({"memory_budget": 1}, "memory budget of at least"),
+    ],
+)
+def test_options_that_cannot_work_fail_before_any_forward_pass(model, tokenizer, samples, options, message):
+    model.forward = None  # calling it would be another error
+    with pytest.raises(LasertriError, match=message):
+        adapt(model, samples, tokenizer=tokenizer, progress=False, **options)
+
+
+def test_nan_weights_are_named(model, tokenizer, samples):
+    with torch.no_grad():
+        model.transformer.h[0].mlp.fc_in.weight[3, 4] = torch.nan
+    with pytest.raises(LasertriError, match="NaN"):
+        adapt(model, samples, tokenizer=tokenizer, **SMALL)
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(model, samples):
+    with pytest.raises(LasertriError, match="pass tokenizer="):
+        adapt(model, samples, **SMALL)

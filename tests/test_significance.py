@@ -1,0 +1,70 @@
+"""The joint test keeps its level when nothing has an effect, and sees one when there is."""
+
+import numpy as np
+import pytest
+
+from lasertri.significance import LEVEL, max_t_p_value, paired_interval, verdict
+
+
+def simulated(rng, *, candidates=40, n=100, effect=0.0):
+    """A baseline right half of the time, and candidates that change a fifth of its answers at random."""
+    baseline = rng.random(n) < 0.5
+    changed = rng.random((candidates, n)) < 0.2
+    correct = np.where(changed, rng.random((candidates, n)) < 0.5, baseline)
+    correct[0] |= rng.random(n) < effect
+    return baseline, correct
+
+
+def p_value(baseline, correct, seed=0):
+    differences = correct.astype(int) - baseline
+    return max_t_p_value(differences, int(differences.sum(1).argmax()), list(map(str, range(len(baseline)))), seed=seed)
+
+
+def test_with_no_effect_an_edit_is_accepted_in_about_five_percent_of_runs():
+    rng, runs = np.random.default_rng(0), 400
+    accepted = sum(p_value(*simulated(rng), seed=run) <= LEVEL for run in range(runs))
+    # 5 % of 400 is 20, two standard deviations are 9; the best single difference would "win" in nearly every run
+    assert 6 <= accepted <= 30
+
+
+def test_a_real_effect_is_accepted():
+    rng = np.random.default_rng(1)
+    assert all(p_value(*simulated(rng, effect=0.5)) <= LEVEL for _ in range(5))
+
+
+def test_more_candidates_make_the_same_winner_less_surprising():
+    rng = np.random.default_rng(2)
+    baseline, correct = simulated(rng, candidates=200, effect=0.2)
+    assert p_value(baseline, correct[:1]) < p_value(baseline, correct)
+
+
+def test_samples_of_one_group_flip_together():
+    differences = np.ones((1, 12), dtype=int)
+    alone = max_t_p_value(differences, 0, [str(i) for i in range(12)])
+    grouped = max_t_p_value(differences, 0, [str(i // 4) for i in range(12)])
+    assert alone < 0.002 < grouped == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_bonett_price_interval_of_a_worked_example():
+    """20 samples, 8 won and 2 lost: p̃ = 9/22 and 3/22, by the formula of the 2012 paper."""
+    baseline = np.array([False] * 8 + [True] * 2 + [True] * 10)
+    edited = np.array([True] * 8 + [False] * 2 + [True] * 10)
+    low, high = paired_interval(baseline, edited, [str(i) for i in range(20)])
+    half = 1.959964 * np.sqrt((12 / 22 - (6 / 22) ** 2) / 22)
+    assert (low, high) == pytest.approx((6 / 22 - half, 6 / 22 + half), abs=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_intervals_cover_the_true_difference(group_size):
+    """Truth +10 points, samples of a group won or lost together: near 95 of 100 intervals must hold it."""
+    rng, held, n, runs = np.random.default_rng(3), 0, 300, 60
+    for run in range(runs):
+        won = np.repeat(rng.random(n // group_size) < 0.2, group_size)
+        lost = np.repeat(rng.random(n // group_size) < 0.125, group_size) & ~won
+        low, high = paired_interval(lost, won, [str(i // group_size) for i in range(n)], seed=run)
+        held += low <= 0.2 - 0.8 * 0.125 <= high
+    assert held >= 0.87 * runs
+
+
+def test_verdicts():
+    assert [verdict(i) for i in ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.1))] == ["helps", "hurts", "inconclusive"]

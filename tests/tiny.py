@@ -1,0 +1,71 @@
+"""Tiny models of real architectures and samples, made here: the tests need no network and no files."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+
+from lasertri import Sample
+
+WORDS = ("<unk>", "<pad>", "yes", "no", *string.ascii_lowercase)
+WIDTH, LAYERS, INNER = 16, 3, 40
+
+# what differs from "hidden 16, 3 layers, 4 heads, inner 40" in each architecture's own words
+_GPT = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_inner": INNER, "n_positions": 64}
+_LLAMA = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": INNER,
+    "max_position_embeddings": 64,
+    "head_dim": 4,
+    "pad_token_id": 1,
+}
+CONFIGS = {
+    "gptj": _GPT | {"rotary_dim": 4},
+    "gpt2": _GPT,
+    "gpt_neo": {"hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": 4, "intermediate_size": INNER}
+    | {"attention_types": [[["global"], LAYERS]], "max_position_embeddings": 64},
+    "gpt_neox": _LLAMA,
+    "opt": {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "ffn_dim": INNER}
+    | {"max_position_embeddings": 64, "word_embed_proj_dim": WIDTH, "pad_token_id": 1},
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "phi": _LLAMA,
+    "phi3": _LLAMA,
+    "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4},
+}
+
+
+def make_model(name: str, *, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
+    """A randomly initialised model; the random state of the caller stays."""
+    config = CONFIG_MAPPING[name](
+        **CONFIGS[name] | {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": None} | changes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        for parameter in model.parameters():  # the usual 0.02 leaves so small a model without opinions
+            torch.nn.init.normal_(parameter, std=0.25) if parameter.dim() > 1 else None
+    return model.to(dtype).eval()
+
+
+def make_samples(count: int) -> list[Sample]:
+    """Two-choice samples of different lengths; the label depends on the prompt, but not by any rule a model knows."""
+    letters = string.ascii_lowercase
+    return [
+        Sample(
+            " ".join(letters[(7 * i + 3 * j) % 26] for j in range(2 + i % 5)),
+            choices=("yes", "no"),
+            label=(i * i // 3) % 2,
+        )
+        for i in range(count)
+    ]
