@@ -182,7 +182,7 @@ def apply(
 
 @app.command("eval")
 @reported
-def evaluate(
+def evaluate_command(
     model: Model,
     data: Data,
     prompt: Prompt = "{prompt}",
@@ -277,11 +277,12 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers.utils import logging as transformers_logging
 
-    from lasertri.models import load_model
+    from lasertri.models import load_model, load_tokenizer
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    return load_model(model, revision=revision, dtype=dtype, device=device)
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    return loaded, load_tokenizer(model, revision=revision)
 
 
 def _settings(**options: Any) -> Settings:

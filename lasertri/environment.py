@@ -18,7 +18,7 @@ def environment() -> dict[str, object]:
     return {
         "lasertri": __version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         **{name: _version(name) for name in PACKAGES},
         "devices": devices(),
         "threads": torch.get_num_threads(),

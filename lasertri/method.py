@@ -15,7 +15,7 @@ from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import evaluate
 from lasertri.factors import FactorStore
-from lasertri.models import load_model, tokenizer_of
+from lasertri.models import load_model, load_tokenizer
 from lasertri.preflight import preflight
 from lasertri.preserve import preserved
 from lasertri.score import score_targets
@@ -59,8 +59,9 @@ def adapt(
         seed=chosen.seed,
     )
     if isinstance(model, str | Path):
-        model, tokenizer = load_model(model)
-    tokenizer = tokenizer or tokenizer_of(model)
+        model = load_model(model)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(model.config._name_or_path)
     encode = functools.partial(
         EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
     )

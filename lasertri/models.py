@@ -21,7 +21,7 @@ from lasertri.errors import LasertriError
 
 def load_model(
     name: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> PreTrainedModel:
     """Load a causal language model for inference.
 
     Args:
@@ -51,7 +51,6 @@ def load_model(
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
-    tokenizer = _tokenizer(name, **source)
     try:
         model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **source)
     except (SafetensorError, OSError) as error:
@@ -59,7 +58,21 @@ def load_model(
             f"{name}: the checkpoint is damaged or incomplete ({_first_line(error)}); download it again"
         ) from error
     model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
-    return model.eval(), tokenizer
+    return model.eval()
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model's weights.
+
+    Raises:
+        LasertriError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LasertriError(
+            f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass tokenizer=..."
+        ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -69,17 +82,3 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def tokenizer_of(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside the model's weights."""
-    return _tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
-
-
-def _tokenizer(name: str | Path, **source: Any) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, **source)
-    except (OSError, ValueError) as error:
-        raise LasertriError(
-            f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass tokenizer=..."
-        ) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from lasertri.comparison import Comparison
 from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
+from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.score import score_targets
 from lasertri.strategies import Candidate
@@ -20,7 +22,14 @@ from lasertri.trial import measure
 def preflight(
     model: nn.Module, targets: Sequence[Target], sample: EncodedSamples, factors: FactorStore, blocks: int
 ) -> None:
-    """Score, reduce, measure, save, load and apply for the smallest target."""
+    """Score, reduce, measure, save, load and apply for the smallest target.
+
+    Raises:
+        LasertriError: whatever any of these raises, or a target's weight is not finite.
+    """
+    for target in targets:
+        if not torch.isfinite(target.parameter(model)).all():
+            raise LasertriError(f"expected finite weights, came NaN or Inf in {target.name}; check the checkpoint")
     target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
     score_targets(model, [target], sample, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)

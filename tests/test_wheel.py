@@ -30,10 +30,10 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
     code = (
         "import sys; sys.path += {site!r}; "
         "import lasertri, pathlib; "
-        "from lasertri.demo import MODEL_DIR; from lasertri.models import load_model; "
+        "from lasertri.demo import MODEL_DIR; from lasertri.models import load_model, load_tokenizer; "
         "from lasertri.demo.recall import samples; from lasertri.report import render; "
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "
-        "load_model(MODEL_DIR); print(len(samples(20, seed=0)))"
+        "load_model(MODEL_DIR); load_tokenizer(MODEL_DIR); print(len(samples(20, seed=0)))"
     ).format(site=[p for p in sys.path if p.endswith("site-packages")], venv=str(tmp_path / "venv"))
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout == "20\n", done.stderr
