@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,55 +49,57 @@ def score_targets(
         LasertriError: a gradient is NaN or Inf (its parameter is named), or a target got none.
     """
     scores: Scores = {}
-    for batch in tqdm(samples.gold_batches, "score", disable=not progress):
-        for key, new in _batch_scores(model, targets, batch, block_counts, factors).items():
-            old = scores.get(key)
-            scores[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
+    with tqdm(total=len(samples.gold_batches) * len(targets), desc="score", disable=not progress) as bar:
+        for batch in samples.gold_batches:
+            for key, new in _batch_scores(model, targets, batch, block_counts, factors, bar).items():
+                old = scores.get(key)
+                scores[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
     return {key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scores.items()}
 
 
 def _batch_scores(
-    model: nn.Module, targets: Sequence[Target], batch: Batch, block_counts: Sequence[int], factors: FactorStore
-) -> Scores:
-    half = any(target.parameter(model).dtype == torch.float16 for target in targets)
-    for scale in FP16_LOSS_SCALES if half else ():
-        with suppress(_NonFiniteGradientError):
-            return _scaled_scores(model, targets, batch, block_counts, factors, scale)
-    return _scaled_scores(model, targets, batch, block_counts, factors, 1.0)
-
-
-def _scaled_scores(
     model: nn.Module,
     targets: Sequence[Target],
     batch: Batch,
     block_counts: Sequence[int],
     factors: FactorStore,
-    scale: float,
+    bar: tqdm[NoReturn],
 ) -> Scores:
-    scores: Scores = {}
+    """Scores of the summed loss of one micro-batch; an fp16 model's loss is scaled as far up as it goes."""
 
-    def contract(target: Target, gradient: Tensor) -> None:
-        if not torch.isfinite(gradient).all():
-            raise _NonFiniteGradientError(
-                f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it with "
-                "--dtype float32"
+    def scaled(scale: float) -> Scores:
+        scores: Scores = {}
+
+        def contract(target: Target, gradient: Tensor) -> None:
+            if not torch.isfinite(gradient).all():
+                raise _NonFiniteGradientError(
+                    f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it with "
+                    "--dtype float32"
+                )
+            weight = target.view(target.parameter(model))
+            for blocks in block_counts:
+                known = factors.of(target, blocks)
+                sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
+                scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
+            bar.update()
+
+        with _gradients_streamed(model, targets, contract):
+            log_probs, _ = batch.read(model)
+            (-scale * log_probs.sum()).backward()
+        missing = [target.name for target in targets if (target, block_counts[0]) not in scores]
+        if missing:
+            raise LasertriError(
+                f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not "
+                "used by the forward pass"
             )
-        weight = target.view(target.parameter(model))
-        for blocks in block_counts:
-            known = factors.of(target, blocks)
-            sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
-            scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
+        return scores
 
-    with _gradients_streamed(model, targets, contract):
-        log_probs, _ = batch.read(model)
-        (-scale * log_probs.sum()).backward()
-    missing = [target.name for target in targets if (target, block_counts[0]) not in scores]
-    if missing:
-        raise LasertriError(
-            f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not used "
-            "by the forward pass"
-        )
-    return scores
+    before = bar.n
+    for scale in FP16_LOSS_SCALES if any(target.parameter(model).dtype == torch.float16 for target in targets) else ():
+        with suppress(_NonFiniteGradientError):
+            return scaled(scale)
+        bar.n = before
+    return scaled(1.0)
 
 
 @contextmanager
