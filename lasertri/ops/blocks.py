@@ -91,7 +91,10 @@ def equal_blocks(offsets: Sequence[int], *keys: Sequence[object]) -> Iterator[li
 
 
 def gather(matrix: Tensor, offsets: Sequence[int], members: Sequence[int]) -> Tensor:
-    """Stack equal blocks of `[…, m, n]` as `[…, len(members), b, n]`."""
+    """Stack equal blocks of `[…, m, n]` as `[…, len(members), b, n]`; a view where they are neighbours."""
+    first, last = members[0], members[-1]
+    if last - first == len(members) - 1:
+        return matrix[..., offsets[first] : offsets[last + 1], :].unflatten(-2, (len(members), -1))
     return torch.stack([matrix[..., offsets[j] : offsets[j + 1], :] for j in members], dim=-3)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lasertri.ops.blocks import Side
 from lasertri.ops.reference import gradient_floor
 
-PANEL_ELEMENTS = 1 << 23  # 64 MiB in FP64: large enough for full GEMM speed
+PANEL_ELEMENTS = 1 << 21  # 16 MiB in FP64: enough for full GEMM speed, little enough for malloc to hand out again
 
 
 def workspace_bytes(blocks: int, rows: int, columns: int) -> int:
@@ -31,8 +31,7 @@ def workspace_bytes(blocks: int, rows: int, columns: int) -> int:
 def block_svd(blocks: Tensor, side: Side, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
     short = _short_first(blocks, side)
-    basis = torch.linalg.eigh(_product(short, short, dtype)).eigenvectors
-    basis = basis.flip(-1)[..., : min(blocks.shape[-2:])]
+    basis = _eigenvectors(short, dtype)
     squares = torch.zeros_like(basis[..., 0, :])
     for columns in _panels(short):
         squares += (basis.mT @ short[..., columns].to(dtype)).square().sum(-1)
@@ -44,11 +43,24 @@ def score_blocks(
     blocks: Tensor, grads: Tensor, side: Side, factors: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Singular values and their gradients ∂L/∂σᵢ = qᵢᵀ (G Aᵀ) qᵢ / σᵢ, each `[B, r]`."""
-    basis, sigma = block_svd(blocks, side) if factors is None else factors
-    contracted = _product(_short_first(grads, side), _short_first(blocks, side), torch.float64)
-    grad = (basis * (contracted @ basis)).sum(dim=-2)
+    a, g = _short_first(blocks, side), _short_first(grads, side)
+    if factors is None:  # both projections at hand: one GEMM less than C = G Aᵀ and C Q
+        basis = _eigenvectors(a, torch.float64)
+        squares, products = torch.zeros_like(basis[..., 0, :]), torch.zeros_like(basis[..., 0, :])
+        for columns in _panels(a):
+            coordinates = basis.mT @ a[..., columns].double()
+            squares += coordinates.square().sum(-1)
+            products += (basis.mT @ g[..., columns].double()).mul_(coordinates).sum(-1)
+        sigma, order = squares.sqrt().sort(descending=True, stable=True)
+        products = products.gather(-1, order)
+    else:
+        basis, sigma = factors
+        contracted = basis.new_zeros(*a.shape[:-1], a.shape[-2])
+        for columns in _panels(a):
+            contracted.baddbmm_(g[..., columns].double(), a[..., columns].double().mT)
+        products = (basis * (contracted @ basis)).sum(dim=-2)
     resolved = sigma > gradient_floor(sigma, min(blocks.shape[-2:]))
-    return sigma, torch.where(resolved, grad / torch.where(resolved, sigma, 1), 0)
+    return sigma, torch.where(resolved, products / torch.where(resolved, sigma, 1), 0)
 
 
 def reduce_blocks(
@@ -61,6 +73,8 @@ def reduce_blocks(
     dtype = getattr(torch, precision)
     if basis is not None:
         return _project(blocks, side, ranks, basis.to(dtype))
+    if dtype == torch.float32 and not _worth_fp32(blocks, ranks):
+        dtype = torch.float64
     basis, sigma = block_svd(blocks, side, dtype=dtype)
     reduced = _project(blocks, side, ranks, basis)
     if dtype == torch.float32:
@@ -70,6 +84,22 @@ def reduce_blocks(
     return reduced
 
 
+def _worth_fp32(blocks: Tensor, ranks: Sequence[int]) -> bool:
+    """Whether even a Gaussian block of this shape, the flattest there is, would be resolved in FP32.
+
+    Its smallest singular value is (1 - √γ) / (1 + √γ) of its largest, γ = short side over long side (Marchenko and
+    Pastur, 1967): nearly square blocks cut near full rank would only come back for FP64.
+    """
+    short, long = sorted(blocks.shape[-2:])
+    root = (short / long) ** 0.5
+    deepest = max((k for k in ranks if k < short), default=0)
+    return deepest <= short // 2 or (1 - root) / (1 + root) >= _fp32_floor(short)
+
+
+def _fp32_floor(short: int) -> float:
+    return 10 * (short * torch.finfo(torch.float32).eps) ** 0.5
+
+
 def _resolved_in_fp32(sigma: Tensor, ranks: Sequence[int], short: int) -> Tensor:
     """Whether σ_{k+1} ≥ 10·√(b·eps32)·σ₁ at every rank that cuts, `[B]`.
 
@@ -77,8 +107,7 @@ def _resolved_in_fp32(sigma: Tensor, ranks: Sequence[int], short: int) -> Tensor
     it lost 7 to 39 % of the optimal residual.
     """
     cut = [k for k in ranks if 0 < k < sigma.shape[-1]]
-    floor = 10 * (short * torch.finfo(torch.float32).eps) ** 0.5 * sigma[..., :1]
-    return (sigma[..., cut] >= floor).all(-1)
+    return (sigma[..., cut] >= _fp32_floor(short) * sigma[..., :1]).all(-1)
 
 
 def _project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor) -> Tensor:
@@ -103,12 +132,20 @@ def _short_first(blocks: Tensor, side: Side) -> Tensor:
     return blocks if side == "left" else blocks.mT
 
 
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`left @ right.mT` accumulated in `dtype` over panels of the shared long side."""
-    product = torch.zeros(*left.shape[:-1], right.shape[-2], dtype=dtype, device=left.device)
-    for columns in _panels(left):
-        product.baddbmm_(left[..., columns].to(dtype), right[..., columns].to(dtype).mT)
-    return product
+def _eigenvectors(short: Tensor, dtype: torch.dtype) -> Tensor:
+    """Eigenvectors of A Aᵀ by descending eigenvalue, `[B, s, l]` -> `[B, s, min(s, l)]`.
+
+    `eigh` reads the lower triangle, so of the Gram matrix only that is made, in at most four bands of rows.
+    """
+    rows = short.shape[-2]
+    gram = torch.zeros(*short.shape[:-1], rows, dtype=dtype, device=short.device)
+    band = max(256, -(-rows // 4))
+    for columns in _panels(short):
+        panel = short[..., columns].to(dtype)
+        for start in range(0, rows, band):
+            stop = min(start + band, rows)
+            gram[..., start:stop, :stop].baddbmm_(panel[..., start:stop, :], panel[..., :stop, :].mT)
+    return torch.linalg.eigh(gram).eigenvectors.flip(-1)[..., : min(short.shape[-2:])]
 
 
 def _panels(short_first: Tensor) -> Iterator[slice]:
