@@ -90,11 +90,16 @@ def equal_blocks(offsets: Sequence[int], *keys: Sequence[object]) -> Iterator[li
     yield from groups.values()
 
 
+def neighbours(members: Sequence[int]) -> slice | Sequence[int]:
+    """The blocks as a slice where each follows the one before, so that indexing makes a view."""
+    first, last = members[0], members[-1]
+    return slice(first, last + 1) if last - first == len(members) - 1 else members
+
+
 def gather(matrix: Tensor, offsets: Sequence[int], members: Sequence[int]) -> Tensor:
     """Stack equal blocks of `[…, m, n]` as `[…, len(members), b, n]`; a view where they are neighbours."""
-    first, last = members[0], members[-1]
-    if last - first == len(members) - 1:
-        return matrix[..., offsets[first] : offsets[last + 1], :].unflatten(-2, (len(members), -1))
+    if isinstance(neighbours(members), slice):
+        return matrix[..., offsets[members[0]] : offsets[members[-1] + 1], :].unflatten(-2, (len(members), -1))
     return torch.stack([matrix[..., offsets[j] : offsets[j + 1], :] for j in members], dim=-3)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import BACKENDS
-from lasertri.ops.blocks import equal_blocks, gather, heights, lengths, side_of
+from lasertri.ops.blocks import equal_blocks, gather, heights, lengths, neighbours, side_of
 
 
 @torch.library.custom_op("lasertri::block_svd", mutates_args=())
@@ -45,14 +45,14 @@ def score_blocks(
 ) -> tuple[Tensor, Tensor]:
     """`[…, m, n]` twice -> σ and ∂L/∂σ, each `[…, K, r]`, FP64; the factors are used where given."""
     out_sigma, out_grad = _empty_scores(weight, offsets), _empty_scores(weight, offsets)
-    columns = weight.shape[-1]
-    side, length = side_of(offsets, columns), lengths(offsets, columns)
+    side = side_of(offsets, weight.shape[-1])
     matrix, gradient = _rows(weight, order, "weight"), _rows(grad, order, "grad")
     for members in equal_blocks(offsets):
         factors = None
         if basis is not None and sigma is not None:
-            r, short = length[members[0]], heights(offsets)[members[0]] if side == "left" else columns
-            factors = _flat(basis[..., members, :short, :r]), _flat(sigma[..., members, None, :r])[..., 0, :]
+            q = _basis_of(basis, offsets, members, weight.shape[-1])
+            known = sigma[..., neighbours(members), : q.shape[-1]]
+            factors = q, known.reshape(-1, q.shape[-1])
         s, g = BACKENDS[backend].module.score_blocks(
             _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
         )
@@ -86,19 +86,16 @@ def reduce_blocks(
 ) -> Tensor:
     """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
     stack = _empty_stack(weight, ranks, offsets)
-    columns = weight.shape[-1]
+    columns, blocks = weight.shape[-1], len(offsets) - 1
     side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
-    blocks = len(offsets) - 1
     per_block = [tuple(ranks[j::blocks]) for j in range(blocks)]
     for members in equal_blocks(offsets, per_block):
-        height, wanted = heights(offsets)[members[0]], per_block[members[0]]
-        q = None
-        if basis is not None:
-            q = _flat(basis[..., members, : height if side == "left" else columns, : min(height, columns)])
+        wanted = per_block[members[0]]
+        q = None if basis is None else _basis_of(basis, offsets, members, columns)
         reduced = BACKENDS[backend].module.reduce_blocks(
             _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
         )
-        reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), height, columns)
+        reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), *reduced.shape[-2:])
         for i, j in enumerate(members):
             block = slice(offsets[j], offsets[j + 1])
             stack[..., block if order is None else order[block], :] = reduced[..., i, :, :]
@@ -140,6 +137,13 @@ def _rows(matrix: Tensor, order: Tensor | None, name: str) -> Tensor:
     if matrix.numel() and not torch.isfinite(torch.stack(torch.aminmax(matrix))).all():
         raise LasertriError(f"expected finite values, came NaN or Inf in `{name}`; check how it was made or loaded")
     return matrix if order is None else matrix[..., order, :]
+
+
+def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:
+    """The bases of equal blocks without padding, `[B, s, r]`."""
+    height = heights(offsets)[members[0]]
+    short = height if side_of(offsets, columns) == "left" else columns
+    return _flat(basis[..., neighbours(members), :short, : min(height, columns)])
 
 
 def _flat(blocks: Tensor) -> Tensor:
