@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,9 +43,9 @@ class Partition:
     @classmethod
     def consecutive(cls, rows: int, blocks: int) -> Partition:
         """K consecutive blocks; where K does not divide the rows, the first blocks get one row more."""
-        if not 1 <= blocks <= rows:
+        if not isinstance(blocks, Integral) or not 1 <= blocks <= rows:
             raise LasertriError(
-                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, came {blocks}; choose a smaller K"
+                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, came {blocks!r}; choose a smaller K"
             )
         height, longer = divmod(rows, blocks)
         return cls(tuple(j * height + min(j, longer) for j in range(blocks + 1)))
@@ -147,6 +148,10 @@ class BlockScores(_SigmaAndGrad):
         scores.lengths = tuple(lengths) if lengths is not None else (sigma.shape[-1],) * sigma.shape[-2]
         return scores
 
+    def _replace(self, **changes: Tensor) -> BlockScores:
+        """The named tuple's `_replace`, which would lose `lengths`."""
+        return BlockScores(**{**self._asdict(), **changes}, lengths=self.lengths)
+
     def tail(
         self,
         ranks: int | Sequence[int] | None = None,
@@ -190,18 +195,17 @@ def block_ranks(
     """
     if (ranks is None) == (ratios is None):
         raise LasertriError("expected either `ranks` or `ratios`, came " + ("both" if ranks is not None else "neither"))
-    if ranks is not None:
-        asked = [ranks] if isinstance(ranks, int) else list(ranks)
-        for rank in asked:
-            if not isinstance(rank, int) or not 0 <= rank <= max(lengths):
-                raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, came {rank!r}")
-        per_block = [[min(rank, length) for length in lengths] for rank in asked]
-    if ratios is not None:
-        wanted = [ratios] if isinstance(ratios, (int, float)) else list(ratios)
-        for ratio in wanted:
-            if not 0 <= ratio <= 1:
-                raise LasertriError(f"expected retained ratios from 0 to 1, came {ratio!r}")
-        per_block = [[retained_rank(length, ratio) for length in lengths] for ratio in wanted]
-    if not per_block:
+    asked: Any = ranks if ranks is not None else ratios
+    several = list(asked) if isinstance(asked, Iterable) else [asked]
+    if not several:
         raise LasertriError("expected at least one rank or ratio, came an empty sequence")
-    return per_block, isinstance(ranks, int) or isinstance(ratios, (int, float))
+    for value in several:
+        if ranks is not None and not (isinstance(value, Integral) and 0 <= int(value) <= max(lengths)):
+            raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, came {value!r}")
+        if ratios is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
+            raise LasertriError(f"expected retained ratios from 0 to 1, came {value!r}")
+    if ranks is not None:
+        per_block = [[min(int(rank), length) for length in lengths] for rank in several]
+    else:
+        per_block = [[retained_rank(length, float(ratio)) for length in lengths] for ratio in several]
+    return per_block, not isinstance(asked, Iterable)

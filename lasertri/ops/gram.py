@@ -73,7 +73,7 @@ def reduce_blocks(
     dtype = getattr(torch, precision)
     if basis is not None:
         return _project(blocks, side, ranks, basis.to(dtype))
-    if dtype == torch.float32 and not _worth_fp32(blocks, ranks):
+    if dtype == torch.float32 and not (_worth_fp32(blocks, ranks) and _squares_fit_fp32(blocks)):
         dtype = torch.float64
     basis, sigma = block_svd(blocks, side, dtype=dtype)
     reduced = _project(blocks, side, ranks, basis)
@@ -94,6 +94,12 @@ def _worth_fp32(blocks: Tensor, ranks: Sequence[int]) -> bool:
     root = (short / long) ** 0.5
     deepest = max((k for k in ranks if k < short), default=0)
     return deepest <= short // 2 or (1 - root) / (1 + root) >= _fp32_floor(short)
+
+
+def _squares_fit_fp32(blocks: Tensor) -> bool:
+    """Whether no block's Gram matrix would overflow, or lose digits to underflow, in FP32."""
+    largest = blocks.abs().flatten(1).amax(-1)
+    return bool(((largest == 0) | ((largest > 1e-12) & (largest < 1e12))).all())
 
 
 def _fp32_floor(short: int) -> float:

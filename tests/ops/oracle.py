@@ -1,0 +1,43 @@
+"""What is right, written a second time: one plain FP64 SVD per block in a loop, sharing nothing with the package."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def row_lists(rows: int, blocks: int) -> list[list[int]]:
+    """Rows of K consecutive blocks, the first ones a row longer where K does not divide."""
+    return [part.tolist() for part in torch.arange(rows).tensor_split(blocks)]
+
+
+def scores(weight: Tensor, grad: Tensor, blocks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """σ and uᵢᵀ G vᵢ of every block of one matrix, `[K, r]`, zeros beyond a block's own length."""
+    columns = weight.shape[-1]
+    longest = max(min(len(block), columns) for block in blocks)
+    sigma = torch.zeros(len(blocks), longest, dtype=torch.float64)
+    slope = torch.zeros_like(sigma)
+    for j, block in enumerate(blocks):
+        u, s, vh = torch.linalg.svd(weight[list(block)].double(), full_matrices=False)
+        for i in range(len(s)):
+            sigma[j, i] = s[i]
+            slope[j, i] = u[:, i] @ grad[list(block)].double() @ vh[i]
+    return sigma, slope
+
+
+def reduction(weight: Tensor, ranks: Sequence[int], blocks: Sequence[Sequence[int]]) -> Tensor:
+    """One matrix with every block truncated to its own rank, FP64."""
+    out = torch.full(weight.shape, torch.nan, dtype=torch.float64)
+    for block, rank in zip(blocks, ranks, strict=True):
+        u, s, vh = torch.linalg.svd(weight[list(block)].double(), full_matrices=False)
+        out[list(block)] = u[:, :rank] @ torch.diag(s[:rank]) @ vh[:rank]
+    return out
+
+
+def residuals(weight: Tensor, ranks: Sequence[int], blocks: Sequence[Sequence[int]]) -> float:
+    """Smallest Frobenius residual that truncation to these ranks allows (Eckart–Young)."""
+    tails = [
+        torch.linalg.svdvals(weight[list(block)].double())[rank:].square().sum()
+        for block, rank in zip(blocks, ranks, strict=True)
+    ]
+    return float(torch.stack(tails).sum().sqrt())

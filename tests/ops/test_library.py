@@ -1,0 +1,104 @@
+"""The ops as PyTorch sees them: schemas, fakes, compiled code, and what an import does not do."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from matrices import gapped, gaussian
+
+from lasertri import LasertriError, Partition, block_svd, reduce_blocks, score_blocks
+from lasertri.ops import library
+
+OFFSETS = [0, 3, 7, 10]
+ORDER = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+SHAPES = {"wide": (10, 13), "tall blocks": (10, 3), "stack": (2, 10, 6)}
+
+
+@pytest.fixture(params=SHAPES)
+def matrix(request):
+    return gapped(*SHAPES[request.param], dtype=torch.float32)
+
+
+@pytest.fixture(params=[None, ORDER], ids=["rows as they stand", "rows in an order"])
+def order(request):
+    return request.param
+
+
+def test_opcheck_block_svd(matrix, order, backend):
+    torch.library.opcheck(library.block_svd, (matrix, OFFSETS, order, backend))
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["factored here", "factors given"])
+def test_opcheck_score_blocks(matrix, order, reuse, backend):
+    basis, sigma = library.block_svd(matrix, OFFSETS, order, backend) if reuse else (None, None)
+    arguments = (matrix, gaussian(*matrix.shape, dtype=torch.bfloat16), basis, sigma, OFFSETS, order, backend)
+    torch.library.opcheck(library.score_blocks, arguments)
+
+
+@pytest.mark.parametrize("reuse", [False, True], ids=["factored here", "factors given"])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_reduce_blocks(matrix, order, reuse, precision, backend):
+    basis = library.block_svd(matrix, OFFSETS, order, backend)[0] if reuse else None
+    ranks = [1, 2, 1, 3, 3, 3]
+    torch.library.opcheck(library.reduce_blocks, (matrix, basis, ranks, OFFSETS, order, backend, precision))
+
+
+def everything(weight, grad, blocks):
+    factors = block_svd(weight, blocks=blocks)
+    scores = score_blocks(weight, grad, factors=factors)
+    reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
+    alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
+    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("blocks", [1, 3, Partition((0, 3, 10)), Partition((0, 4, 10), ORDER)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_compiled_whole_gives_the_eager_result(blocks, shape):
+    weight, grad = gapped(*shape, dtype=torch.float32), gaussian(*shape, dtype=torch.float32)
+    results = compiled(everything)(weight, grad, blocks)
+    for got, expected in zip(results, everything(weight, grad, blocks), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_compiled_code_takes_a_parameter_and_returns_no_grad():
+    weight = torch.nn.Parameter(gapped(10, 13, dtype=torch.float32))
+    results = compiled(everything)(weight, torch.ones(10, 13), 2)
+    assert not any(result.requires_grad for result in results[:4])
+
+
+@pytest.mark.parametrize("name", ["weight", "grad"])
+def test_a_value_that_is_not_finite_is_an_error_inside_compiled_code_too(name):
+    function = compiled(lambda weight, grad: score_blocks(weight, grad, blocks=2).grad)
+    tensors = {"weight": gapped(10, 13), "grad": gaussian(10, 13)}
+    assert function(**tensors).isfinite().all()
+    tensors[name][0, 0] = torch.nan
+    with pytest.raises(LasertriError, match=f"NaN or Inf in `{name}`"):
+        function(**tensors)
+
+
+def test_results_are_the_same_bits_when_computed_again(matrix, backend):
+    grad = gaussian(*matrix.shape)
+    for call in (
+        lambda: block_svd(matrix, blocks=2, backend=backend).basis,
+        lambda: score_blocks(matrix, grad, blocks=2, backend=backend).grad,
+        lambda: reduce_blocks(matrix, ranks=[1, 2], blocks=2, backend=backend),
+    ):
+        assert torch.equal(call(), call())
+
+
+def test_importing_is_silent_and_touches_neither_cuda_nor_transformers():
+    program = """
+import sys, torch, lasertri
+assert callable(lasertri.score_blocks)
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+heavy = {"transformers", "datasets", "triton", "matplotlib"} & set(sys.modules)
+assert not heavy, f"imported {heavy}"
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
