@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lasertri.adaptation import Adaptation
     from lasertri.edit import Edit
     from lasertri.method import adapt
+    from lasertri.models import load_model, load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "adapt",
     "as_samples",
     "block_svd",
+    "load_model",
+    "load_tokenizer",
     "reduce_blocks",
     "score_blocks",
 ]
@@ -37,6 +40,8 @@ _LAZY = {  # these import transformers, which importing the ops should not
     "adapt": "lasertri.method",
     "Adaptation": "lasertri.adaptation",
     "Edit": "lasertri.edit",
+    "load_model": "lasertri.models",
+    "load_tokenizer": "lasertri.models",
     "Fields": "lasertri.tasks.files",
     "as_samples": "lasertri.tasks.files",
 }

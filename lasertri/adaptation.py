@@ -15,7 +15,6 @@ from lasertri.artefacts import whole_directory
 from lasertri.comparison import Comparison
 from lasertri.decide import Decision
 from lasertri.edit import Edit
-from lasertri.environment import environment
 from lasertri.report import render, report_obstacle
 from lasertri.settings import Settings
 from lasertri.summary import summarize
@@ -40,6 +39,7 @@ class Adaptation:
         ranking: score of every target, highest first, in nats of predicted decrease ("taylor").
         trials: every measured candidate.
         requested: number of candidates asked for; some are the same edit.
+        environment: versions and devices it was measured with.
         seconds: by phase.
     """
 
@@ -53,6 +53,7 @@ class Adaptation:
     trials: Sequence[Trial] = field(repr=False)
     requested: int
     settings: Settings
+    environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,13 +82,14 @@ class Adaptation:
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
             "settings": self.settings.to_dict(),
-            "environment": environment(),
+            "environment": self.environment,
         }
 
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
 
-        Without an accepted edit only what was measured is written. The folder appears when it is complete.
+        It does not matter whether the edit is applied by now. Without one only what was measured is written. The folder
+        appears when it is complete.
 
         Raises:
             LasertriError: the folder has something in it, or cannot be written.
@@ -98,7 +100,8 @@ class Adaptation:
                     self.model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
                 self.edit.save(folder)
-            (folder / SUMMARY_NAME).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+            (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
             if report_obstacle() is None:
                 self.report(folder / REPORT_NAME)
             else:

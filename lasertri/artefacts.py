@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lasertri.errors import LasertriError
 
 
@@ -23,13 +25,13 @@ def check_writable(directory: Path, *, needed: int = 0, overwrite: bool = False)
     """
     if directory.exists() and not overwrite and (not directory.is_dir() or any(directory.iterdir())):
         raise LasertriError(f"{directory}: expected a new or empty folder to write to; choose another or --overwrite")
+    ancestor = next(path for path in directory.absolute().parents if path.exists())
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent):
+        with tempfile.TemporaryDirectory(dir=ancestor):
             pass
     except OSError as error:
         raise LasertriError(f"{directory}: expected a folder that can be written: {error.strerror}") from error
-    free = shutil.disk_usage(directory.parent).free
+    free = shutil.disk_usage(ancestor).free
     if free < needed:
         raise LasertriError(
             f"{directory}: expected {needed / 2**20:,.0f} MiB of free disk for the checkpoint, "
@@ -41,10 +43,12 @@ def check_writable(directory: Path, *, needed: int = 0, overwrite: bool = False)
 def whole_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A sibling temporary to write into; it takes the directory's name when all went well."""
     check_writable(directory, overwrite=overwrite)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
+        for path in (temporary, *temporary.rglob("*")):  # mkdtemp and safetensors write for the owner alone
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         if directory.exists():
             replaced = temporary.with_name(temporary.name + ".old")
             os.replace(directory, replaced)
@@ -52,6 +56,8 @@ def whole_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
             shutil.rmtree(replaced) if replaced.is_dir() else replaced.unlink()
         else:
             os.replace(temporary, directory)
+    except (OSError, SafetensorError) as error:
+        raise LasertriError(f"{directory}: writing failed and left nothing behind: {error}") from error
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
 import typer
 
@@ -53,14 +53,15 @@ Label = Annotated[str, typer.Option(help="Field with the right choice: its index
 Completion = Annotated[str, typer.Option(help="Template of the text that should follow, for rows without choices.")]
 Group = Annotated[str, typer.Option(help="Field that keeps related rows on one side of the split.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.")]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own.")]
 Device = Annotated[str | None, typer.Option(help="Where to run; CUDA if torch has it.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder for checkpoint, edit and report.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Divide a choice's log-probability by its characters.")]
 Delimiter = Annotated[str, typer.Option(help="Between prompt and answer, where neither has white space.")]
-BatchSize = Annotated[int, typer.Option(help="Rows run through the model at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows run through the model at once.")]
 
 
 def reported(command: Callable[P, None]) -> Callable[P, None]:
@@ -72,6 +73,11 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except LasertriError as error:
             typer.echo(f"lasertri: {error}", err=True)
+            raise typer.Exit(1) from error
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            typer.echo("lasertri: the device is out of memory; choose a smaller --batch-size", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("lasertri: interrupted; nothing was changed", err=True)
@@ -105,14 +111,16 @@ def adapt(
     blocks: Annotated[str, typer.Option(help="Numbers of row blocks K.")] = ",".join(map(str, BLOCK_COUNTS)),
     calibration: Annotated[int, typer.Option(help="Samples for gradients and trials.")] = 100,
     held_out_limit: Annotated[int, typer.Option(help="Most samples held out.")] = 2000,
-    score: Annotated[str, typer.Option(help="taylor or paper.")] = "taylor",
-    accept: Annotated[str, typer.Option(help="test: only if more than luck; best: the papers' rule.")] = "test",
+    score: Annotated[Literal["taylor", "paper"], typer.Option(help="What ranks the targets.")] = "taylor",
+    accept: Annotated[
+        Literal["test", "best"], typer.Option(help="test: only if more than luck; best: the papers' rule.")
+    ] = "test",
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
     seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
     batch_size: BatchSize = 16,
-    backend: Annotated[str, typer.Option(help="Of the ops: auto, gram or reference.")] = "auto",
-    memory_budget: Annotated[float, typer.Option(help="GiB for FP64 workspace and kept factors.")] = 4.0,
+    backend: Annotated[Literal["auto", "gram", "reference"], typer.Option(help="Of the ops.")] = "auto",
+    memory_budget: Annotated[float, typer.Option(min=0, max=1e6, help="GiB for FP64 workspace and factors.")] = 4.0,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -162,7 +170,7 @@ def apply(
     model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
     revision: Revision = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; must be the edit's.")] = "auto",
+    dtype: Annotated[DtypeName, typer.Option(help="Must be the edit's.")] = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -296,7 +304,10 @@ def _fields(prompt: str, choices: str, label: str, completion: str, group: str) 
     from lasertri.tasks.files import Fields
 
     # a shell passes the two characters \\n on; in a template they mean a line break
-    return Fields(prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group)
+    try:
+        return Fields(prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group)
+    except LasertriError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Number, ...]:
@@ -307,4 +318,4 @@ def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Num
 
 
 def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(result) if as_json else text)
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else text)

@@ -39,7 +39,7 @@ def decide(
     The winner has the highest accuracy, then the lower log loss, the larger ρ, the smaller K, the earlier layer.
 
     Args:
-        trials: all that were measured, in layer order within a target's grid.
+        trials: all that were measured.
         groups: the calibration samples' groups.
         accept: "test" asks that the winner neither lowers balanced accuracy nor collapses, and that the joint test
             gives p ≤ 0.05; "best" only that it beats the baseline.

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lasertri import ops
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors
 from lasertri.strategies import Candidate
@@ -23,6 +24,7 @@ from lasertri.version import __version__
 
 CONFIG_NAME = "lasertri_config.json"
 FACTORS_NAME = "lasertri_edit.safetensors"
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ops.DTYPES}
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ class Edit:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Apply within, then restore the base weight bit for bit."""
+        """Apply within, then restore the base weight bit for bit; a model that has the edit keeps it."""
+        stored = self.candidate.target.parameter(model)
+        if stored.dtype == self.weight_dtype and torch.equal(self.candidate.target.view(stored).cpu(), self.weight):
+            yield
+            return
         self._base_weight(model)
         with replaced(self.candidate.target, model, self.weight):
             yield
@@ -111,8 +117,8 @@ class Edit:
             "ranks": self.candidate.ranks,
             "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
             "weight_sha256": self.weight_sha256,
-            "factors_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
+        config["sha256"] = _checksum(config, path)
         (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -127,16 +133,16 @@ class Edit:
         try:
             target = Target(**(config["target"] | {"shape": tuple(config["target"]["shape"])}))
             candidate = Candidate(target, config["blocks"], config["ratio"])
-            dtype, expected = getattr(torch, config["weight_dtype"]), config["factors_sha256"]
+            dtype, expected = DTYPES[config["weight_dtype"]], config.pop("sha256")
             checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError) as error:
             raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
         try:
             tensors = safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as error:
             raise LasertriError(f"{path}: expected the factors of an edit, but they cannot be read: {error}") from error
-        if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-            raise LasertriError(f"{path}: the factors were changed after they were written; adapt again or copy again")
+        if _checksum(config, path) != expected:
+            raise LasertriError(f"{directory}: the edit was changed after it was written; adapt again or copy it again")
         blocks = range(candidate.blocks)
         return cls(
             candidate,
@@ -188,6 +194,10 @@ def weight_sha256(stored: Tensor) -> str:
 
 def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:
     target.view(stored).copy_(weight)
+
+
+def _checksum(config: dict[str, Any], factors: Path) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + factors.read_bytes()).hexdigest()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +65,14 @@ class EncodedSamples:
         batch_size: int = 16,
     ) -> None:
         self.samples, context = list(samples), context_length(model)
+        closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+
+        def tokens(text: str) -> list[int]:
+            ids = list(tokenizer(text)["input_ids"])
+            return ids[:-1] if closed else ids  # an answer does not end where the tokenizer closes a text
+
         self.answers = [
-            [_encode(tokenizer, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
+            [_encode(tokens, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
         ]
         everything = [answer for answers in self.answers for answer in answers]
         right = [answers[s.gold] for s, answers in zip(self.samples, self.answers, strict=True)]
@@ -83,13 +89,15 @@ class EncodedSamples:
 
 
 def _encode(
-    tokenizer: PreTrainedTokenizerBase, sample: Sample, text: str, delimiter: str, context: int | None
+    tokenize: Callable[[str], list[int]], sample: Sample, text: str, delimiter: str, context: int | None
 ) -> Answer:
+    """The answer begins with the first token that it changes, even where it merges with the prompt's last."""
     prompt = sample.prompt.rstrip()
     gap = sample.prompt[len(prompt) :] or ("" if text[:1].isspace() else delimiter)
-    before, whole = _tokens(tokenizer, prompt), _tokens(tokenizer, prompt + gap + text)
-    tokens = whole[len(before) :]
-    if not before or not tokens:
+    before, whole = tokenize(prompt), tokenize(prompt + gap + text)
+    start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+    tokens = whole[start:]
+    if not start or not tokens:
         raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
     if context is not None and len(whole) - 1 > context:
         raise LasertriError(
@@ -97,13 +105,6 @@ def _encode(
             "shorten the prompt or leave the row out"
         )
     return Answer(tuple(whole[:-1]), tuple(tokens))
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids = list(tokenizer(text)["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers close every text; an answer does not end there
-        ids.pop()
-    return ids
 
 
 def _batches(answers: Sequence[Answer], size: int, device: torch.device) -> list[Batch]:

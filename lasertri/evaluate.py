@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -39,25 +40,34 @@ class Measurement:
 
     def to_dict(self) -> dict[str, object]:
         """The figures, without the sample-by-sample record."""
-        return {name: value for name, value in vars(self).items() if name != "correct"}
+        figures = {name: value for name, value in vars(self).items() if name != "correct"}
+        return figures | {"log_loss": self.log_loss if math.isfinite(self.log_loss) else None}  # JSON has no infinity
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, samples: EncodedSamples, *, normalize: bool = False, progress: str | None = None
+    model: nn.Module,
+    samples: EncodedSamples,
+    *,
+    normalize: bool = False,
+    may_fail: bool = False,
+    progress: str | None = None,
 ) -> Measurement:
     """Measure a model as it is.
 
     Args:
         normalize: divide a choice's log-probability by its number of characters before choosing.
+        may_fail: count a sample with NaN for probabilities as answered wrongly, at infinite loss, instead of raising.
         progress: name of a progress bar, if one is wanted.
 
     Raises:
         LasertriError: the model gave NaN instead of probabilities.
     """
     log_probs, matches, strings = _read(model, samples, progress)
-    if np.isnan(log_probs).any():
+    failed = np.isnan(log_probs)
+    if failed.any() and not may_fail:
         raise LasertriError("expected log-probabilities, came NaN; check the model's weights and dtype")
+    log_probs[failed] = -np.inf
     predictions: list[object] = []
     correct, gold_log_probs, start = [], [], 0
     for sample in samples.samples:
@@ -66,10 +76,10 @@ def evaluate(
             lengths = [len(choice) if normalize else 1 for choice in sample.choices]
             chosen = int(np.argmax(log_probs[mine] / lengths))
             predictions.append(sample.choices[chosen])
-            correct.append(chosen == sample.gold)
+            correct.append(chosen == sample.gold and not failed[mine].any())
         else:
             predictions.append(strings[start])
-            correct.append(bool(matches[start]))
+            correct.append(bool(matches[start] and not failed[start]))
         gold_log_probs.append(log_probs[start + sample.gold])
         start = mine.stop
     return _measurement(samples, predictions, np.array(correct), float(-np.mean(gold_log_probs)))
@@ -96,7 +106,7 @@ def _measurement(
     samples: EncodedSamples, predictions: list[object], correct: np.ndarray, log_loss: float
 ) -> Measurement:
     gold = [sample.answers[sample.gold] for sample in samples.samples]
-    shared = len({sample.choices for sample in samples.samples}) == 1 and bool(samples.samples[0].choices)
+    shared = len({frozenset(sample.choices) for sample in samples.samples}) == 1 and bool(samples.samples[0].choices)
     balanced = None
     if shared:
         recalls = [correct[[g == label for g in gold]].mean() for label in sorted(set(gold))]

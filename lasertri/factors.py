@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 
 from torch import nn
@@ -11,6 +12,8 @@ from lasertri.ops import BlockFactors, Partition, block_svd
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.gram import workspace_bytes
 from lasertri.targets import Target
+
+logger = logging.getLogger(__name__)
 
 
 class FactorStore:
@@ -34,19 +37,27 @@ class FactorStore:
         budget: int,
         backend: str = "auto",
     ) -> None:
-        self.model, self.backend, self.budget, self.workspace = model, backend, budget, 0
+        self.model, self.backend, self.workspace, wanted = model, backend, 0, 0
         for target in targets:
             choose_backend(backend, target.parameter(model).device)
             for blocks in block_counts:
-                rows, columns = target.shape
-                needed = workspace_bytes(blocks, Partition.consecutive(rows, blocks).heights[0], columns)
+                columns, height = target.shape[1], Partition.consecutive(target.shape[0], blocks).heights[0]
+                wanted += 8 * blocks * min(height, columns) ** 2
+                needed = workspace_bytes(blocks, height, columns)
                 if needed > budget:
                     raise LasertriError(
-                        f"expected a memory budget of at least {needed / 2**20:,.0f} MiB for {target} at K = {blocks}, "
-                        f"came {budget / 2**20:,.0f} MiB"
+                        f"expected a memory budget of at least {needed / 2**30:.3g} GiB for {target} at K = {blocks}, "
+                        f"came {budget / 2**30:.3g} GiB"
                     )
                 self.workspace = max(self.workspace, needed)
         self.free = budget - self.workspace
+        if wanted > self.free:
+            logger.warning(
+                "The factors of all targets take %.1f GiB and the memory budget keeps %.1f of them; the others are "
+                "computed again for every micro-batch. A larger --memory-budget saves that time.",
+                wanted / 2**30,
+                self.free / 2**30,
+            )
         self._kept: dict[tuple[Target, int], BlockFactors] = {}
 
     def of(self, target: Target, blocks: int) -> BlockFactors:

@@ -13,6 +13,7 @@ from lasertri.comparison import Comparison
 from lasertri.decide import decide
 from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
+from lasertri.environment import environment
 from lasertri.evaluate import evaluate
 from lasertri.factors import FactorStore
 from lasertri.models import load_model, load_tokenizer
@@ -45,7 +46,7 @@ def adapt(
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file.
         held_out: other samples to report on; by default part of `samples` is held out.
         tokenizer: the model's own by default.
-        settings: fields of `Settings`.
+        settings: fields of `Settings`, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
@@ -61,7 +62,7 @@ def adapt(
     if isinstance(model, str | Path):
         model = load_model(model)
     if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path)
+        tokenizer = load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
     encode = functools.partial(
         EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
     )
@@ -70,7 +71,7 @@ def adapt(
     factors = FactorStore(model, targets, chosen.blocks, budget=chosen.memory_budget, backend=chosen.backend)
 
     with preserved(model):
-        preflight(model, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
+        preflight(model, tokenizer, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
         with clock("score"):
             scores = score_targets(
                 model, targets, calibration, block_counts=chosen.blocks, factors=factors, progress=chosen.progress
@@ -104,5 +105,6 @@ def adapt(
         trials=trials,
         requested=len(requested),
         settings=chosen,
+        environment=environment(),
         seconds=clock.seconds,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -39,8 +40,8 @@ def load_model(
         place = torch.device(chosen)
     except RuntimeError as error:
         raise LasertriError(f"expected a device such as cpu or cuda:0, came {chosen!r}") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise LasertriError(f"expected a device torch can use, came {chosen!r}, but torch sees no CUDA device")
+    if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
+        raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, came {chosen!r}")
     source = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(name, **source)
@@ -51,13 +52,20 @@ def load_model(
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, **source)
-    except (SafetensorError, OSError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **source
+        )
+    except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
         raise LasertriError(
-            f"{name}: the checkpoint is damaged or incomplete ({_first_line(error)}); download it again"
+            f"{name}: the checkpoint cannot be read ({_first_line(error)}); download it again"
         ) from error
-    model.to(place)  # type: ignore[arg-type]  # its decorator hides the signature
-    return model.eval()
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise LasertriError(
+            f"{name}: expected every weight of the model, {len(report['missing_keys'])} are missing, "
+            f"{min(report['missing_keys'])} among them; download the checkpoint again"
+        )
+    return model.to(place).eval()
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:

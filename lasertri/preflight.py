@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.comparison import Comparison
 from lasertri.edit import Edit
@@ -20,20 +20,28 @@ from lasertri.trial import measure
 
 
 def preflight(
-    model: nn.Module, targets: Sequence[Target], sample: EncodedSamples, factors: FactorStore, blocks: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    targets: Sequence[Target],
+    sample: EncodedSamples,
+    factors: FactorStore,
+    blocks: int,
 ) -> None:
     """Score, reduce, measure, save, load and apply for the smallest target.
 
     Raises:
-        LasertriError: whatever any of these raises, or a target's weight is not finite.
+        LasertriError: whatever any of these raises, or a weight is not finite.
     """
-    for target in targets:
-        if not torch.isfinite(target.parameter(model)).all():
-            raise LasertriError(f"expected finite weights, came NaN or Inf in {target.name}; check the checkpoint")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise LasertriError(f"expected finite weights, came NaN or Inf in {name}; check the checkpoint")
     target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
     score_targets(model, [target], sample, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)
     measure(model, [candidate], sample, factors)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
+        for part in (model.config, model.generation_config, tokenizer):  # the checkpoint but for its weights
+            if part is not None:
+                part.save_pretrained(directory)
         Edit.build(candidate, model, factors.of(target, blocks)).save(directory)
         Comparison.measure(model, Edit.load(directory), sample)

@@ -17,7 +17,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(sorted(i for i in devices if i is not None)):
@@ -33,5 +38,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
         with torch.no_grad():
-            for buffer, original in buffers:
+            for module, name, buffer, original in buffers:
+                module._buffers[name] = buffer  # a forward pass may register another (dynamic rotary embeddings)
                 buffer.copy_(original)

@@ -73,8 +73,8 @@ def _batch_scores(
         def contract(target: Target, gradient: Tensor) -> None:
             if not torch.isfinite(gradient).all():
                 raise _NonFiniteGradientError(
-                    f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it with "
-                    "--dtype float32"
+                    f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it "
+                    "in float32"
                 )
             weight = target.view(target.parameter(model))
             for blocks in block_counts:
@@ -116,6 +116,11 @@ def _gradients_streamed(
     with ExitStack() as stack:
         for target in targets:
             parameter = target.parameter(model)
+            if parameter._post_accumulate_grad_hooks:
+                raise LasertriError(
+                    f"expected {target.name} without post-accumulate-grad hooks, which would run while it is scored; "
+                    "remove them (an optimizer in the backward pass?) and register them again afterwards"
+                )
             parameter.requires_grad_(True)
             stack.callback(parameter.requires_grad_, False)
             handle = parameter.register_post_accumulate_grad_hook(functools.partial(take, target))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lasertri.errors import LasertriError
+from lasertri.ops.backends import BACKENDS
 from lasertri.ops.blocks import TAIL_SCORES
+from lasertri.tasks.split import FEWEST
 
 RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005, 0.0)
 BLOCK_COUNTS = (1, 2, 4, 8)
@@ -52,14 +55,23 @@ class Settings:
     progress: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("ratios", "blocks"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
         for name in ("count", "calibration", "held_out_limit", "batch_size", "memory_budget"):
             if getattr(self, name) < 1:
                 raise LasertriError(f"expected {name} of at least 1, came {getattr(self, name)}")
+        if self.calibration < FEWEST:
+            raise LasertriError(f"expected at least {FEWEST} calibration samples, came {self.calibration}")
         if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise LasertriError(f"expected retained ratios from 0 to 1, came {list(self.ratios)}")
         if not self.blocks or not all(blocks >= 1 for blocks in self.blocks):
             raise LasertriError(f"expected numbers of blocks of at least 1, came {list(self.blocks)}")
-        for name, known in (("score", tuple(TAIL_SCORES)), ("accept", ("test", "best"))):
+        for name, known in (
+            ("score", tuple(TAIL_SCORES)),
+            ("accept", ("test", "best")),
+            ("backend", ("auto", *BACKENDS)),
+        ):
             if getattr(self, name) not in known:
                 raise LasertriError(f"expected {name} among {list(known)}, came {getattr(self, name)!r}")
 

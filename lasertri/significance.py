@@ -9,6 +9,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.05
+FEWEST_GROUPS = 30  # with no effect, a bootstrap over 15 groups gave a verdict in 15 % of runs, over 30 in 6 %
 
 
 def max_t_p_value(
@@ -17,8 +18,9 @@ def max_t_p_value(
     """Sign-flip max-T test of one candidate among all that were tried (Westfall and Young, 1993).
 
     If no candidate has an effect, a sample is as likely to be won as lost, so the signs of a group's differences
-    may be flipped together. The p-value is the share of flips in which the best of *all* candidates gains at least
-    what the winner gained.
+    may be flipped together. A candidate's T is its gain over the root of its squared group sums, which no flip
+    changes: candidates that ruin the model, and so differ on most samples, do not drown the others. The p-value is the
+    share of flips in which the largest T of *all* candidates reaches the winner's.
 
     Args:
         differences: `[candidates, n]`, each candidate's correctness minus the baseline's, in {-1, 0, 1}.
@@ -28,7 +30,9 @@ def max_t_p_value(
     _, group = np.unique(list(groups), return_inverse=True)
     sums = np.zeros((len(differences), group.max() + 1))
     np.add.at(sums.T, group, differences.T)  # [candidates, groups]
-    observed = sums[winner].sum()
+    scale = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
+    sums /= np.where(scale > 0, scale, 1)
+    observed = sums[winner].sum() - 1e-9  # equal up to rounding is equal
     generator = np.random.default_rng(seed)
     reached = 0
     for start in range(0, flips, 1000):
@@ -43,11 +47,13 @@ def paired_interval(
     """Confidence interval of the difference between two accuracies on the same samples.
 
     Bonett and Price (2012) for independent samples; where groups hold several samples, a percentile bootstrap
-    over groups.
+    over groups. Of fewer than 30 groups a bootstrap knows too little: the interval is then all there is, (-1, 1).
     """
     difference = edited.astype(int) - baseline.astype(int)
     names, group, sizes = np.unique(list(groups), return_inverse=True, return_counts=True)
     if len(names) < len(difference):
+        if len(names) < FEWEST_GROUPS:
+            return -1.0, 1.0
         totals, generator = np.bincount(group, weights=difference), np.random.default_rng(seed)
         means = []
         for _ in range(RESAMPLES):

@@ -65,9 +65,9 @@ def gradient_guided(
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """One candidate for every different edit: the one with the larger ρ, then the smaller K."""
+    """One candidate for every different edit: the one with the larger ρ, then the smaller K; ρ = 1 edits nothing."""
     kept: dict[tuple[object, ...], Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: (-c.ratio, c.blocks)):
+    for candidate in sorted((c for c in candidates if c.ratio < 1), key=lambda c: (-c.ratio, c.blocks)):
         kept.setdefault(candidate.effect, candidate)
     chosen = set(kept.values())
     return [candidate for candidate in candidates if candidate in chosen]

@@ -44,14 +44,14 @@ def measure(
     with tqdm(total=len(candidates), desc="trials", disable=not progress) as bar:
         for (target, blocks), group in itertools.groupby(candidates, key=lambda c: (c.target, c.blocks)):
             weight, known = target.view(target.parameter(model)), factors.of(target, blocks)
-            for chunk in _chunks(list(group), max(1, factors.budget // weight.nbytes)):
+            for chunk in _chunks(list(group), max(1, factors.free // weight.nbytes)):
                 start = time.perf_counter()
                 stack = reduce_blocks(weight, ratios=[c.ratio for c in chunk], factors=known, backend=factors.backend)
                 share = (time.perf_counter() - start) / len(chunk)
                 for candidate, reduced in zip(chunk, stack, strict=True):
                     start = time.perf_counter()
                     with replaced(target, model, reduced):
-                        measurement = evaluate(model, samples, normalize=normalize)
+                        measurement = evaluate(model, samples, normalize=normalize, may_fail=True)
                     trials.append(Trial(candidate, measurement, share + time.perf_counter() - start))
                     bar.update()
     return trials

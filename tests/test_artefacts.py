@@ -1,6 +1,8 @@
 """A folder appears whole or not at all."""
 
 import pytest
+import safetensors.torch
+import torch
 
 from lasertri import LasertriError
 from lasertri.artefacts import check_writable, whole_directory
@@ -11,6 +13,17 @@ def test_a_folder_appears_when_it_is_complete(tmp_path):
         (folder / "x").write_text("1")
         assert not (tmp_path / "a" / "out").exists()
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    with whole_directory(tmp_path / "out") as folder:
+        safetensors.torch.save_file({"x": torch.ones(1)}, folder / "x")
+    assert {p.stat().st_mode & 0o444 for p in (tmp_path / "out", tmp_path / "out" / "x")} == {0o444}
+
+
+def test_looking_leaves_nothing_behind(tmp_path):
+    check_writable(tmp_path / "a" / "b" / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

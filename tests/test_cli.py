@@ -8,6 +8,8 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
+import torch
 from tiny import make_samples
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -108,6 +110,12 @@ def test_help(command):
         ["--blocks", "0"],
         ["--score", "magic"],
         ["--calibration", "none"],
+        ["--calibration", "5"],
+        ["--backend", "warp"],
+        ["--dtype", "float8"],
+        ["--batch-size", "0"],
+        ["--memory-budget", "nan"],
+        ["--prompt", "no field"],
         ["--unknown"],
     ],
 )
@@ -146,7 +154,17 @@ def test_what_a_folder_lacks_is_said(folder, data):
 def test_a_truncated_checkpoint_is_one_sentence(folder, data):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "the checkpoint is damaged" in failure("adapt", folder, "--data", data)
+    assert "the checkpoint cannot be read" in failure("adapt", folder, "--data", data)
+
+
+def test_a_checkpoint_without_some_weight_is_refused(folder, data):
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.attn.q_proj.weight"]
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "1 are missing, transformer.h.1.attn.q_proj.weight among them" in failure("eval", folder, "--data", data)
+    weights["transformer.h.1.attn.q_proj.weight"] = torch.ones(3, 3)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "the checkpoint cannot be read" in failure("eval", folder, "--data", data)
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, data, tmp_path):
@@ -159,6 +177,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, data,
 
 def test_a_device_that_is_not_there(folder, data):
     assert "expected a device such as" in failure("eval", folder, "--data", data, "--device", "abacus")
+    assert "expected cpu or" in failure("eval", folder, "--data", data, "--device", "meta")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

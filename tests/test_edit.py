@@ -49,6 +49,9 @@ def test_applied_within_a_context_and_reverted_bit_for_bit(model):
     with pytest.raises(KeyboardInterrupt), edit.applied(model):
         name = edit.candidate.target.name
         assert [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])] == [name]
+        with edit.applied(model):  # it is there already: nothing to do, nothing to undo
+            pass
+        assert not torch.equal(model.state_dict()[name], before[name])
         raise KeyboardInterrupt
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -91,9 +94,13 @@ def test_damaged_files_are_refused(model, tmp_path):
     with pytest.raises(LasertriError, match="cannot be read"):
         Edit.load(tmp_path)
     factors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(LasertriError, match="changed after they were written"):
+    with pytest.raises(LasertriError, match="changed after it was written"):
         Edit.load(tmp_path)
     factors.write_bytes(whole)
+    for change in ({"blocks": 2}, {"ratio": 0.5}, {"weight_dtype": "bfloat16"}):
+        config.write_text(json.dumps(described | change))
+        with pytest.raises(LasertriError, match="changed after it was written"):
+            Edit.load(tmp_path)
     for broken in ("", "[]", json.dumps({k: v for k, v in described.items() if k != "target"})):
         config.write_text(broken)
         with pytest.raises(LasertriError, match=CONFIG_NAME):

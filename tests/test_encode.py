@@ -3,6 +3,8 @@
 import pytest
 import torch
 from tiny import make_samples
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from lasertri import LasertriError, Sample
 from lasertri.encode import EncodedSamples
@@ -57,6 +59,28 @@ def test_white_space_at_the_boundary_makes_no_difference_here(model, tokenizer, 
 def test_a_delimiter_stands_between_prompt_and_answer(model, tokenizer):
     [[encoded]] = encode([Sample("a", "c")], model, tokenizer, delimiter=" b ").answers
     assert encoded.tokens == tuple(tokenizer("b c")["input_ids"])
+
+
+def merging(*, closed=False):
+    """A tokenizer that merges "l" with "l", and may close every text."""
+    tokens = Tokenizer(models.BPE({c: i for i, c in enumerate(["<e>", "H", "e", "l", "o", "ll", " "])}, [("l", "l")]))
+    if closed:
+        tokens.post_processor = processors.TemplateProcessing("$A <e>", special_tokens=[("<e>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<e>")
+
+
+def test_a_token_that_merges_prompt_and_answer_belongs_to_the_answer(model):
+    tokenizer = merging()
+    [[encoded]] = encode([Sample("Hel", "lo")], model, tokenizer, delimiter="").answers
+    assert tokenizer.convert_ids_to_tokens(encoded.tokens) == ["ll", "o"]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_end_that_is_text_stays_and_one_that_closes_a_text_goes(model, closed):
+    tokenizer = merging(closed=closed)
+    [[encoded]] = encode([Sample("He<e>", "lo")], model, tokenizer, delimiter="").answers
+    assert tokenizer.convert_ids_to_tokens(encoded.row) == ["H", "e", "<e>", "l"]
+    assert tokenizer.convert_ids_to_tokens(encoded.tokens) == ["l", "o"]
 
 
 def test_a_prompt_longer_than_the_context_is_named(model, tokenizer):

@@ -74,6 +74,14 @@ def test_length_normalisation_is_by_characters(tokenizer):
     assert measured(tokenizer, samples, normalize=True, **logits).accuracy == 1
 
 
-def test_nan_probabilities_are_an_error(tokenizer):
+def test_nan_probabilities_are_an_error_unless_a_trial_may_fail(tokenizer):
     with pytest.raises(LasertriError, match="log-probabilities, came NaN"):
         measured(tokenizer, yes_no(0, 1), yes=float("nan"))
+    model = Fixed(tokenizer, yes=float("nan"))
+    failed = evaluate(model, EncodedSamples(yes_no(0, 1), model=model, tokenizer=tokenizer), may_fail=True)
+    assert (failed.accuracy, failed.to_dict()["log_loss"]) == (0, None)
+
+
+def test_the_order_of_the_choices_does_not_matter(tokenizer):
+    samples = [Sample("a", choices=("yes", "no"), label=0), Sample("b", choices=("no", "yes"), label=0)]
+    assert measured(tokenizer, samples, yes=2.0).balanced_accuracy == 0.5

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from lasertri import Fields, LasertriError, Sample, as_samples
@@ -33,11 +34,49 @@ def test_choices_that_all_rows_share(tmp_path):
     assert as_samples(path, Fields(choices='["yes", "no"]'))[0].label == 1
 
 
-def test_csv_labels_are_texts_first_and_indices_second(tmp_path):
+@pytest.mark.parametrize(
+    ("choices", "labels", "expected"),
+    [
+        ('["x", "y"]', "1 0 1", [1, 0, 1]),
+        ('["x", "y"]', "y x y", [1, 0, 1]),
+        ('["0", "1"]', "1 0 1", [1, 0, 1]),
+        ('["1", "2"]', "2 1 2", [1, 0, 1]),
+    ],
+)
+def test_csv_labels_are_indices_or_texts(tmp_path, choices, labels, expected):
     path = tmp_path / "x.csv"
-    path.write_text('prompt,choices,label\n"a, b","[""1"", ""2""]",1\nc,"[""x"", ""y""]",1\n')
-    first, second = as_samples(path)
-    assert (first.prompt, first.label, second.label) == ("a, b", 0, 1)
+    path.write_text("prompt,label\n" + "".join(f'"a, b",{label}\n' for label in labels.split()))
+    assert [s.label for s in as_samples(path, Fields(choices=choices))] == expected
+
+
+@pytest.mark.parametrize("labels", ["0 1", "1 0", "1 2 0", "0 y"])
+def test_csv_labels_that_are_now_indices_now_texts_are_refused(tmp_path, labels):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,label\n" + "".join(f"a,{label}\n" for label in labels.split()))
+    with pytest.raises(LasertriError, match="use indices or texts throughout"):
+        as_samples(path, Fields(choices='["1", "2", "y"]'))
+
+
+def test_empty_csv_cells_are_absent(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,choices,label,completion,group\na,,,b,\nc,,,d,g\n")
+    assert as_samples(path) == [Sample("a", "b"), Sample("c", "d", group="g")]
+
+
+def test_a_group_field_that_no_row_has_is_refused(tmp_path):
+    with pytest.raises(LasertriError, match="expected a field 'topic' in some row.*--group"):
+        as_samples(write(tmp_path / "x.jsonl", GOOD), Fields(group="topic"))
+
+
+@pytest.mark.parametrize("template", ["question", "{", "{question:d}", "{question!r}", "{a.b}", "{a[0]}", "{}"])
+def test_templates_that_are_none_are_refused(template):
+    with pytest.raises(LasertriError, match="template"):
+        Fields(prompt=template)
+
+
+def test_fields_may_have_any_name_and_braces_are_doubled(tmp_path):
+    path = write(tmp_path / "x.jsonl", {"Best Answer": "b", "q": "a"})
+    assert as_samples(path, Fields("{{{q}}}", completion="{Best Answer}")) == [Sample("{a}", "b")]
 
 
 def test_parquet(tmp_path):
@@ -84,7 +123,7 @@ def test_a_bad_row_is_named(tmp_path, bad, message):
 
 def test_mixed_types_of_labels_are_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", GOOD, GOOD | {"label": "no"})
-    with pytest.raises(LasertriError, match="x.jsonl:2, label: expected a number as in the rows before, came 'no'"):
+    with pytest.raises(LasertriError, match="x.jsonl:2, label: expected an index as in the rows before, came 'no'"):
         as_samples(path)
 
 
@@ -110,7 +149,24 @@ def test_a_ragged_csv_row_is_named(tmp_path):
         as_samples(path)
 
 
+def test_samples_from_python_are_checked_too():
+    assert Sample("a", choices=["x", "y"], label=np.int64(1)).choices == ("x", "y")
+    for label in (True, None, "x", 2):
+        with pytest.raises(LasertriError, match="label"):
+            Sample("a", choices=("x", "y"), label=label)
+    with pytest.raises(LasertriError, match="list of texts"):
+        Sample("a", choices="xy", label=0)
+    with pytest.raises(LasertriError, match="choices in all rows or in none"):
+        as_samples([Sample("a", "b"), Sample("a", choices=("x", "y"), label=0)])
+
+
 def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "x.parquet").write_text("not one")
+    with pytest.raises(LasertriError, match="expected a parquet file"):
+        as_samples(tmp_path / "x.parquet")
+    (tmp_path / "x.csv").write_text('prompt,completion\n"a,b\n')
+    with pytest.raises(LasertriError, match="x.csv:2: expected comma-separated values"):
+        as_samples(tmp_path / "x.csv")
     with pytest.raises(LasertriError, match="found none there"):
         as_samples(tmp_path / "absent.jsonl")
     with pytest.raises(LasertriError, match="ends in .jsonl"):

@@ -114,9 +114,23 @@ def test_the_model_and_the_random_state_are_left_as_they_were(
 def test_half_precision_models_adapt(model_of, tokenizer, samples, tmp_path, dtype):
     model = model_of("llama", dtype=dtype)
     result = adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL)
+    assert result.edit is not None  # of a dozen candidates one beats a random model's baseline
     result.save(tmp_path / "out")
-    if result.edit is not None:
-        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == dtype
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert reloaded.dtype == dtype
+    result.edit.apply(model)
+    assert all(torch.equal(a, b) for a, b in zip(reloaded.parameters(), model.parameters(), strict=True))
+    result.save(tmp_path / "again")  # applied by now, which makes no difference
+
+
+def test_a_candidate_that_gives_nan_is_a_failed_trial_not_a_failed_run(model, tokenizer, samples):
+    def break_on_zero(module, _, output):
+        return output if module.weight.any() else output * torch.nan
+
+    for layer in model.transformer.h:
+        layer.mlp.fc_in.register_forward_hook(break_on_zero)
+    result = adapt(model, samples, tokenizer=tokenizer, targets="fc_in", **SMALL).to_dict()
+    assert [t["accuracy"] for t in result["trials"] if t["rank"] == 0] == [0, 0]
 
 
 @pytest.mark.parametrize("architecture", ["gpt_neox", "opt", "qwen3", "gemma2", "phi", "phi3", "bloom"])
@@ -150,7 +164,8 @@ def test_completions_and_groups(model, tokenizer):
         ({"score": "magic"}, "expected score among"),
         ({"accept": "maybe"}, "expected accept among"),
         ({"count": 0}, "expected count of at least 1"),
-        ({"backend": "warp"}, "expected a backend among"),
+        ({"calibration": 19}, "at least 20 calibration samples"),
+        ({"backend": "warp"}, "expected backend among"),
         ({"targets": "nowhere"}, "saw 3 ×"),
         ({"memory_budget": 1}, "memory budget of at least"),
     ],

@@ -115,6 +115,12 @@ def test_a_target_that_gets_no_gradient_is_named(model, tokenizer):
         scored(model, tokenizer, make_samples(6))
 
 
+def test_hooks_that_would_run_in_the_backward_pass_are_refused(model, tokenizer):
+    model.transformer.h[0].mlp.fc_in.weight.register_post_accumulate_grad_hook(lambda p: None)
+    with pytest.raises(LasertriError, match=r"fc_in\.weight without post-accumulate-grad hooks"):
+        scored(model, tokenizer, make_samples(6))
+
+
 def test_no_two_gradients_exist_at_once(model, tokenizer, monkeypatch):
     alive = []
 

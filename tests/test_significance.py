@@ -32,6 +32,34 @@ def test_a_real_effect_is_accepted():
     assert all(p_value(*simulated(rng, effect=0.5)) <= LEVEL for _ in range(5))
 
 
+def ruined(rng, *, candidates, n, baseline):
+    """What truncating to nothing does: answers unrelated to the baseline's."""
+    return rng.random((candidates, n)) < baseline.mean()
+
+
+def test_ruined_candidates_do_not_drown_an_effect():
+    """Half of a default grid ruins the model; a gain of 15 points must still be seen (by raw sums it is in 3 of these 30 runs)."""
+    rng, accepted = np.random.default_rng(4), 0
+    for run in range(30):
+        baseline, correct = simulated(rng, candidates=60, effect=0.3)
+        correct = np.concatenate([correct, ruined(rng, candidates=100, n=100, baseline=baseline)])
+        differences = correct.astype(int) - baseline
+        accepted += max_t_p_value(differences, 0, list(map(str, range(100))), seed=run, flips=2000) <= LEVEL
+    assert accepted >= 12
+
+
+def test_with_candidates_of_every_kind_and_no_effect_the_level_holds():
+    rng, runs = np.random.default_rng(5), 200
+    accepted = 0
+    for run in range(runs):
+        baseline, correct = simulated(rng, candidates=30)
+        correct = np.concatenate([correct, ruined(rng, candidates=30, n=100, baseline=baseline)])
+        differences = correct.astype(int) - baseline
+        winner = int(differences.sum(1).argmax())
+        accepted += max_t_p_value(differences, winner, list(map(str, range(100))), seed=run, flips=1000) <= LEVEL
+    assert accepted <= 20
+
+
 def test_more_candidates_make_the_same_winner_less_surprising():
     rng = np.random.default_rng(2)
     baseline, correct = simulated(rng, candidates=200, effect=0.2)
@@ -64,6 +92,11 @@ def test_intervals_cover_the_true_difference(group_size):
         low, high = paired_interval(lost, won, [str(i // group_size) for i in range(n)], seed=run)
         held += low <= 0.2 - 0.8 * 0.125 <= high
     assert held >= 0.87 * runs
+
+
+def test_few_groups_know_nothing():
+    won = np.ones(40, dtype=bool)
+    assert paired_interval(~won, won, [str(i // 4) for i in range(40)]) == (-1.0, 1.0)
 
 
 def test_verdicts():

@@ -37,7 +37,7 @@ def test_half_of_few_rows_and_a_limit_on_many():
 
 
 def test_a_held_out_set_lets_all_rows_calibrate():
-    split = split_samples(numbered(50), held_out=numbered(8))
+    split = split_samples(numbered(50), held_out=[Sample(f"other {i}", "x") for i in range(8)])
     assert (len(split.calibration), len(split.held_out)) == (50, 8)
 
 
@@ -47,6 +47,12 @@ def test_too_few_calibration_samples(samples):
         split_samples(samples)
 
 
-def test_a_group_on_both_sides_is_refused():
-    with pytest.raises(LasertriError, match=r"other groups.*'0'"):
-        split_samples(numbered(40, 10), held_out=numbered(10, 10))
+@pytest.mark.parametrize("size", [10, None])
+def test_a_group_or_a_prompt_on_both_sides_is_refused(size):
+    with pytest.raises(LasertriError, match="other groups and prompts.*on both sides"):
+        split_samples(numbered(40, size), held_out=numbered(10, size))
+
+
+def test_samples_of_one_prompt_stay_together():
+    split = split_samples(numbered(60) * 2)
+    assert not {s.prompt for s in split.calibration} & {s.prompt for s in split.held_out}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from lasertri.errors import LasertriError
 
@@ -29,6 +30,9 @@ class Sample:
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.choices, str):
+            raise LasertriError(f"{self.source}, choices: expected a list of texts, came the text {self.choices!r}")
+        object.__setattr__(self, "choices", tuple(self.choices))
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise LasertriError(f"{self.source}, prompt: expected text, came {self.prompt!r}")
         if (self.completion is None) == (not self.choices):
@@ -36,13 +40,14 @@ class Sample:
         if self.completion is not None:
             _expect_text(self.completion, f"{self.source}, completion")
             return
+        for choice in self.choices:
+            _expect_text(choice, f"{self.source}, choices")
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise LasertriError(
                 f"{self.source}, choices: expected at least two different ones, came {list(self.choices)}"
             )
-        for choice in self.choices:
-            _expect_text(choice, f"{self.source}, choices")
-        if not isinstance(self.label, int) or not 0 <= self.label < len(self.choices):
+        whole = isinstance(self.label, Integral) and not isinstance(self.label, bool)
+        if not whole or not 0 <= int(self.label or 0) < len(self.choices):
             raise LasertriError(
                 f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, came {self.label!r}"
             )
@@ -59,8 +64,8 @@ class Sample:
 
 
 def group_names(samples: Sequence[Sample]) -> list[str]:
-    """The group of every sample; one of its own where it names none."""
-    return [f"alone {i}" if s.group is None else f"group {s.group}" for i, s in enumerate(samples)]
+    """The group of every sample; where it names none, samples of one prompt are one."""
+    return [f"prompt {s.prompt}" if s.group is None else f"group {s.group}" for s in samples]
 
 
 def _expect_text(value: object, place: str) -> None:

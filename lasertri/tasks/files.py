@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -22,11 +23,14 @@ class Fields:
     """Which fields of a row make a sample.
 
     Args:
-        prompt: a template over the row's fields, such as "Q: {question}\\nA:".
+        prompt: a template over the row's fields, such as "Q: {question}\\nA:"; a brace itself is doubled.
         choices: name of the field that lists the choices (in csv a JSON list), or a JSON list that all rows share.
         label: name of the field with the right choice: its index, or its text.
         completion: a template for the text that should follow, used where a row has no choices.
         group: name of the optional field that keeps related rows on one side of a split.
+
+    Raises:
+        LasertriError: a template that names no field, or more than plain names.
     """
 
     prompt: str = "{prompt}"
@@ -34,6 +38,18 @@ class Fields:
     label: str = "label"
     completion: str = "{completion}"
     group: str = "group"
+
+    def __post_init__(self) -> None:
+        for template in (self.prompt, self.completion):
+            try:
+                parts = [part for part in Formatter().parse(template) if part[1] is not None]
+            except ValueError as error:
+                raise LasertriError(f"template {template!r}: {error}; a brace that is text is doubled") from error
+            plain = all(name and not (set(name) & set(".[") or form or kind) for _, name, form, kind in parts)
+            if not parts or not plain:
+                raise LasertriError(
+                    f"expected a template with fields in braces, such as '{{question}}', came {template!r}"
+                )
 
 
 def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sample]:
@@ -47,31 +63,43 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
     items = list(source)
     ready = [item for item in items if isinstance(item, Sample)]
     if items and len(ready) == len(items):
+        _one_kind(ready)
         return ready
     return _checked(((f"row {i}", row) for i, row in enumerate(items, 1)), fields or Fields(), "samples")
 
 
 def _checked(rows: Iterable[tuple[str, Row | Sample]], fields: Fields, origin: str) -> list[Sample]:
     samples: list[Sample] = []
-    label_type: type | None = None
+    label_kind: str | None = None
+    grouped = False
     for source, row in rows:
         if not isinstance(row, dict):
             raise LasertriError(f"{source}: expected an object with fields, came {_name(type(row))}")
         sample = _sample(row, fields, source)
         if sample.choices:
-            seen = type(row[fields.label])
-            label_type = label_type or seen
-            if seen is not label_type:
-                raise LasertriError(
-                    f"{source}, {fields.label}: expected {_name(label_type)} as in the rows before, "
-                    f"came {row[fields.label]!r}; use indices or texts throughout"
-                )
-        if samples and bool(sample.choices) != bool(samples[0].choices):
-            raise LasertriError(f"{source}: expected choices in all rows or in none")
+            kind = _label_kind(row[fields.label], sample.choices)
+            label_kind = label_kind or kind
+            if kind not in (label_kind, "either"):
+                if label_kind != "either":
+                    raise LasertriError(
+                        f"{source}, {fields.label}: expected {label_kind} as in the rows before, "
+                        f"came {row[fields.label]!r}; use indices or texts throughout"
+                    )
+                label_kind = kind
+        grouped = grouped or fields.group in row
         samples.append(sample)
+    if samples and not grouped and fields.group != Fields.group:
+        raise LasertriError(f"{origin}: expected a field {fields.group!r} in some row; name yours with --group")
+    _one_kind(samples)
     if not samples:
         raise LasertriError(f"{origin}: expected rows with a prompt and an answer, came none")
     return samples
+
+
+def _one_kind(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        if bool(sample.choices) != bool(samples[0].choices):
+            raise LasertriError(f"{sample.source}: expected choices in all rows or in none")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -84,6 +112,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield from readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise LasertriError(f"{path}: expected a file that can be read: {error}") from error
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
@@ -102,22 +132,31 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, restkey="", strict=True)
+        reader = csv.DictReader(lines, strict=True)
         start = 2
-        for row in reader:
-            if "" in row or None in row.values():
-                raise LasertriError(
-                    f"{path}:{start}: expected {len(reader.fieldnames or ())} fields as in the header, "
-                    "came more or fewer; quote fields that contain commas"
-                )
-            yield f"{path}:{start}", row
-            start = reader.line_num + 1
+        try:
+            for row in reader:
+                if None in row or None in row.values():  # how the reader marks too many and too few
+                    raise LasertriError(
+                        f"{path}:{start}: expected {len(reader.fieldnames or ())} fields as in the header, "
+                        "came more or fewer; quote fields that contain commas"
+                    )
+                yield f"{path}:{start}", {name: value for name, value in row.items() if value != ""}
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise LasertriError(f"{path}:{start}: expected comma-separated values ({error})") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
 
-    for number, row in enumerate(Dataset.from_parquet(str(path)), 1):
+    try:
+        table = Dataset.from_parquet(str(path))
+    except (ArrowException, DatasetGenerationError) as error:
+        raise LasertriError(f"{path}: expected a parquet file ({error.__cause__ or error})") from error
+    for number, row in enumerate(table, 1):
         yield f"{path}:{number}", row
 
 
@@ -151,12 +190,12 @@ def _filled(template: str, row: Row, source: str) -> str:
 
 def _choices(value: object, fields: Fields, source: str) -> tuple[str, ...]:
     if isinstance(value, str):
-        try:
+        with suppress(json.JSONDecodeError):  # the message below shows the text
             value = json.loads(value)
-        except json.JSONDecodeError:
-            value = None
     if not isinstance(value, list | tuple) or not all(isinstance(choice, str) for choice in value):
-        raise LasertriError(f'{source}, {fields.choices}: expected a list of texts such as ["yes", "no"]')
+        raise LasertriError(
+            f'{source}, {fields.choices}: expected a list of texts such as ["yes", "no"], came {value!r}'
+        )
     return tuple(value)
 
 
@@ -172,6 +211,13 @@ def _label(value: object, choices: tuple[str, ...], fields: Fields, source: str)
             f"came {value!r}"
         )
     return value
+
+
+def _label_kind(value: object, choices: tuple[str, ...]) -> str:
+    """Whether a label is an index, a text, or the same choice either way (in csv an index is text too)."""
+    if isinstance(value, str) and value in choices:
+        return "either" if value == str(choices.index(value)) else "a text"
+    return "an index"
 
 
 def _name(kind: type) -> str:

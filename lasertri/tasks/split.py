@@ -54,11 +54,11 @@ def split_samples(
             f"(half of the rows are held out, groups stay together); bring more rows, a held-out file, or a larger N"
         )
     if held_out is not None:
-        shared = {s.group for s in held_out if s.group is not None} & {samples[i].group for i in chosen}
+        shared = set(group_names(held_out)) & set(group_names([samples[i] for i in chosen]))
         if shared:
             raise LasertriError(
-                "expected held-out samples of other groups than the calibration's, came some of "
-                f"{sorted(map(str, shared))[:3]} on both sides"
+                f"expected held-out samples of other groups and prompts than the calibration's, came {len(shared)} on "
+                f"both sides, such as {min(shared)!r}"
             )
         rest_samples = [held_out[i] for i in generator.permutation(len(held_out))]
     else:
