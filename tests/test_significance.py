@@ -38,7 +38,7 @@ def ruined(rng, *, candidates, n, baseline):
 
 
 def test_ruined_candidates_do_not_drown_an_effect():
-    """Half of a default grid ruins the model; a gain of 15 points must still be seen (by raw sums it is in 3 of these 30 runs)."""
+    """Half of a default grid ruins the model; a gain of 15 points must still be seen (by raw sums: 3 times of 30)."""
     rng, accepted = np.random.default_rng(4), 0
     for run in range(30):
         baseline, correct = simulated(rng, candidates=60, effect=0.3)
