@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.ops import BlockFactors, BlockScores, Partition, block_svd, reduce_blocks, score_blocks
+from lasertri.ops import BlockFactors, BlockScores, Partition, block_svd, reduce_blocks, score_blocks, use_backend
 from lasertri.tasks import Sample
 from lasertri.version import __version__
 
@@ -34,6 +34,7 @@ __all__ = [
     "load_tokenizer",
     "reduce_blocks",
     "score_blocks",
+    "use_backend",
 ]
 
 _LAZY = {  # these import transformers, which importing the ops should not

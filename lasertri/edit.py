@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasertri import ops
+from lasertri.checksum import weight_sha256
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors
 from lasertri.strategies import Candidate
@@ -185,11 +186,6 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
     finally:
         with torch.no_grad():
             stored.copy_(original)
-
-
-def weight_sha256(stored: Tensor) -> str:
-    """Checksum of a tensor's values, in row-major order."""
-    return hashlib.sha256(stored.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:

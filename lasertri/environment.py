@@ -38,8 +38,8 @@ def backend_status() -> dict[str, dict[str, str]]:
         device = torch.device(kind)
         lines = {name: backend.why_not(device) or "can run" for name, backend in BACKENDS.items()}
         if "can run" in lines.values():
-            chosen, reason = choose_backend("auto", device)
-            lines["auto"] = f"{chosen.name}: {reason}"
+            chosen = choose_backend("auto", device)
+            lines["auto"] = f"takes {chosen.name}: {chosen.description}"
         status[kind] = lines
     return status
 

@@ -89,7 +89,7 @@ def test_info_names_every_backend_and_what_it_can_do():
     assert backends["cpu"] == {
         "reference": "can run",
         "gram": "can run",
-        "auto": "gram: the fastest backend that can run on cpu",
+        "auto": "takes gram: one GEMM and one symmetric eigenproblem of the short side",
     }
     assert set(backends["cuda"]) >= {"reference", "gram"}
     assert "torch" in run("info").stdout

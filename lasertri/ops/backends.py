@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -35,8 +38,27 @@ BACKENDS = {
 }
 
 
-def choose_backend(name: str, device: torch.device) -> tuple[Backend, str]:
-    """The backend for a request, and the reason.
+_AUTO: ContextVar[str] = ContextVar("lasertri_auto_backend", default="auto")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Make `backend="auto"` mean this backend within, in this thread or task, for pipelines that pass no option on.
+
+    Raises:
+        LasertriError: the name is unknown.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
+    token = _AUTO.set(name)
+    try:
+        yield
+    finally:
+        _AUTO.reset(token)
+
+
+def choose_backend(name: str, device: torch.device) -> Backend:
+    """The backend for a request.
 
     Args:
         name: a key of `BACKENDS`, or "auto" for the fastest that can run on the device.
@@ -45,10 +67,12 @@ def choose_backend(name: str, device: torch.device) -> tuple[Backend, str]:
         LasertriError: the name is unknown, or that backend cannot run here.
     """
     if name == "auto":
-        return BACKENDS["gram"], "the fastest backend that can run on " + device.type
+        name = _AUTO.get()
+    if name == "auto":  # the fastest that can run anywhere
+        return BACKENDS["gram"]
     if name not in BACKENDS:
         raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
     obstacle = BACKENDS[name].why_not(device)
     if obstacle:
         raise LasertriError(f"backend {name!r} cannot run on {device}: {obstacle}; use backend='auto'")
-    return BACKENDS[name], "asked for by name"
+    return BACKENDS[name]

@@ -31,9 +31,8 @@ def block_svd(weight: Tensor, *, blocks: int | Partition = 1, backend: str = "au
     Raises:
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
     """
-    weight, partition = _checked(weight, blocks)
-    chosen, _ = choose_backend(backend, weight.device)
-    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), chosen.name)
+    weight, partition = _checked(weight, blocks, backend)
+    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), backend)
     return BlockFactors(basis, sigma, partition, weight.shape[-1])
 
 
@@ -63,16 +62,15 @@ def score_blocks(
     Raises:
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or gradient.
     """
-    weight, partition = _checked(weight, blocks, factors)
+    weight, partition = _checked(weight, blocks, backend, factors)
     if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
         raise LasertriError(
             f"expected a gradient like the weight, {list(weight.shape)} on {weight.device}, "
             f"came {list(grad.shape)} {grad.dtype} on {grad.device}"
         )
-    chosen, _ = choose_backend(backend, weight.device)
     basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
     order = _order(partition, weight)
-    sigma, slope = library.score_blocks(weight, grad.detach(), basis, known, partition.offsets, order, chosen.name)
+    sigma, slope = library.score_blocks(weight, grad.detach(), basis, known, partition.offsets, order, backend)
     return BlockScores(sigma, slope, lengths(partition.offsets, weight.shape[-1]))
 
 
@@ -104,24 +102,25 @@ def reduce_blocks(
     Raises:
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
     """
-    weight, partition = _checked(weight, blocks, factors)
+    weight, partition = _checked(weight, blocks, backend, factors)
     if precision not in PRECISIONS:
         raise LasertriError(f"expected a precision among {list(PRECISIONS)}, came {precision!r}")
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
-    chosen, _ = choose_backend(backend, weight.device)
     stack = library.reduce_blocks(
         weight,
         None if factors is None else factors.basis,
         [rank for request in per_block for rank in request],
         partition.offsets,
         _order(partition, weight),
-        chosen.name,
+        backend,
         precision,
     )
     return stack[0] if scalar else stack
 
 
-def _checked(weight: Tensor, blocks: int | Partition, factors: BlockFactors | None = None) -> tuple[Tensor, Partition]:
+def _checked(
+    weight: Tensor, blocks: int | Partition, backend: str, factors: BlockFactors | None = None
+) -> tuple[Tensor, Partition]:
     """The detached weight and its partition, once both are known to fit."""
     if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
         came = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
@@ -138,6 +137,8 @@ def _checked(weight: Tensor, blocks: int | Partition, factors: BlockFactors | No
                 f"expected factors of this weight {list(weight.shape)} on {weight.device}, came factors with "
                 f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
             )
+    if backend != "auto":
+        choose_backend(backend, weight.device)
     if partition.rows != rows:
         raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
     return weight.detach(), partition

@@ -1,7 +1,7 @@
 """The ops as PyTorch sees them: `torch.library` schemas, fakes, and one body that serves every backend.
 
-A body checks values, splits the rows into batches of equal blocks, and calls the backend's module on each. The
-public wrappers in `functional.py` check shapes and options.
+A body checks values, splits the rows into batches of equal blocks, and calls the backend's module on each; "auto" is
+decided here, when it runs. The public wrappers in `functional.py` check shapes and options.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lasertri.errors import LasertriError
-from lasertri.ops.backends import BACKENDS
+from lasertri.ops.backends import choose_backend
 from lasertri.ops.blocks import equal_blocks, gather, heights, lengths, neighbours, side_of
 
 
@@ -22,7 +22,7 @@ def block_svd(weight: Tensor, offsets: Sequence[int], order: Tensor | None, back
     basis, sigma = _empty_factors(weight, offsets)
     side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight")
     for members in equal_blocks(offsets):
-        q, s = BACKENDS[backend].module.block_svd(_flat(gather(matrix, offsets, members)), side)
+        q, s = choose_backend(backend, weight.device).module.block_svd(_flat(gather(matrix, offsets, members)), side)
         _scatter(basis, members, q, (-2, -1))
         _scatter(sigma, members, s, (-1,))
     return basis, sigma
@@ -53,7 +53,7 @@ def score_blocks(
             q = _basis_of(basis, offsets, members, weight.shape[-1])
             known = sigma[..., neighbours(members), : q.shape[-1]]
             factors = q, known.reshape(-1, q.shape[-1])
-        s, g = BACKENDS[backend].module.score_blocks(
+        s, g = choose_backend(backend, weight.device).module.score_blocks(
             _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
         )
         _scatter(out_sigma, members, s, (-1,))
@@ -92,7 +92,7 @@ def reduce_blocks(
     for members in equal_blocks(offsets, per_block):
         wanted = per_block[members[0]]
         q = None if basis is None else _basis_of(basis, offsets, members, columns)
-        reduced = BACKENDS[backend].module.reduce_blocks(
+        reduced = choose_backend(backend, weight.device).module.reduce_blocks(
             _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
         )
         reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), *reduced.shape[-2:])

@@ -1,0 +1,1 @@
+"""lasertri as the backend of other pipelines."""

@@ -1,0 +1,42 @@
+"""Which backend is taken, and why."""
+
+import pytest
+import torch
+
+from lasertri import LasertriError, block_svd, use_backend
+from lasertri.ops import gram, reference
+from lasertri.ops.backends import BACKENDS, choose_backend
+
+CPU = torch.device("cpu")
+
+
+def test_a_backend_asked_for_by_name_is_taken():
+    for name in BACKENDS:
+        assert choose_backend(name, CPU).name == name
+    with pytest.raises(LasertriError, match="came 'magma'"):
+        choose_backend("magma", CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without CUDA")
+def test_a_backend_that_cannot_run_says_why():
+    with pytest.raises(LasertriError, match="'gram' cannot run on cuda: torch sees no CUDA device"):
+        choose_backend("gram", torch.device("cuda"))
+
+
+def test_use_backend_decides_what_auto_means_until_it_is_left(monkeypatch):
+    calls = []
+    for module in (gram, reference):
+        original = module.block_svd
+        monkeypatch.setattr(
+            module, "block_svd", lambda *a, _m=module, _f=original: calls.append(_m.__name__.split(".")[-1]) or _f(*a)
+        )
+    weight = torch.randn(4, 6)
+    with use_backend("reference"):
+        block_svd(weight)
+        block_svd(weight, backend="gram")
+        with use_backend("auto"):
+            block_svd(weight)
+    block_svd(weight)
+    assert calls == ["reference", "gram", "gram", "gram"]
+    with pytest.raises(LasertriError, match="came 'magma'"), use_backend("magma"):
+        pass
