@@ -93,7 +93,7 @@ def reduce_blocks(
         blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
         factors: what `block_svd` returned for this weight, to skip the factorisation.
         backend: "auto", "reference" or "gram".
-        precision: "float64", or "float32" for about half the time: `gram` then returns to FP64 for each block
+        precision: "float64", or "float32", faster on wide and tall blocks: `gram` then returns to FP64 for each block
             whose spectrum its FP32 Gram matrix does not resolve at the ranks asked for.
 
     Returns:
