@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from test_significance import simulated
 
 from lasertri.decide import decide
 from lasertri.evaluate import Measurement
@@ -46,6 +47,17 @@ def test_a_large_gain_is_accepted_and_a_small_one_rejected():
 def test_ties_go_to_log_loss_then_rho_then_blocks_then_layer(better, worse):
     for trials in ([better, worse], [worse, better]):
         assert decide(trials, BASELINE, GROUPS).accepted is better
+
+
+def test_with_no_effect_about_five_percent_of_runs_accept_an_edit():
+    """From raw answers to the decision, winner's choice and all."""
+    rng, runs, accepted = np.random.default_rng(6), 200, 0
+    for run in range(runs):
+        baseline, correct = simulated(rng, candidates=20, n=80)
+        measured = [Measurement(c.mean(), 0.5, None, 1.0, False, 80, c) for c in (baseline, *correct)]
+        trials = [Trial(trial(0, layer=i).candidate, m, 0.0) for i, m in enumerate(measured[1:])]
+        accepted += decide(trials, measured[0], [str(i) for i in range(80)], seed=run).accepted is not None
+    assert 2 <= accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
 
 
 def test_a_collapsed_or_unbalanced_winner_is_passed_over():
