@@ -78,9 +78,8 @@ def _checked(rows: Iterable[tuple[str, Row | Sample]], fields: Fields, origin: s
         sample = _sample(row, fields, source)
         if sample.choices:
             kind = _label_kind(row[fields.label], sample.choices)
-            label_kind = label_kind or kind
-            if kind not in (label_kind, "either"):
-                if label_kind != "either":
+            if kind != "either":
+                if label_kind not in (None, kind):
                     raise LasertriError(
                         f"{source}, {fields.label}: expected {label_kind} as in the rows before, "
                         f"came {row[fields.label]!r}; use indices or texts throughout"
