@@ -25,6 +25,7 @@ from lasertri.version import __version__
 
 CONFIG_NAME = "lasertri_config.json"
 FACTORS_NAME = "lasertri_edit.safetensors"
+PANEL = 1024  # rows or columns multiplied at once in FP64
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ops.DTYPES}
 
 
@@ -56,13 +57,13 @@ class Edit:
         offsets = factors.partition.offsets
         left, right = [], []
         for j, rank in enumerate(candidate.ranks):
-            block = weight[offsets[j] : offsets[j + 1]].double()
+            block = weight[offsets[j] : offsets[j + 1]]
             if factors.side == "left":
                 basis = factors.basis[j, : block.shape[0], :rank]
-                pair = basis, basis.mT @ block
+                pair = basis, torch.cat([basis.mT @ panel.double() for panel in block.split(PANEL, dim=1)], dim=1)
             else:
                 basis = factors.basis[j, :, :rank]
-                pair = block @ basis, basis.mT
+                pair = torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
             left.append(pair[0].to(dtype).cpu().contiguous())
             right.append(pair[1].to(dtype).cpu().contiguous())
         config = getattr(model, "config", None)
@@ -79,8 +80,12 @@ class Edit:
     @property
     def weight(self) -> Tensor:
         """The edited weight `[rows, columns]` in the base weight's dtype."""
-        blocks = [a.double() @ b.double() for a, b in zip(self.left, self.right, strict=True)]
-        return torch.cat(blocks).to(self.weight_dtype)
+        panels = [
+            (panel.double() @ right.double()).to(self.weight_dtype)
+            for left, right in zip(self.left, self.right, strict=True)
+            for panel in left.split(PANEL)
+        ]
+        return torch.cat(panels)
 
     def apply(self, model: nn.Module) -> None:
         """Write the edited weight into the model.
