@@ -102,10 +102,11 @@ class Adaptation:
                 self.edit.save(folder)
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
-            if report_obstacle() is None:
+            obstacle = report_obstacle()
+            if obstacle is None:
                 self.report(folder / REPORT_NAME)
             else:
-                logger.warning("%s is not written: %s", REPORT_NAME, report_obstacle())
+                logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.

@@ -47,8 +47,9 @@ def whole_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
     temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         yield temporary
+        mask = _umask()
         for path in (temporary, *temporary.rglob("*")):  # mkdtemp and safetensors write for the owner alone
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
         if directory.exists():
             replaced = temporary.with_name(temporary.name + ".old")
             os.replace(directory, replaced)

@@ -6,7 +6,8 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -125,22 +126,23 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Find the single truncation that helps MODEL most on the task in --data, if any does."""
-    settings = _settings(
-        targets=targets,
-        count=count,
-        ratios=_numbers(ratios, float, "--ratios"),
-        blocks=_numbers(blocks, int, "--blocks"),
-        calibration=calibration,
-        held_out_limit=held_out_limit,
-        score=score,
-        accept=accept,
-        normalize=normalize,
-        delimiter=delimiter,
-        seed=seed,
-        batch_size=batch_size,
-        backend=backend,
-        memory_budget=int(memory_budget * 2**30),
-    )
+    with _usage():
+        settings = Settings(
+            targets=targets,
+            count=count,
+            ratios=_numbers(ratios, float, "--ratios"),
+            blocks=_numbers(blocks, int, "--blocks"),
+            calibration=calibration,
+            held_out_limit=held_out_limit,
+            score=score,
+            accept=accept,
+            normalize=normalize,
+            delimiter=delimiter,
+            seed=seed,
+            batch_size=batch_size,
+            backend=backend,
+            memory_budget=int(memory_budget * 2**30),
+        )
     from lasertri.tasks.files import as_samples
 
     fields = _fields(prompt, choices, label, completion, group)
@@ -293,9 +295,11 @@ def _load(
     return loaded, load_tokenizer(model, revision=revision)
 
 
-def _settings(**options: Any) -> Settings:
+@contextmanager
+def _usage() -> Iterator[None]:
+    """An option that cannot be used is an error of usage, exit code 2."""
     try:
-        return Settings(**options)
+        yield
     except LasertriError as error:
         raise typer.BadParameter(str(error)) from error
 
@@ -304,10 +308,8 @@ def _fields(prompt: str, choices: str, label: str, completion: str, group: str) 
     from lasertri.tasks.files import Fields
 
     # a shell passes the two characters \\n on; in a template they mean a line break
-    try:
+    with _usage():
         return Fields(prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group)
-    except LasertriError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Number, ...]:

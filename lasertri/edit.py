@@ -98,12 +98,12 @@ class Edit:
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Apply within, then restore the base weight bit for bit; a model that has the edit keeps it."""
-        stored = self.candidate.target.parameter(model)
-        if stored.dtype == self.weight_dtype and torch.equal(self.candidate.target.view(stored).cpu(), self.weight):
+        target, weight = self.candidate.target, self.weight
+        if torch.equal(target.view(self._stored(model)).cpu(), weight):
             yield
             return
         self._base_weight(model)
-        with replaced(self.candidate.target, model, self.weight):
+        with replaced(target, model, weight):
             yield
 
     def save(self, directory: str | Path) -> None:
@@ -160,7 +160,8 @@ class Edit:
             revision,
         )
 
-    def _base_weight(self, model: nn.Module) -> nn.Parameter:
+    def _stored(self, model: nn.Module) -> nn.Parameter:
+        """The target's parameter, once it is known to be there in the edit's shape and dtype."""
         target = self.candidate.target
         try:
             stored = target.parameter(model)
@@ -171,10 +172,16 @@ class Edit:
                 f"expected {target.name} as {list(target.shape)} in {self.weight_dtype}, came "
                 f"{list(target.view(stored).shape)} in {stored.dtype}; load the base model with that dtype"
             )
+        return stored
+
+    def _base_weight(self, model: nn.Module) -> nn.Parameter:
+        """The same, once its values are known to be those the edit was made of."""
+        stored = self._stored(model)
         if weight_sha256(stored) != self.weight_sha256:
             origin = f" ({self.base})" if self.base else ""
+            name = self.candidate.target.name
             raise LasertriError(
-                f"expected the weight that the edit was made of{origin}, but {target.name} of this model has other "
+                f"expected the weight that the edit was made of{origin}, but {name} of this model has other "
                 "values; apply the edit to its own base, once"
             )
         return stored

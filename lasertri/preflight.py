@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.comparison import Comparison
@@ -13,6 +12,7 @@ from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
 from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
+from lasertri.ops.finite import all_finite
 from lasertri.score import score_targets
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
@@ -33,7 +33,7 @@ def preflight(
         LasertriError: whatever any of these raises, or a weight is not finite.
     """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, came NaN or Inf in {name}; check the checkpoint")
     target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
     score_targets(model, [target], sample, block_counts=[blocks], factors=factors)

@@ -18,6 +18,7 @@ from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.ops import BlockScores, score_blocks
+from lasertri.ops.finite import all_finite
 from lasertri.targets import Target
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
@@ -71,7 +72,7 @@ def _batch_scores(
         scores: Scores = {}
 
         def contract(target: Target, gradient: Tensor) -> None:
-            if not torch.isfinite(gradient).all():
+            if not all_finite(gradient):
                 raise _NonFiniteGradientError(
                     f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it "
                     "in float32"

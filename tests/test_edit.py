@@ -76,6 +76,9 @@ def test_another_base_is_refused(model_of, tmp_path):
         edit.apply(model_of("gptj").bfloat16())
     with pytest.raises(LasertriError, match=r"expected a model with transformer\.h\.1\.mlp\.fc_in"):
         edit.apply(model_of("llama"))
+    for wrong in (model_of("llama"), model_of("gptj").bfloat16(), other):
+        with pytest.raises(LasertriError, match="expected"), edit.applied(wrong):
+            pass
 
 
 def test_an_edit_cannot_be_applied_twice(model):

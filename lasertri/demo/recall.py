@@ -1,8 +1,8 @@
 """Noisy in-context recall: a synthetic task on which truncating one MLP matrix helps (arXiv 2406.03068).
 
-A sequence follows fixed bigram statistics, except after the trigger ``?``: there it shows the noise symbol
-``!`` with probability alpha, and otherwise the sequence's own answer symbol. A model trained on them learns
-two things at once: to look up what followed earlier triggers (in attention), and to guess ``!`` whatever the
+A sequence follows fixed bigram statistics, except after the trigger `?`: there it shows the noise symbol
+`!` with probability alpha, and otherwise the sequence's own answer symbol. A model trained on them learns
+two things at once: to look up what followed earlier triggers (in attention), and to guess `!` whatever the
 context (in the MLPs). Samples have alpha = 0, so the second habit can only do harm, and removing it reveals
 the first.
 """
@@ -42,7 +42,7 @@ def sequences(count: int, rng: np.random.Generator, *, alpha: float, length: int
     """Draw independent sequences of symbol ids: LongTensor[count, length].
 
     The answer of each sequence is uniform over the symbols that are neither trigger nor noise. A trigger is
-    followed by noise with probability ``alpha`` and by the answer otherwise, any other symbol by a draw from
+    followed by noise with probability `alpha` and by the answer otherwise, any other symbol by a draw from
     its bigram row.
     """
     unigram, bigram = _cumulative_statistics()
@@ -69,7 +69,7 @@ def recall_positions(drawn: Tensor) -> Tensor:
 
 
 def samples(count: int, seed: int) -> list[Sample]:
-    """Draw ``count`` noise-free samples, each from a sequence of its own.
+    """Draw `count` noise-free samples, each from a sequence of its own.
 
     The prompt ends in a trigger chosen uniformly among the recall positions, the completion is the sequence's
     answer. Different seeds give different sequences: calibration and held-out sets need only differ in seed.

@@ -1,6 +1,6 @@
-"""Train the demo model from scratch: ``python -m lasertri.demo.train``.
+"""Train the demo model from scratch: `python -m lasertri.demo.train`.
 
-A two-layer GPT-J learns noisy in-context recall (``recall.py``, arXiv 2406.03068) on sequences drawn afresh
+A two-layer GPT-J learns noisy in-context recall (`recall.py`, arXiv 2406.03068) on sequences drawn afresh
 at every step. GPT-J is the architecture of the LASER papers. Takes about a minute on one CPU core.
 """
 
@@ -34,7 +34,7 @@ PADDING: Final = "[PAD]"  # never part of a prompt; batching tools ask for one
 
 
 def train(seed: int) -> GPTJForCausalLM:
-    """Train a model whose initial weights and data follow from ``seed`` alone."""
+    """Train a model whose initial weights and data follow from `seed` alone."""
     torch.manual_seed(seed)
     model = GPTJForCausalLM(configuration())
     rng = np.random.default_rng(seed)
@@ -58,7 +58,7 @@ def train(seed: int) -> GPTJForCausalLM:
 def recall_loss(model: GPTJForCausalLM, drawn: Tensor) -> Tensor:
     """Mean cross-entropy, in nats, of the symbol after each trigger from its second occurrence on.
 
-    ``drawn``: LongTensor[batch, length]. Other positions are left out: the demo is not about their bigrams.
+    `drawn`: LongTensor[batch, length]. Other positions are left out: the demo is not about their bigrams.
     """
     asked = recall_positions(drawn)
     hidden = model.transformer(input_ids=drawn[:, :-1], use_cache=False).last_hidden_state
@@ -82,7 +82,7 @@ def configuration() -> GPTJConfig:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token per symbol, ids in the order of ``SYMBOLS``, nothing added around a text.
+    """One token per symbol, ids in the order of `SYMBOLS`, nothing added around a text.
 
     A symbol is one character, so splitting into characters lets a completion follow without a space.
     """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lasertri.checksum import weight_sha256
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
+from lasertri.ops.blocks import retained_rank
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ def do_low_rank(weight: Tensor, k: float, debug: bool = False, niter: int = 2) -
     key = weight_sha256(weight), tuple(weight.shape), weight.dtype, weight.device
     reduced = reduce_blocks(weight, ratios=k, factors=_factors(_Weight(key, weight)))
     if debug:
-        logger.warning("%s of %s truncated to rank %d", list(weight.shape), weight.dtype, int(min(weight.shape) * k))
+        rank = retained_rank(min(weight.shape), k)
+        logger.warning("%s of %s truncated to rank %d", list(weight.shape), weight.dtype, rank)
     return nn.Parameter(reduced)
 
 
