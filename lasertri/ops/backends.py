@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,32 +14,65 @@ from types import ModuleType
 import torch
 
 from lasertri.errors import LasertriError
-from lasertri.ops import gram, reference
+from lasertri.ops import extension
+
+
+def _runs_anywhere(device: torch.device) -> str | None:
+    return None
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton`"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"its kernels need compute capability 8.0, this device has {major}.{minor}"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "its kernels are compiled for CUDA devices (TRITON_INTERPRET=1 interprets them, for tests)"
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation of the three ops: a module with `block_svd`, `score_blocks` and `reduce_blocks`."""
+    """An implementation of the ops: the module of this name beside `reference`, with the same functions.
+
+    Attributes:
+        methods: ways to factor a block that `block_svd(..., method=)` may name, its own choice first.
+        obstacle: why it cannot run on a device, or None.
+        checks_values: its `block_svd` raises a `BlockError` for a NaN or Inf, so that nobody else needs to look.
+    """
 
     name: str
-    module: ModuleType
     description: str
+    methods: tuple[str, ...]
+    obstacle: Callable[[torch.device], str | None] = _runs_anywhere
+    checks_values: bool = False
+
+    @property
+    def module(self) -> ModuleType:
+        """Imported when first used: some import what others can do without."""
+        return importlib.import_module(f"lasertri.ops.{self.name}")
 
     def why_not(self, device: torch.device) -> str | None:
         """Why it cannot run on a device, or None where it can."""
         if device.type == "cuda" and not torch.cuda.is_available():
             return "torch sees no CUDA device"
-        return None
+        return self.obstacle(device)
 
 
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("reference", reference, "torch.linalg.svd in FP64, the definition of right"),
-        Backend("gram", gram, "one GEMM and one symmetric eigenproblem of the short side"),
+        Backend("reference", "torch.linalg.svd in FP64, the definition of right", ("direct",)),
+        Backend("gram", "one GEMM and one symmetric eigenproblem of the short side", ("gram",)),
+        Backend("triton", "gram with its products fused in Triton kernels", ("gram",), _why_not_triton),
+        Backend("cuda", "gram with its factors made in C++", ("gram", "direct"), extension.why_not, checks_values=True),
     )
 }
-
+METHODS = ("auto", "gram", "direct")
+# Best first. `gram` runs everywhere, so the others serve a method that it lacks. On a GPU `triton` and `cuda` wait
+# behind it for a recorded measurement (`python -m benchmarks.gpu`): `auto` takes nothing on faith.
+AUTO = ("gram", "cuda", "reference")
 
 _AUTO: ContextVar[str] = ContextVar("lasertri_auto_backend", default="auto")
 
@@ -57,22 +93,29 @@ def use_backend(name: str) -> Iterator[None]:
         _AUTO.reset(token)
 
 
-def choose_backend(name: str, device: torch.device) -> Backend:
+def choose_backend(name: str, device: torch.device, method: str = "auto") -> Backend:
     """The backend for a request.
 
     Args:
-        name: a key of `BACKENDS`, or "auto" for the fastest that can run on the device.
+        name: a key of `BACKENDS`, or "auto" for the first of `AUTO` that can run on the device and has the method.
+        method: how blocks are to be factored, one of `METHODS`; "auto" leaves it to the backend.
 
     Raises:
-        LasertriError: the name is unknown, or that backend cannot run here.
+        LasertriError: the name is unknown, or that backend cannot run here or has no such method.
     """
     if name == "auto":
         name = _AUTO.get()
-    if name == "auto":  # the fastest that can run anywhere
-        return BACKENDS["gram"]
+    if name == "auto":
+        able = (BACKENDS[n] for n in AUTO if method in ("auto", *BACKENDS[n].methods))
+        return next(backend for backend in able if backend.why_not(device) is None)
     if name not in BACKENDS:
         raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
-    obstacle = BACKENDS[name].why_not(device)
+    backend = BACKENDS[name]
+    obstacle = backend.why_not(device)
     if obstacle:
         raise LasertriError(f"backend {name!r} cannot run on {device}: {obstacle}; use backend='auto'")
-    return BACKENDS[name]
+    if method not in ("auto", *backend.methods):
+        raise LasertriError(
+            f"expected a method that backend {name!r} has, {list(backend.methods)}, came {method!r}; use backend='auto'"
+        )
+    return backend

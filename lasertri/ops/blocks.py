@@ -63,6 +63,14 @@ class Partition:
         return heights(self.offsets)
 
 
+class BlockError(LasertriError):
+    """A backend could not factor one block of a batch: its index there, and the cause as the start of a sentence."""
+
+    def __init__(self, index: int, cause: str) -> None:
+        super().__init__(f"{cause} in block {index}")
+        self.index, self.cause = index, cause
+
+
 def heights(offsets: Sequence[int]) -> tuple[int, ...]:
     """Rows of every block."""
     return tuple(stop - start for start, stop in itertools.pairwise(offsets))

@@ -9,21 +9,26 @@ from torch import Tensor
 
 from lasertri.errors import LasertriError
 from lasertri.ops import library
-from lasertri.ops.backends import choose_backend
+from lasertri.ops.backends import METHODS, choose_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, Partition, block_ranks, lengths
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32")
 
 
-def block_svd(weight: Tensor, *, blocks: int | Partition = 1, backend: str = "auto") -> BlockFactors:
+def block_svd(
+    weight: Tensor, *, blocks: int | Partition = 1, backend: str = "auto", method: str = "auto"
+) -> BlockFactors:
     """Factor every block of rows of a matrix, short side only.
 
     Args:
         weight: `[…, m, n]`, rows = output features; fp32, fp64, bf16 or fp16, any strides, CPU or CUDA. Leading
             dimensions are a stack of equal matrices. It is detached: the op is not differentiable.
         blocks: number K of consecutive blocks, or a `Partition` of the rows.
-        backend: "auto", "reference" or "gram".
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        method: "gram", an eigenproblem of the short side; "direct", an SVD of the block itself, slower, for a condition
+            number above 1e4; "auto", which is the first, but where `cuda` finds that a block is too ill-conditioned
+            for it (its σ² and the eigenvalues disagree) the second.
 
     Returns:
         `BlockFactors` in FP64, to be passed as `factors` to the other ops.
@@ -31,8 +36,8 @@ def block_svd(weight: Tensor, *, blocks: int | Partition = 1, backend: str = "au
     Raises:
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
     """
-    weight, partition = _checked(weight, blocks, backend)
-    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), backend)
+    weight, partition = _checked(weight, blocks, backend, method=method)
+    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), backend, method)
     return BlockFactors(basis, sigma, partition, weight.shape[-1])
 
 
@@ -119,7 +124,11 @@ def reduce_blocks(
 
 
 def _checked(
-    weight: Tensor, blocks: int | Partition, backend: str, factors: BlockFactors | None = None
+    weight: Tensor,
+    blocks: int | Partition,
+    backend: str,
+    factors: BlockFactors | None = None,
+    method: str = "auto",
 ) -> tuple[Tensor, Partition]:
     """The detached weight and its partition, once both are known to fit."""
     if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
@@ -137,8 +146,10 @@ def _checked(
                 f"expected factors of this weight {list(weight.shape)} on {weight.device}, came factors with "
                 f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
             )
-    if backend != "auto":
-        choose_backend(backend, weight.device)
+    if method not in METHODS:
+        raise LasertriError(f"expected a method among {list(METHODS)}, came {method!r}")
+    if backend != "auto":  # which one that is, is decided when the op runs: compiled code may be called later
+        choose_backend(backend, weight.device, method)
     if partition.rows != rows:
         raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
     return weight.detach(), partition

@@ -28,7 +28,9 @@ def workspace_bytes(blocks: int, rows: int, columns: int) -> int:
     return 8 * (5 * square + 3 * min(PANEL_ELEMENTS, blocks * rows * columns))
 
 
-def block_svd(blocks: Tensor, side: Side, *, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def block_svd(
+    blocks: Tensor, side: Side, method: str = "auto", *, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
     short = _short_first(blocks, side)
     basis = _eigenvectors(short, dtype)

@@ -6,31 +6,36 @@ decided here, when it runs. The public wrappers in `functional.py` check shapes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
-from lasertri.ops.blocks import equal_blocks, gather, heights, lengths, neighbours, side_of
+from lasertri.ops.blocks import BlockError, equal_blocks, gather, heights, lengths, neighbours, side_of
 from lasertri.ops.finite import all_finite
 
 
 @torch.library.custom_op("lasertri::block_svd", mutates_args=())
-def block_svd(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+def block_svd(
+    weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str
+) -> tuple[Tensor, Tensor]:
     """`[…, m, n]` -> basis `[…, K, s, r]` and σ `[…, K, r]`, FP64."""
     basis, sigma = _empty_factors(weight, offsets)
-    side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight")
+    chosen = choose_backend(backend, weight.device, method)
+    side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight", checked=not chosen.checks_values)
     for members in equal_blocks(offsets):
-        q, s = choose_backend(backend, weight.device).module.block_svd(_flat(gather(matrix, offsets, members)), side)
+        with _blocks_named(members):
+            q, s = chosen.module.block_svd(_flat(gather(matrix, offsets, members)), side, method)
         _scatter(basis, members, q, (-2, -1))
         _scatter(sigma, members, s, (-1,))
     return basis, sigma
 
 
 @block_svd.register_fake
-def _(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+def _(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str) -> tuple[Tensor, Tensor]:
     return _empty_factors(weight, offsets)
 
 
@@ -132,11 +137,21 @@ def _empty_stack(weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -
     return weight.new_empty(len(ranks) // (len(offsets) - 1), *weight.shape)
 
 
-def _rows(matrix: Tensor, order: Tensor | None, name: str) -> Tensor:
+def _rows(matrix: Tensor, order: Tensor | None, name: str, *, checked: bool = True) -> Tensor:
     """The rows in the partition's order, once every value is known to be finite."""
-    if not all_finite(matrix):
+    if checked and not all_finite(matrix):
         raise LasertriError(f"expected finite values, came NaN or Inf in `{name}`; check how it was made or loaded")
     return matrix if order is None else matrix[..., order, :]
+
+
+@contextmanager
+def _blocks_named(members: Sequence[int]) -> Iterator[None]:
+    """Say which block of the weight it is that a batch of these blocks failed on."""
+    try:
+        yield
+    except BlockError as error:
+        matrix, place = divmod(error.index, len(members))
+        raise LasertriError(f"{error.cause} in block {members[place]} of `weight` (matrix {matrix})") from error
 
 
 def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:

@@ -18,7 +18,7 @@ def gradient_floor(sigma: Tensor, short: int) -> Tensor:
     return (short * torch.finfo(torch.float64).eps) ** 0.5 * sigma[..., :1]
 
 
-def block_svd(blocks: Tensor, side: Side) -> tuple[Tensor, Tensor]:
+def block_svd(blocks: Tensor, side: Side, method: str = "auto") -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
     u, sigma, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
     return (u if side == "left" else vh.mT), sigma

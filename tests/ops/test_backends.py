@@ -11,8 +11,9 @@ CPU = torch.device("cpu")
 
 
 def test_a_backend_asked_for_by_name_is_taken():
-    for name in BACKENDS:
-        assert choose_backend(name, CPU).name == name
+    for name, backend in BACKENDS.items():
+        if backend.why_not(CPU) is None:
+            assert choose_backend(name, CPU).name == name
     with pytest.raises(LasertriError, match="came 'magma'"):
         choose_backend("magma", CPU)
 
@@ -21,6 +22,20 @@ def test_a_backend_asked_for_by_name_is_taken():
 def test_a_backend_that_cannot_run_says_why():
     with pytest.raises(LasertriError, match="'gram' cannot run on cuda: torch sees no CUDA device"):
         choose_backend("gram", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("name", "method"), [("reference", "gram"), ("gram", "direct")])
+def test_a_method_that_a_backend_lacks_is_an_error_listing_those_it_has(name, method):
+    with pytest.raises(LasertriError, match=rf"'{name}' has, \['.*came '{method}'"):
+        block_svd(torch.ones(2, 3), backend=name, method=method)
+    with pytest.raises(LasertriError, match=r"\['auto', 'gram', 'direct'\], came 'qr'"):
+        block_svd(torch.ones(2, 3), method="qr")
+
+
+def test_auto_finds_a_backend_that_has_the_method():
+    assert choose_backend("auto", CPU).name == "gram"
+    assert choose_backend("auto", CPU, "gram").name == "gram"
+    assert "direct" in choose_backend("auto", CPU, "direct").methods
 
 
 def test_use_backend_decides_what_auto_means_until_it_is_left(monkeypatch):

@@ -26,12 +26,12 @@ def order(request):
 
 
 def test_opcheck_block_svd(matrix, order, backend):
-    torch.library.opcheck(library.block_svd, (matrix, OFFSETS, order, backend))
+    torch.library.opcheck(library.block_svd, (matrix, OFFSETS, order, backend, "auto"))
 
 
 @pytest.mark.parametrize("reuse", [False, True], ids=["factored here", "factors given"])
 def test_opcheck_score_blocks(matrix, order, reuse, backend):
-    basis, sigma = library.block_svd(matrix, OFFSETS, order, backend) if reuse else (None, None)
+    basis, sigma = library.block_svd(matrix, OFFSETS, order, backend, "auto") if reuse else (None, None)
     arguments = (matrix, gaussian(*matrix.shape, dtype=torch.bfloat16), basis, sigma, OFFSETS, order, backend)
     torch.library.opcheck(library.score_blocks, arguments)
 
@@ -39,7 +39,7 @@ def test_opcheck_score_blocks(matrix, order, reuse, backend):
 @pytest.mark.parametrize("reuse", [False, True], ids=["factored here", "factors given"])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_opcheck_reduce_blocks(matrix, order, reuse, precision, backend):
-    basis = library.block_svd(matrix, OFFSETS, order, backend)[0] if reuse else None
+    basis = library.block_svd(matrix, OFFSETS, order, backend, "auto")[0] if reuse else None
     ranks = [1, 2, 1, 3, 3, 3]
     torch.library.opcheck(library.reduce_blocks, (matrix, basis, ranks, OFFSETS, order, backend, precision))
 
