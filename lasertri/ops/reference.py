@@ -18,6 +18,12 @@ def gradient_floor(sigma: Tensor, short: int) -> Tensor:
     return (short * torch.finfo(torch.float64).eps) ** 0.5 * sigma[..., :1]
 
 
+def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) -> int:
+    """Upper bound on the FP64 bytes that factoring and scoring equal blocks takes beside their inputs."""
+    full, square = blocks * rows * columns, blocks * min(rows, columns) ** 2
+    return 8 * (4 * full + 6 * square)  # A, G, U, Vᵀ; LAPACK's divide and conquer works in squares of the short side
+
+
 def block_svd(blocks: Tensor, side: Side, method: str = "auto") -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
     u, sigma, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
@@ -53,3 +59,18 @@ def reduce_blocks(
         u, sigma, vh = torch.linalg.svd(a, full_matrices=False)
         truncated = [(u[..., :k] * sigma[..., None, :k]) @ vh[..., :k, :] for k in ranks]
     return torch.stack([t.to(blocks.dtype) for t in truncated])
+
+
+def linear_blocks(
+    x: Tensor,
+    blocks: Tensor,
+    side: Side,
+    ranks: Sequence[int],
+    basis: Tensor,
+    output: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`x A_kᵀ + bias` with every truncation A_k made in FP64, `[R, T, B, b]` in the dtype of x."""
+    truncated = reduce_blocks(blocks.double(), side, ranks, basis)
+    outputs = torch.einsum("tn,rkbn->rtkb", x.double(), truncated)
+    return (outputs if bias is None else outputs + bias).to(x.dtype)

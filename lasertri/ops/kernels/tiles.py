@@ -1,0 +1,77 @@
+"""Launch configurations: a pure function of kernel, precision, shape and device. `benchmarks/tune.py` measures them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tile sizes of the output and of the summed dimension, warps per program, and depth of the load pipeline."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+    def fitted(self, rows: int, columns: int, inner: int) -> Tiles:
+        """Not larger than a small problem needs; `tl.dot` takes no side below 16."""
+        return replace(
+            self,
+            rows=min(self.rows, _power_of_two(rows)),
+            columns=min(self.columns, _power_of_two(columns)),
+            inner=min(self.inner, _power_of_two(inner)),
+        )
+
+
+# By the arithmetic of the products, then by the oldest compute capability they are for. The same for every kernel, as
+# each is one tile product with another ending. FP64 and TF32 run on tensor cores, "ieee" FP32 on none. They are chosen
+# to compile without spills and to leave room for two programs on a multiprocessor; no GPU has timed them.
+TABLE = {
+    "float64": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(64, 64, 16, 8, 4)},
+    "ieee": {80: Tiles(64, 64, 16, 8, 3)},
+    "tf32x3": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(64, 128, 32, 8, 3)},
+    "tf32": {80: Tiles(64, 128, 32, 4, 3), 90: Tiles(128, 128, 32, 8, 3)},
+    "half": {80: Tiles(128, 128, 32, 8, 3), 90: Tiles(128, 128, 64, 8, 3)},
+}
+
+
+def arithmetic(compute: torch.dtype, precision: str) -> str:
+    """The row of `TABLE` that products of this type and precision belong to."""
+    if compute == torch.float64:
+        return "float64"
+    return precision if compute == torch.float32 else "half"
+
+
+def largest_tiles(compute: torch.dtype, precision: str, capability: tuple[int, int]) -> Tiles:
+    """Tiles for products of this arithmetic, if they are large.
+
+    Args:
+        compute: type that the operands are multiplied in.
+        precision: of FP32 products, one of `PRECISIONS`.
+        capability: of the device, such as (9, 0); an unknown newer one is served as the newest known.
+    """
+    known = TABLE[arithmetic(compute, precision)]
+    major, minor = capability
+    return known[max((c for c in known if c <= 10 * major + minor), default=min(known))]
+
+
+def choose_tiles(
+    compute: torch.dtype, precision: str, rows: int, columns: int, inner: int, capability: tuple[int, int]
+) -> Tiles:
+    """Tiles for a product `[rows, inner] @ [inner, columns]`; the other arguments are those of `largest_tiles`."""
+    return largest_tiles(compute, precision, capability).fitted(rows, columns, inner)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; 8.0, the oldest served, for any other (the interpreter's)."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+
+
+def _power_of_two(length: int) -> int:
+    return max(16, 1 << (length - 1).bit_length())
