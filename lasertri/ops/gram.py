@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lasertri.ops.blocks import Side
 from lasertri.ops.reference import gradient_floor
+from lasertri.ops.truncate import guarded_reduce
 
 PANEL_ELEMENTS = 1 << 21  # 16 MiB in FP64: enough for full GEMM speed, little enough for malloc to hand out again
 
@@ -32,7 +33,7 @@ def block_svd(
     blocks: Tensor, side: Side, method: str = "auto", *, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
-    short = _short_first(blocks, side)
+    short = short_first(blocks, side)
     basis = _eigenvectors(short, dtype)
     squares = torch.zeros_like(basis[..., 0, :])
     for columns in _panels(short):
@@ -45,7 +46,7 @@ def score_blocks(
     blocks: Tensor, grads: Tensor, side: Side, factors: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Singular values and their gradients ∂L/∂σᵢ = qᵢᵀ (G Aᵀ) qᵢ / σᵢ, each `[B, r]`."""
-    a, g = _short_first(blocks, side), _short_first(grads, side)
+    a, g = short_first(blocks, side), short_first(grads, side)
     if factors is None:  # both projections at hand: one GEMM less than C = G Aᵀ and C Q
         basis = _eigenvectors(a, torch.float64)
         squares, products = torch.zeros_like(basis[..., 0, :]), torch.zeros_like(basis[..., 0, :])
@@ -68,60 +69,15 @@ def score_blocks(
 def reduce_blocks(
     blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor | None = None, *, precision: str = "float64"
 ) -> Tensor:
-    """Projections A_k = Q_k Q_kᵀ A (or A Q_k Q_kᵀ) for all ranks as running sums, `[R, B, b, n]`.
-
-    In "float32" a block whose spectrum that Gram matrix cannot resolve at some rank is computed in FP64.
-    """
-    dtype = getattr(torch, precision)
-    if basis is not None:
-        return _project(blocks, side, ranks, basis.to(dtype))
-    if dtype == torch.float32 and not (_worth_fp32(blocks, ranks) and _squares_fit_fp32(blocks)):
-        dtype = torch.float64
-    basis, sigma = block_svd(blocks, side, dtype=dtype)
-    reduced = _project(blocks, side, ranks, basis)
-    if dtype == torch.float32:
-        unresolved = ~_resolved_in_fp32(sigma, ranks, basis.shape[-2])
-        if unresolved.any():
-            reduced[:, unresolved] = reduce_blocks(blocks[unresolved], side, ranks)
-    return reduced
+    """Projections A_k = Q_k Q_kᵀ A (or A Q_k Q_kᵀ) for all ranks as running sums, `[R, B, b, n]`."""
+    return guarded_reduce(blocks, side, ranks, basis, precision, block_svd, project)
 
 
-def _worth_fp32(blocks: Tensor, ranks: Sequence[int]) -> bool:
-    """Whether even a Gaussian block of this shape, the flattest there is, would be resolved in FP32.
-
-    Its smallest singular value is (1 - √γ) / (1 + √γ) of its largest, γ = short side over long side (Marchenko and
-    Pastur, 1967): nearly square blocks cut near full rank would only come back for FP64.
-    """
-    short, long = sorted(blocks.shape[-2:])
-    root = (short / long) ** 0.5
-    deepest = max((k for k in ranks if k < short), default=0)
-    return deepest <= short // 2 or (1 - root) / (1 + root) >= _fp32_floor(short)
-
-
-def _squares_fit_fp32(blocks: Tensor) -> bool:
-    """Whether no block's Gram matrix would overflow, or lose digits to underflow, in FP32."""
-    largest = blocks.abs().flatten(1).amax(-1)
-    return bool(((largest == 0) | ((largest > 1e-12) & (largest < 1e12))).all())
-
-
-def _fp32_floor(short: int) -> float:
-    return 10 * (short * torch.finfo(torch.float32).eps) ** 0.5
-
-
-def _resolved_in_fp32(sigma: Tensor, ranks: Sequence[int], short: int) -> Tensor:
-    """Whether σ_{k+1} ≥ 10·√(b·eps32)·σ₁ at every rank that cuts, `[B]`.
-
-    Below that an FP32 Gram matrix mixes kept and removed directions: on a power-law spectrum of condition 1e4
-    it lost 7 to 39 % of the optimal residual.
-    """
-    cut = [k for k in ranks if 0 < k < sigma.shape[-1]]
-    return (sigma[..., cut] >= _fp32_floor(short) * sigma[..., :1]).all(-1)
-
-
-def _project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor) -> Tensor:
+def project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor) -> Tensor:
+    """Truncations of equal blocks at all ranks, computed in the basis's dtype: `[B, b, n]` -> `[R, B, b, n]`."""
     full = min(blocks.shape[-2:])
     out = torch.empty(len(ranks), *blocks.shape, dtype=blocks.dtype, device=blocks.device)
-    source, destination = _short_first(blocks, side), _short_first(out, side)
+    source, destination = short_first(blocks, side), short_first(out, side)
     for columns in _panels(source):
         panel = source[..., columns].to(basis.dtype)
         coordinates = basis.mT @ panel
@@ -136,7 +92,8 @@ def _project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor) ->
     return out
 
 
-def _short_first(blocks: Tensor, side: Side) -> Tensor:
+def short_first(blocks: Tensor, side: Side) -> Tensor:
+    """A view with the short side first, `[B, s, l]`, whose left singular vectors are the basis."""
     return blocks if side == "left" else blocks.mT
 
 
