@@ -75,8 +75,12 @@ def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., 
         q, z = factors(4, 1024, 1024), factors(4, 1024, 4096)
         yield "gram", read, double, "ieee", functools.partial(gram.launch, a)
         yield "diagonal", read, double, "ieee", functools.partial(diagonal.launch, q, a, z.mT)
-        yield "prefix_product", read, double, "ieee", functools.partial(
-            prefix_product.launch, q, z, range(100, 1000, 100), stack
+        yield (
+            "prefix_product",
+            read,
+            double,
+            "ieee",
+            functools.partial(prefix_product.launch, q, z, range(100, 1000, 100), stack),
         )
         if read == double:
             continue
@@ -85,8 +89,12 @@ def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., 
             if read == single:
                 yield "gram", read, single, precision, functools.partial(gram.launch, a)
             yield "diagonal", read, single, precision, functools.partial(diagonal.launch, q, a, z.mT)
-            yield "prefix_product", read, single, precision, functools.partial(
-                prefix_product.launch, q, z, range(100, 1000, 100), stack, bias
+            yield (
+                "prefix_product",
+                read,
+                single,
+                precision,
+                functools.partial(prefix_product.launch, q, z, range(100, 1000, 100), stack, bias),
             )
         if read != single:
             yield "gram", read, read, "ieee", functools.partial(gram.launch, a)

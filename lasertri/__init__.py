@@ -6,7 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.ops import BlockFactors, BlockScores, Partition, block_svd, reduce_blocks, score_blocks, use_backend
+from lasertri.ops import (
+    BlockFactors,
+    BlockScores,
+    Partition,
+    block_svd,
+    linear_blocks,
+    reduce_blocks,
+    score_blocks,
+    use_backend,
+)
 from lasertri.tasks import Sample
 from lasertri.version import __version__
 
@@ -30,6 +39,7 @@ __all__ = [
     "adapt",
     "as_samples",
     "block_svd",
+    "linear_blocks",
     "load_model",
     "load_tokenizer",
     "reduce_blocks",

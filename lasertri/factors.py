@@ -10,7 +10,6 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition, block_svd
 from lasertri.ops.backends import choose_backend
-from lasertri.ops.gram import workspace_bytes
 from lasertri.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -39,11 +38,12 @@ class FactorStore:
     ) -> None:
         self.model, self.backend, self.workspace, wanted = model, backend, 0, 0
         for target in targets:
-            choose_backend(backend, target.parameter(model).device)
+            device = target.parameter(model).device
+            workspace_bytes = choose_backend(backend, device).module.workspace_bytes
             for blocks in block_counts:
                 columns, height = target.shape[1], Partition.consecutive(target.shape[0], blocks).heights[0]
                 wanted += 8 * blocks * min(height, columns) ** 2
-                needed = workspace_bytes(blocks, height, columns)
+                needed = workspace_bytes(blocks, height, columns, device)
                 if needed > budget:
                     raise LasertriError(
                         f"expected a memory budget of at least {needed / 2**30:.3g} GiB for {target} at K = {blocks}, "

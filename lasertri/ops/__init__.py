@@ -2,7 +2,7 @@
 
 from lasertri.ops.backends import use_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, Partition
-from lasertri.ops.functional import DTYPES, block_svd, reduce_blocks, score_blocks
+from lasertri.ops.functional import DTYPES, block_svd, linear_blocks, reduce_blocks, score_blocks
 
 __all__ = [
     "DTYPES",
@@ -10,6 +10,7 @@ __all__ = [
     "BlockScores",
     "Partition",
     "block_svd",
+    "linear_blocks",
     "reduce_blocks",
     "score_blocks",
     "use_backend",

@@ -59,7 +59,7 @@ def score_blocks(
         grad: ∂L/∂weight, of the weight's shape; its dtype may differ.
         blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
         factors: what `block_svd` returned for this weight, to skip the factorisation.
-        backend: "auto", "reference" or "gram".
+        backend: "auto", "reference", "gram", "triton" or "cuda".
 
     Returns:
         `BlockScores`, the named tuple `(sigma, grad)`, each `[…, K, r]` in FP64.
@@ -97,7 +97,7 @@ def reduce_blocks(
         ratios: retained ratio ρ instead, rank `int(min(b, n) * ρ)` for a block of b rows; ρ = 0 gives zeros.
         blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
         factors: what `block_svd` returned for this weight, to skip the factorisation.
-        backend: "auto", "reference" or "gram".
+        backend: "auto", "reference", "gram", "triton" or "cuda".
         precision: "float64", or "float32", faster on wide and tall blocks: `gram` then returns to FP64 for each block
             whose spectrum its FP32 Gram matrix does not resolve at the ranks asked for.
 
@@ -120,6 +120,67 @@ def reduce_blocks(
         backend,
         precision,
     )
+    return stack[0] if scalar else stack
+
+
+def linear_blocks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ranks: int | Sequence[int] | None = None,
+    ratios: float | Sequence[float] | None = None,
+    blocks: int | Partition = 1,
+    factors: BlockFactors | None = None,
+    output: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`F.linear(x, W, bias)` for every truncation W of a weight at once, without making one.
+
+    Truncation is a projection, so where Q is short beside the block it acts on the output, x Wᵀ Q_k Q_kᵀ, else on the
+    input, x Q_k (W Q_k)ᵀ; all ranks are prefixes of one sum. Products are FP32 at least, and rounded once.
+
+    Args:
+        x: `[…, n]`, FP32, FP64, BF16 or FP16.
+        weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
+        ranks, ratios, blocks, factors: as in `reduce_blocks`.
+        output: x Wᵀ without the bias, `[…, m]`, FP32 or better, where it is known: it spares wide blocks that product.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+
+    Returns:
+        `[…, m]` in the dtype of x for a scalar; for a sequence a stack of those in front.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in a weight that is factored here.
+    """
+    weight, partition = _checked(weight, blocks, backend, factors)
+    if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or x.dtype not in DTYPES or x.device != weight.device:
+        raise LasertriError(
+            f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, came x "
+            f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
+        )
+    for name, tensor, expected in (("bias", bias, weight.shape[:1]), ("output", output, (*x.shape[:-1], len(weight)))):
+        if tensor is not None and (tensor.shape != expected or tensor.device != x.device):
+            raise LasertriError(
+                f"expected {name} {list(expected)} on {x.device}, came {list(tensor.shape)} on {tensor.device}"
+            )
+    if output is not None and output.dtype not in (torch.float32, torch.float64):
+        raise LasertriError(f"expected output in FP32 or FP64, which the projections need, came {output.dtype}")
+    per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
+    if factors is None:
+        factors = block_svd(weight, blocks=partition, backend=backend)
+    stack = library.linear_blocks(
+        x.detach().reshape(-1, x.shape[-1]),
+        weight,
+        None if bias is None else bias.detach(),
+        None if output is None else output.detach().reshape(-1, len(weight)),
+        factors.basis,
+        [rank for request in per_block for rank in request],
+        partition.offsets,
+        _order(partition, weight),
+        backend,
+    )
+    stack = stack.reshape(len(per_block), *x.shape[:-1], len(weight))
     return stack[0] if scalar else stack
 
 

@@ -93,9 +93,7 @@ def reduce_blocks(
     return guarded_reduce(blocks, side, ranks, basis, precision, factor, projected)
 
 
-def project(
-    blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor, *, products: Products = TORCH
-) -> Tensor:
+def project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor, *, products: Products = TORCH) -> Tensor:
     """Truncations of equal blocks at all ranks, computed in the basis's dtype: `[B, b, n]` -> `[R, B, b, n]`."""
     out = torch.empty(len(ranks), *blocks.shape, dtype=blocks.dtype, device=blocks.device)
     source, destination = short_first(blocks, side), short_first(out, side)

@@ -16,6 +16,7 @@ from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.blocks import BlockError, equal_blocks, gather, heights, lengths, neighbours, side_of
 from lasertri.ops.finite import all_finite
+from lasertri.ops.full_fp32 import full_fp32
 
 
 @torch.library.custom_op("lasertri::block_svd", mutates_args=())
@@ -92,16 +93,18 @@ def reduce_blocks(
 ) -> Tensor:
     """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
     stack = _empty_stack(weight, ranks, offsets)
-    columns, blocks = weight.shape[-1], len(offsets) - 1
+    columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
-    per_block = [tuple(ranks[j::blocks]) for j in range(blocks)]
     for members in equal_blocks(offsets, per_block):
         wanted = per_block[members[0]]
         q = None if basis is None else _basis_of(basis, offsets, members, columns)
-        reduced = choose_backend(backend, weight.device).module.reduce_blocks(
-            _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
-        )
+        with full_fp32():
+            reduced = choose_backend(backend, weight.device).module.reduce_blocks(
+                _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
+            )
         reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), *reduced.shape[-2:])
+        if order is None and len(members) == len(per_block):
+            return reduced.reshape(stack.shape)  # the rows lie as they should
         for i, j in enumerate(members):
             block = slice(offsets[j], offsets[j + 1])
             stack[..., block if order is None else order[block], :] = reduced[..., i, :, :]
@@ -121,6 +124,54 @@ def _(
     return _empty_stack(weight, ranks, offsets)
 
 
+@torch.library.custom_op("lasertri::linear_blocks", mutates_args=())
+def linear_blocks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor | None,
+    basis: Tensor,
+    ranks: Sequence[int],
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """x `[T, n]`, weight `[m, n]`, bias `[m]`, output `[T, m]` -> `[R, T, m]` in the dtype of x."""
+    result = _empty_outputs(x, weight, ranks, offsets)
+    columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
+    side = side_of(offsets, columns)
+    matrix = weight if order is None else weight[order]
+    for members in equal_blocks(offsets, per_block):
+        places = torch.arange(offsets[-1], device=x.device) if order is None else order
+        rows = torch.cat([places[offsets[j] : offsets[j + 1]] for j in members])
+        known = None if output is None else output[:, rows].unflatten(-1, (len(members), -1))
+        added = None if bias is None else bias[rows].unflatten(-1, (len(members), -1))
+        q = _basis_of(basis, offsets, members, columns)
+        with full_fp32():
+            outputs = choose_backend(backend, x.device).module.linear_blocks(
+                x, gather(matrix, offsets, members), side, per_block[members[0]], q, known, added
+            )
+        if order is None and len(members) == len(per_block):
+            return outputs.reshape(result.shape)
+        result[..., rows] = outputs.flatten(-2)
+    return result
+
+
+@linear_blocks.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor | None,
+    basis: Tensor,
+    ranks: Sequence[int],
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+) -> Tensor:
+    return _empty_outputs(x, weight, ranks, offsets)
+
+
 def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
     sigma = _empty_scores(weight, offsets)
     columns = weight.shape[-1]
@@ -135,6 +186,16 @@ def _empty_scores(weight: Tensor, offsets: Sequence[int]) -> Tensor:
 
 def _empty_stack(weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return weight.new_empty(len(ranks) // (len(offsets) - 1), *weight.shape)
+
+
+def _empty_outputs(x: Tensor, weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
+    return x.new_empty(len(ranks) // (len(offsets) - 1), x.shape[0], weight.shape[0])
+
+
+def _ranks_of_blocks(ranks: Sequence[int], offsets: Sequence[int]) -> list[tuple[int, ...]]:
+    """The ranks asked of every block, `[K][R]`."""
+    blocks = len(offsets) - 1
+    return [tuple(ranks[j::blocks]) for j in range(blocks)]
 
 
 def _rows(matrix: Tensor, order: Tensor | None, name: str, *, checked: bool = True) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from matrices import gapped, gaussian
 
-from lasertri import LasertriError, Partition, block_svd, reduce_blocks, score_blocks
+from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
 from lasertri.ops import library
 
 OFFSETS = [0, 3, 7, 10]
@@ -44,12 +44,23 @@ def test_opcheck_reduce_blocks(matrix, order, reuse, precision, backend):
     torch.library.opcheck(library.reduce_blocks, (matrix, basis, ranks, OFFSETS, order, backend, precision))
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["x alone", "bias and output"])
+def test_opcheck_linear_blocks(order, given, backend):
+    matrix = gapped(10, 13, dtype=torch.float32)
+    basis = library.block_svd(matrix, OFFSETS, order, backend, "auto")[0]
+    x = gaussian(4, 13, dtype=torch.bfloat16)
+    bias, output = (torch.ones(10), x.float() @ matrix.mT) if given else (None, None)
+    arguments = (x, matrix, bias, output, basis, [1, 2, 1, 3, 3, 3], OFFSETS, order, backend)
+    torch.library.opcheck(library.linear_blocks, arguments)
+
+
 def everything(weight, grad, blocks):
     factors = block_svd(weight, blocks=blocks)
     scores = score_blocks(weight, grad, factors=factors)
     reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
-    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone
+    outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
+    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs
 
 
 def compiled(function):

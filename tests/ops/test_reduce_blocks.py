@@ -10,6 +10,7 @@ from matrices import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, reduce_blocks
 from lasertri.ops import gram, truncate
+from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
 SHAPES_AND_BLOCKS = [(shape, blocks) for shape in SHAPES for blocks in (1, 3, 4, 16) if blocks <= shape[0]]
@@ -244,9 +245,9 @@ def spy_on_eigenproblems(monkeypatch):
     """The `(dtype, blocks)` of every factorisation from here on."""
     seen, factor = [], gram.block_svd
 
-    def block_svd(blocks, side, *, dtype=torch.float64):
+    def block_svd(blocks, side, *, dtype, **options):
         seen.append((dtype, len(blocks)))
-        return factor(blocks, side, dtype=dtype)
+        return factor(blocks, side, dtype=dtype, **options)
 
     monkeypatch.setattr(gram, "block_svd", block_svd)
     return seen
@@ -300,7 +301,7 @@ def test_the_scale_of_a_weight_does_not_matter(scale, precision, backend):
 @pytest.mark.parametrize("panel", [1, 100, 1000])
 @pytest.mark.parametrize("shape", [(9, 14), (14, 9), (3, 9, 14)])
 def test_visiting_the_long_side_in_panels_changes_nothing(panel, shape, monkeypatch):
-    monkeypatch.setattr(gram, "PANEL_ELEMENTS", panel)
+    monkeypatch.setitem(PANEL_ELEMENTS, "cpu", panel)
     weight = gapped(*shape)
     stack = reduce_blocks(weight, ratios=RATIOS, blocks=2, backend="gram")
     for got, one in zip(

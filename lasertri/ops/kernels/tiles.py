@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lasertri.errors import LasertriError
+
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
@@ -43,6 +45,8 @@ TABLE = {
 
 def arithmetic(compute: torch.dtype, precision: str) -> str:
     """The row of `TABLE` that products of this type and precision belong to."""
+    if precision not in PRECISIONS:
+        raise LasertriError(f"expected a precision of FP32 products among {list(PRECISIONS)}, came {precision!r}")
     if compute == torch.float64:
         return "float64"
     return precision if compute == torch.float32 else "half"

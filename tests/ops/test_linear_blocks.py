@@ -1,0 +1,147 @@
+import itertools
+
+import oracle
+import pytest
+import torch
+from matrices import gapped, gaussian
+from torch.nn.functional import linear
+
+from lasertri import LasertriError, Partition, block_svd, linear_blocks
+from lasertri.ops.products import PANEL_ELEMENTS
+
+SHAPES = [(1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
+SHAPES_AND_BLOCKS = [(shape, blocks) for shape in SHAPES for blocks in (1, 3, 4, 16) if blocks <= shape[0]]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+RATIOS = (0.5, 1.0, 0.0, 0.7, 0.5)
+
+
+def truncations(weight, blocks, ratios=RATIOS):
+    return [
+        oracle.reduction(weight, [int(min(len(block), weight.shape[1]) * ratio) for block in blocks], blocks)
+        for ratio in ratios
+    ]
+
+
+def assert_outputs(stack, x, weight, bias, blocks, ratios=RATIOS):
+    """At most twice as far from the FP64 outputs as what is done otherwise: an edited weight in the model's dtype."""
+    assert stack.shape == (len(ratios), *x.shape[:-1], len(weight))
+    assert stack.dtype == x.dtype
+    for got, truncated in zip(stack, truncations(weight, blocks, ratios), strict=True):
+        exact = linear(x.double(), truncated, None if bias is None else bias.double())
+        edited = linear(x, truncated.to(x.dtype), bias)
+        fp64 = 1e-13 * float(exact.norm())  # there "exact" is the edited weight itself
+        assert float((got - exact).norm()) <= 2 * max(float((edited - exact).norm()), fp64)
+
+
+@pytest.mark.parametrize(("shape", "blocks"), SHAPES_AND_BLOCKS)
+def test_outputs_are_those_of_each_truncated_weight(shape, blocks, backend):
+    weight, x, bias = gapped(*shape, seed=1), gaussian(5, shape[1], seed=2), gaussian(shape[0], seed=3)
+    stack = linear_blocks(x, weight, bias, ratios=RATIOS, blocks=blocks, backend=backend)
+    assert_outputs(stack, x, weight, bias, oracle.row_lists(shape[0], blocks))
+
+
+@pytest.mark.parametrize("shape", [(67, 131), (131, 67)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+def test_every_dtype_is_as_close_as_an_edited_weight(dtype, shape, biased, backend):
+    weight, x = gapped(*shape, dtype=dtype), gaussian(3, 7, shape[1], seed=2, dtype=dtype)
+    bias = 100 * gaussian(shape[0], seed=3, dtype=dtype) if biased else None
+    stack = linear_blocks(x, weight, bias, ratios=RATIOS, blocks=3, backend=backend)
+    assert_outputs(stack, x, weight, bias, oracle.row_lists(shape[0], 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_known_output_is_used_and_changes_nothing(dtype, backend):
+    weight, x, bias = gapped(12, 20, dtype=dtype), gaussian(5, 20, dtype=dtype), gaussian(12, dtype=dtype)
+    factors = block_svd(weight, blocks=3, backend=backend)
+    output = linear(x.float(), weight.float())
+    stack = linear_blocks(x, weight, bias, ratios=RATIOS, factors=factors, output=output, backend=backend)
+    assert_outputs(stack, x, weight, bias, oracle.row_lists(12, 3))
+    if backend != "reference":
+        zero = linear_blocks(x, weight, ratios=0.5, factors=factors, output=torch.zeros_like(output), backend=backend)
+        assert not zero.any()
+
+
+@pytest.mark.parametrize(
+    ("offsets", "columns"),
+    [((0, 2, 9, 12), 20), ((0, 2, 9, 12), 5), ((0, 1, 2, 12), 3), ((0, 5, 10, 12), 5)],
+    ids=["all wide", "one taller than wide", "one-row blocks and a tall one", "as tall as wide"],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["output known", "output made"])
+def test_clusters_of_unequal_height_go_back_to_the_rows_they_came_from(offsets, columns, known, backend):
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+    weight, x, bias = gapped(12, columns, seed=4), gaussian(3, columns), gaussian(12)
+    output = x @ weight.mT if known else None
+    stack = linear_blocks(
+        x, weight, bias, ratios=RATIOS, blocks=Partition(offsets, order), output=output, backend=backend
+    )
+    clusters = [order[a:b].tolist() for a, b in itertools.pairwise(offsets)]
+    assert_outputs(stack, x, weight, bias, clusters)
+
+
+@pytest.mark.parametrize("panel", [1, 100])
+@pytest.mark.parametrize("shape", [(9, 14), (14, 9)])
+def test_visiting_the_weight_in_panels_changes_nothing(panel, shape, monkeypatch):
+    monkeypatch.setitem(PANEL_ELEMENTS, "cpu", panel)
+    weight, x = gapped(*shape), gaussian(4, shape[1])
+    stack = linear_blocks(x, weight, ratios=RATIOS, blocks=2, backend="gram")
+    assert_outputs(stack, x, weight, None, oracle.row_lists(shape[0], 2))
+
+
+def test_a_scalar_gives_one_output_and_a_sequence_a_stack(backend):
+    weight, x = gapped(8, 9), gaussian(2, 3, 9)
+    one = linear_blocks(x, weight, ranks=2, blocks=2, backend=backend)
+    several = linear_blocks(x, weight, ranks=[2], blocks=2, backend=backend)
+    assert one.shape == (2, 3, 8)
+    assert torch.equal(several[0], one)
+
+
+@pytest.mark.parametrize("view", [lambda t: t.mT.contiguous().mT, lambda t: torch.stack([t, t], dim=-1)[..., 0]])
+def test_strides_do_not_matter_and_nothing_is_differentiated(view, backend):
+    weight, x = gapped(12, 17), gaussian(5, 17)
+    parameter = torch.nn.Parameter(view(weight))
+    stack = linear_blocks(view(x).requires_grad_(), parameter, ratios=RATIOS, blocks=3, backend=backend)
+    assert_outputs(stack, x, weight, None, oracle.row_lists(12, 3))
+    assert not stack.requires_grad
+
+
+def test_no_activations_give_no_outputs(backend):
+    assert linear_blocks(torch.zeros(0, 9), gapped(6, 9).float(), ranks=[1, 2], backend=backend).shape == (2, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.ones(3, 7)}, r"x \[\.\.\., 8\].*came x \[3, 7\]"),
+        ({"x": torch.ones(3, 8, dtype=torch.int64)}, "came x .* torch.int64"),
+        ({"weight": torch.ones(2, 12, 8)}, r"two dimensions.*\[2, 12, 8\]"),
+        ({"bias": torch.ones(8)}, r"bias \[12\].*came \[8\]"),
+        ({"output": torch.ones(3, 8)}, r"output \[3, 12\].*came \[3, 8\]"),
+        ({"output": torch.ones(3, 12, dtype=torch.bfloat16)}, "FP32 or FP64.*torch.bfloat16"),
+        ({"ranks": 9}, "ranks from 0 to 8, came 9"),
+        ({"backend": "magma"}, "came 'magma'"),
+        ({"factors": block_svd(torch.ones(4, 8))}, r"factors of this weight \[12, 8\]|partition of 12 rows"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_saying_what_came(weight, change, message):
+    arguments = {"x": torch.ones(3, 8), "weight": weight, "ranks": 1} | change
+    with pytest.raises(LasertriError, match=message):
+        linear_blocks(**arguments)
+
+
+def test_a_precision_that_the_program_chose_for_its_own_products_is_not_ours(monkeypatch):
+    seen, weight, x = [], gapped(12, 20, dtype=torch.float32), gaussian(5, 20, dtype=torch.float32)
+    from lasertri.ops import gram
+
+    original = gram.linear_blocks
+    monkeypatch.setattr(
+        gram, "linear_blocks", lambda *a: seen.append(torch.get_float32_matmul_precision()) or original(*a)
+    )
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        linear_blocks(x, weight, ranks=3, backend="gram")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]

@@ -1,0 +1,22 @@
+"""Every kernel, and the ops on them, under Triton's interpreter: in a process of its own, which cannot compile any."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    "selection", [("kernels",), ("ops", "-k", "triton")], ids=["the kernels", "the ops of the triton backend"]
+)
+def test_interpreted(selection):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", TESTS / selection[0], *selection[1:]]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-20000:] + done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert " passed" in last or done.stdout.count(".") > 200, last
