@@ -54,9 +54,9 @@ def test_the_one_sided_form_gives_the_gradients_of_the_singular_values(device):
 def test_every_tile_is_added_once(rows, ranks, device):
     tensors = inputs((3, rows, 40, ranks), torch.float64, device)
     started = launch(*tensors, tiles=Tiles(16, 16, 16, 4, 2))
-    started.arguments["partial"].fill_(torch.nan)
+    started.result.fill_(torch.nan)
     started.run()
-    assert_close(started.arguments["partial"].sum(0), by_product, *tensors)
+    assert_close(started.result.sum(0), by_product, *tensors)
 
 
 @pytest.mark.parametrize(

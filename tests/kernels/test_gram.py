@@ -36,9 +36,9 @@ def test_every_precision(precision, device):
 def test_every_tile_of_the_triangle_is_written(rows, device):
     matrix = gaussian(3, rows, 40).to(device)
     started = launch(matrix, tiles=Tiles(16, 16, 16, 4, 2))
-    started.arguments["out"].fill_(torch.nan)
+    started.result.fill_(torch.nan)
     started.run()
-    assert_close(started.arguments["out"], product, matrix)
+    assert_close(started.result, product, matrix)
 
 
 @pytest.mark.parametrize(

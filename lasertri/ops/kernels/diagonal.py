@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lasertri.ops.kernels.launch import Launch, accumulator_type, arithmetic_constants
 from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.widen import widened
 
 
 def diagonal(
@@ -31,11 +32,7 @@ def diagonal(
     Returns:
         `[B, r]` in FP64 or FP32, the type of the sums.
     """
-    started = launch(left, matrix, right, compute=compute, precision=precision)
-    started.run()
-    partial = started.arguments["partial"]
-    assert isinstance(partial, Tensor)
-    return partial.sum(0)
+    return launch(left, matrix, right, compute=compute, precision=precision).run().sum(0)
 
 
 def launch(
@@ -47,7 +44,7 @@ def launch(
     precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> Launch:
-    """The launch that `diagonal` makes; `tiles` other than the table's are for tuning."""
+    """The launch that `diagonal` makes, one sum for each tile of rows; `tiles` other than the table's are for tuning."""
     batch, rows, columns = matrix.shape
     ranks = left.shape[-1]
     if tiles is None:
@@ -77,6 +74,7 @@ def launch(
             "INNER": tiles.inner,
         },
         tiles,
+        partial,
     )
 
 
@@ -124,7 +122,7 @@ def _diagonal(
         inner = inner.to(tl.int64)
         g = tl.load(matrices + inner[None, :] * matrix_column, mask=row_inside[:, None] & inside[None, :], other=0)
         v = tl.load(rights + inner[:, None] * right_column, mask=inside[:, None] & rank_inside[None, :], other=0)
-        product = tl.dot(g.to(COMPUTE), v.to(COMPUTE), product, input_precision=PRECISION, out_dtype=SUM)
+        product = tl.dot(widened(g, COMPUTE), widened(v, COMPUTE), product, input_precision=PRECISION, out_dtype=SUM)
     lefts = left + batch * left_batch + row[:, None] * left_row + rank[None, :] * left_rank
     u = tl.load(lefts, mask=row_inside[:, None] & rank_inside[None, :], other=0)
     place = partial + (row_tile * batches + batch) * ranks + rank

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lasertri.ops.kernels.launch import Launch, accumulator_type, arithmetic_constants
 from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.widen import widened
 
 
 def gram(matrix: Tensor, *, compute: torch.dtype = torch.float64, precision: str = "ieee") -> Tensor:
@@ -27,11 +28,7 @@ def gram(matrix: Tensor, *, compute: torch.dtype = torch.float64, precision: str
     Returns:
         `[B, m, m]` in FP64 or FP32, the type of the sums.
     """
-    started = launch(matrix, compute=compute, precision=precision)
-    started.run()
-    out = started.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out
+    return launch(matrix, compute=compute, precision=precision).run()
 
 
 def launch(
@@ -43,12 +40,13 @@ def launch(
         tiles = choose_tiles(compute, precision, rows, rows, columns, capability_of(matrix.device))
     side = min(tiles.rows, tiles.columns)  # square tiles, so that half of them are the mirror of the other half
     count = triton.cdiv(rows, side)
+    out = matrix.new_empty(batch, rows, rows, dtype=accumulator_type(compute))
     return Launch(
         _gram,
         batch * (count * (count + 1) // 2),
         {
             "matrix": matrix,
-            "out": matrix.new_empty(batch, rows, rows, dtype=accumulator_type(compute)),
+            "out": out,
             "rows": rows,
             "columns": columns,
             **dict(zip(("matrix_batch", "matrix_row", "matrix_column"), matrix.stride(), strict=True)),
@@ -59,6 +57,7 @@ def launch(
             "INNER": tiles.inner,
         },
         tiles,
+        out,
     )
 
 
@@ -100,7 +99,7 @@ def _gram(
         inner = inner.to(tl.int64)
         a = tl.load(lefts + inner[None, :] * matrix_column, mask=row_inside[:, None] & inside[None, :], other=0)
         b = tl.load(rights + inner[:, None] * matrix_column, mask=inside[:, None] & other_inside[None, :], other=0)
-        total = tl.dot(a.to(COMPUTE), b.to(COMPUTE), total, input_precision=PRECISION, out_dtype=SUM)
+        total = tl.dot(widened(a, COMPUTE), widened(b, COMPUTE), total, input_precision=PRECISION, out_dtype=SUM)
     square = out + batch * rows * rows
     inside_both = row_inside[:, None] & other_inside[None, :]
     lower = inside_both & (row[:, None] >= other[None, :])

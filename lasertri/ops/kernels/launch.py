@@ -32,6 +32,7 @@ class Launch:
         programs: how many run; the grid has one dimension, whose limit is the highest.
         arguments: by name: tensors, and integers that may vary without a new compilation.
         constants: by name, the kernel's `tl.constexpr` parameters.
+        result: the argument that it writes.
     """
 
     kernel: Any
@@ -39,16 +40,17 @@ class Launch:
     arguments: Mapping[str, Tensor | int]
     constants: Mapping[str, Any]
     tiles: Tiles
+    result: Tensor
 
-    def run(self) -> None:
-        """Start it on the current stream of the tensors' own device."""
-        if self.programs == 0:
-            return
-        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[(self.programs,)](
-                **self.arguments, **self.constants, num_warps=self.tiles.warps, num_stages=self.tiles.stages
-            )
+    def run(self) -> Tensor:
+        """Start it on the current stream of the tensors' own device, and return what it will have written."""
+        if self.programs:
+            device = self.result.device
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                self.kernel[(self.programs,)](
+                    **self.arguments, **self.constants, num_warps=self.tiles.warps, num_stages=self.tiles.stages
+                )
+        return self.result
 
 
 def accumulator_type(compute: torch.dtype) -> torch.dtype:

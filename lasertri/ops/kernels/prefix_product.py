@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lasertri.ops.kernels.launch import INTERPRETED, Launch, arithmetic_constants
 from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.widen import widened
 
 
 def prefix_product(
@@ -87,6 +88,7 @@ def launch(
             "INNER": tiles.inner,
         },
         tiles,
+        out,
     )
 
 
@@ -144,7 +146,7 @@ def _prefix_product(
             inner = inner.to(tl.int64)
             a = tl.load(lefts + inner[None, :] * left_inner, mask=row_inside[:, None] & inside[None, :], other=0)
             b = tl.load(rights + inner[:, None] * right_inner, mask=inside[:, None] & column_inside[None, :], other=0)
-            total = tl.dot(a.to(COMPUTE), b.to(COMPUTE), total, input_precision=PRECISION, out_dtype=SUM)
+            total = tl.dot(widened(a, COMPUTE), widened(b, COMPUTE), total, input_precision=PRECISION, out_dtype=SUM)
         done = rank
         result = total
         if HAS_BIAS:

@@ -35,10 +35,10 @@ class Tiles:
 # each is one tile product with another ending. FP64 and TF32 run on tensor cores, "ieee" FP32 on none. They are chosen
 # to compile without spills and to leave room for two programs on a multiprocessor; no GPU has timed them.
 TABLE = {
-    "float64": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(64, 64, 16, 8, 4)},
-    "ieee": {80: Tiles(64, 64, 16, 8, 3)},
-    "tf32x3": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(64, 128, 32, 8, 3)},
-    "tf32": {80: Tiles(64, 128, 32, 4, 3), 90: Tiles(128, 128, 32, 8, 3)},
+    "float64": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(128, 64, 16, 8, 3)},
+    "ieee": {80: Tiles(64, 32, 16, 4, 3)},
+    "tf32x3": {80: Tiles(64, 32, 32, 4, 3), 90: Tiles(64, 128, 32, 8, 3)},
+    "tf32": {80: Tiles(128, 128, 32, 8, 3)},
     "half": {80: Tiles(128, 128, 32, 8, 3), 90: Tiles(128, 128, 64, 8, 3)},
 }
 

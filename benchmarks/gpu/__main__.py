@@ -1,0 +1,77 @@
+"""Build, test and measure on the GPU at hand, in at most eight minutes: python -m benchmarks.gpu
+
+Results go to benchmarks/results/<device>/. With --no-gpu everything that needs none is run and every benchmark is
+rehearsed at a toy size with its correctness checks; no time is taken, and the report says what was not measured.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def main(
+    no_gpu: Annotated[bool, typer.Option("--no-gpu", help="Rehearse on the CPU; measure nothing.")] = False,
+    minutes: Annotated[float, typer.Option(min=1, help="After which no further case is begun.")] = 8.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the results.")] = None,
+) -> None:
+    """Prove and measure the accelerated backends."""
+    deadline = time.monotonic() + 60 * minutes
+    if no_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+    sys.path.insert(0, str(RESULTS.parent))  # the other benchmarks import each other from there
+    import torch
+    from record import machine_record
+
+    from benchmarks.gpu import ceilings, kernels, laser, ops, report, steps
+    from benchmarks.gpu.session import Session
+
+    if not no_gpu and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no CUDA device; --no-gpu runs the parts that need none")
+    device = torch.device("cpu" if no_gpu else "cuda")
+    name = "no-gpu" if no_gpu else re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower())
+    folder = output or RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    machine = machine_record() | ({} if no_gpu else {"driver": _driver(), "cuda": torch.version.cuda})
+    outcome = {
+        "extension": steps.build_extension(cuda=True),
+        "tests": steps.run_tests(interpreted=no_gpu),
+        "sanitizer": "not run: no GPU" if no_gpu else steps.sanitize(),
+        "kernels compiled": steps.compile_kernels(folder / "kernel_resources.json"),
+    }
+    for step, result in outcome.items():
+        print(f"{step}: {result}", flush=True)
+    session = Session(device, deadline)
+    if no_gpu:
+        session.skip("every time and ratio", "no GPU; benchmarks were rehearsed and their results checked")
+    faults = []
+    for part in (ceilings, kernels, laser, ops):
+        try:
+            part.measure(session)
+        except AssertionError as error:  # a wrong result has no speed; the other parts still count
+            faults.append(f"{part.__name__.rsplit('.', 1)[-1]}: {error}")
+            session.skip(*faults[-1].split(": ", 1))
+    print((report.write(session, machine, outcome, folder) / "gpu.md").read_text(encoding="utf-8"))
+    failed = [step for step, result in outcome.items() if result.startswith("FAILED")]
+    sys.exit(1 if failed or faults else 0)
+
+
+def _driver() -> str | None:
+    """Of the NVIDIA kernel module."""
+    try:
+        found = re.search(r"Kernel Module\s+(?:for \S+\s+)?(\S+)", Path("/proc/driver/nvidia/version").read_text())
+    except OSError:
+        return None
+    return found and found.group(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

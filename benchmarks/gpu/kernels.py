@@ -1,0 +1,151 @@
+"""Each Triton kernel alone, beside its composition in eager torch, that compiled, and the device's ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.session import Session
+from lasertri.ops.kernels.diagonal import diagonal
+from lasertri.ops.kernels.gram import gram
+from lasertri.ops.kernels.prefix_product import prefix_product
+from lasertri.ops.kernels.tiles import arithmetic
+
+FP32 = "tf32x3"  # the precision that the backend asks for
+RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
+
+
+@dataclass(frozen=True)
+class Case:
+    kernel: str
+    name: str
+    fused: Callable[[], Tensor]
+    eager: Callable[[], Tensor]
+    flops: float
+    moved: float  # bytes read and written once
+    rate: str  # which ceiling of flops is its own
+    tolerance: float  # relative to the largest value, of the arithmetic and the output type
+
+
+def cases(device: torch.device, *, small: bool) -> Iterator[Case]:
+    """GPT-J's matrices, whole and in eight blocks, and 2,048 activations of it."""
+    size = 16 if small else 1024
+    for blocks, rows, columns in ((1, 4 * size, 16 * size), (8, size // 2, 16 * size), (16, size // 4, 4 * size)):
+        for dtype in (torch.bfloat16, torch.float32):
+            yield from _factored(device, blocks, rows, columns, dtype)
+    yield from _activations(device, tokens=2 * size, rows=4 * size)
+
+
+def _factored(device: torch.device, blocks: int, rows: int, columns: int, dtype: torch.dtype) -> Iterator[Case]:
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device).to(dtype)
+
+    a, basis = draw(blocks, rows, columns, dtype=dtype), draw(blocks, rows, rows) / rows**0.5
+    coordinates = basis.mT @ a.double()
+    name = f"{blocks} x {rows}x{columns} {str(dtype).removeprefix('torch.')}"
+    product = 2.0 * blocks * rows * rows * columns
+    double, unit = torch.float64, torch.finfo(dtype).eps
+    squares = 8 * basis.numel()
+    yield Case(
+        "gram, FP64", name, lambda: gram(a, compute=double), lambda: a.double() @ a.double().mT,
+        product / 2, a.nbytes + squares, "float64", 1e-12,
+    )  # fmt: skip
+    single = dtype if dtype == torch.bfloat16 else torch.float32
+    yield Case(
+        "gram, FP32", name, lambda: gram(a, compute=single, precision=FP32), lambda: a.float() @ a.float().mT,
+        product / 2, a.nbytes + squares / 2, arithmetic(single, FP32), 1e-4,
+    )  # fmt: skip
+    yield Case(
+        "diagonal, two sides", name, lambda: diagonal(basis, a, coordinates.mT),
+        lambda: ((basis.mT @ a.double()) * coordinates).sum(-1),
+        product, a.nbytes + squares + 8 * coordinates.numel(), "float64", 1e-12,
+    )  # fmt: skip
+    contracted = coordinates @ coordinates.mT
+    yield Case(
+        "diagonal, one side", name, lambda: diagonal(basis, contracted, basis),
+        lambda: (basis * (contracted @ basis)).sum(-2),
+        2.0 * blocks * rows**3, 2 * squares, "float64", 1e-12,
+    )  # fmt: skip
+    ranks = [int(rows * ratio) for ratio in RATIOS]
+    for compute in (torch.float64, torch.float32):
+        left, right = basis.to(compute), coordinates.to(compute)
+        out = torch.empty(len(ranks), *a.shape, dtype=dtype, device=device)
+        yield Case(
+            f"prefix product, {'FP64' if compute == double else 'FP32'}", name,
+            lambda left=left, right=right, out=out, compute=compute: _written(
+                left, right, ranks, out, None, compute, FP32
+            ),
+            lambda left=left, right=right: _incremental(left, right, ranks, dtype, None),
+            2.0 * blocks * rows * max(ranks) * columns,
+            out.nbytes + (left.nbytes + right.nbytes) * max(ranks) / rows,
+            arithmetic(compute, FP32), max(4 * unit, 1e-5 if compute == torch.float32 else 1e-12),
+        )  # fmt: skip
+
+
+def _activations(device: torch.device, tokens: int, rows: int) -> Iterator[Case]:
+    generator = torch.Generator(device).manual_seed(0)
+    coordinates = torch.randn(1, tokens, rows, generator=generator, device=device)
+    basis = torch.randn(1, rows, rows, generator=generator, device=device) / rows**0.5
+    bias = torch.randn(1, rows, generator=generator, device=device).bfloat16()
+    ranks = [int(rows * ratio) for ratio in RATIOS]
+    out = torch.empty(len(ranks), 1, tokens, rows, dtype=torch.bfloat16, device=device)
+    yield Case(
+        "projection of activations", f"{tokens} tokens, {rows} rows",
+        lambda: _written(coordinates, basis.mT, ranks, out, bias, torch.float32, FP32),
+        lambda: _incremental(coordinates, basis.mT, ranks, torch.bfloat16, bias),
+        2.0 * tokens * max(ranks) * rows,
+        out.nbytes + (coordinates.nbytes + basis.nbytes) * max(ranks) / rows,
+        FP32, 4 * torch.finfo(torch.bfloat16).eps,
+    )  # fmt: skip
+
+
+def _written(
+    left: Tensor,
+    right: Tensor,
+    ranks: list[int],
+    out: Tensor,
+    bias: Tensor | None,
+    compute: torch.dtype,
+    precision: str,
+) -> Tensor:
+    prefix_product(left, right, ranks, out, bias, compute=compute, precision=precision)
+    return out
+
+
+def _incremental(left: Tensor, right: Tensor, ranks: list[int], dtype: torch.dtype, bias: Tensor | None) -> Tensor:
+    """All ranks as eager torch does them best: each adds its part to the one below."""
+    stack, total, done = {}, 0.0 if bias is None else bias.to(left.dtype).unsqueeze(-2), 0
+    for k in sorted(set(ranks)):
+        total = total + left[..., done:k] @ right[..., done:k, :]
+        stack[k], done = total.to(dtype), k
+    return torch.stack([stack[k] for k in ranks])
+
+
+def measure(session: Session) -> None:
+    """Check each kernel against its eager composition in plain torch, then time fused, eager and compiled."""
+    for case in cases(session.device, small=session.rehearsal):
+        label = f"{case.kernel}: {case.name}"
+        if session.late:
+            session.skip(f"kernel {label}", "out of time")
+            continue
+        expected = case.eager()
+        error = float((case.fused().double() - expected.double()).abs().max() / expected.double().abs().max())
+        assert error <= case.tolerance, f"{label}: error {error:.1e}, allowed {case.tolerance:.1e}"
+        del expected
+        least = session.ceiling(case.flops, case.moved, case.rate)
+        for route, run in (("fused", case.fused), ("eager", case.eager), ("compiled", _compiled(session, case))):
+            if run is not None:
+                session.add("kernels", label, route, session.time(run), ceiling=least, error=error)
+
+
+def _compiled(session: Session, case: Case) -> Callable[[], Tensor] | None:
+    """`torch.compile` of the eager composition; a rehearsal has no device to compile for."""
+    if session.rehearsal:
+        return None
+    torch._dynamo.reset()
+    return torch.compile(case.eager)

@@ -1,0 +1,69 @@
+"""What the parts of a run share: the device, the clock, the deadline, and the rows measured so far."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+ENOUGH_SECONDS = 0.3  # of rounds, for one figure
+SLOW_SECONDS = 0.5  # beyond which one round after the warm-up must do
+FLUSH_BYTES = 256 * 2**20  # more than any L2 cache
+
+
+@dataclass
+class Session:
+    """A run on a GPU, or its rehearsal on the CPU, which checks every result and times none."""
+
+    device: torch.device
+    deadline: float = float("inf")
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ceilings: dict[str, float] = field(default_factory=dict)
+    unmeasured: list[str] = field(default_factory=list)
+
+    @property
+    def rehearsal(self) -> bool:
+        return self.device.type != "cuda"
+
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
+    def add(self, part: str, case: str, route: str, seconds: float | None, **more: Any) -> None:
+        """Keep one figure; without seconds it was checked only."""
+        self.rows.append({"part": part, "case": case, "route": route, "seconds": seconds, **more})
+
+    def skip(self, what: str, why: str) -> None:
+        self.unmeasured.append(f"{what}: {why}")
+        print(f"not measured: {what}: {why}", flush=True)
+
+    def time(self, run: Callable[[], object]) -> float | None:
+        """Median seconds of a call once warmed up, with a cold L2 cache; a rehearsal runs it once and gives None."""
+        start = time.monotonic()
+        run()
+        if self.rehearsal:
+            return None
+        torch.cuda.synchronize()
+        first = time.monotonic() - start
+        flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
+        rounds = 1 if first > SLOW_SECONDS else max(3, min(100, int(ENOUGH_SECONDS / max(first, 1e-4))))
+        seconds = []
+        for _ in range(rounds):
+            flush.zero_()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            seconds.append(begin.elapsed_time(end) / 1000)
+        return statistics.median(seconds)
+
+    def ceiling(self, flops: float, moved_bytes: float, arithmetic: str) -> float | None:
+        """Least seconds for so many operations and bytes at the rates measured on this device."""
+        if self.rehearsal:
+            return None
+        return max(flops / self.ceilings[arithmetic], moved_bytes / self.ceilings["copy"])
