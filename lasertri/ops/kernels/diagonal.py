@@ -44,7 +44,7 @@ def launch(
     precision: str = "ieee",
     tiles: Tiles | None = None,
 ) -> Launch:
-    """The launch that `diagonal` makes, one sum for each tile of rows; `tiles` other than the table's are for tuning."""
+    """The launch that `diagonal` makes, with a sum for each tile of rows; `tiles` are the table's except to tune it."""
     batch, rows, columns = matrix.shape
     ranks = left.shape[-1]
     if tiles is None:
