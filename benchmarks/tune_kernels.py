@@ -18,7 +18,7 @@ from triton.testing import do_bench
 from lasertri.ops.kernels import diagonal, gram, prefix_product
 from lasertri.ops.kernels.tiles import Tiles, largest_tiles
 
-SIDES, INNER, WARPS, STAGES = (32, 64, 128), (16, 32, 64), (4, 8), (2, 3, 4)
+SIDES, INNER, WARPS, STAGES = (32, 64, 128), (16, 32, 64), (4, 8), (3,)
 ARITHMETIC = {
     "float64": (torch.float64, "ieee"),
     "ieee": (torch.float32, "ieee"),

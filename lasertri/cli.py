@@ -120,7 +120,9 @@ def adapt(
     delimiter: Delimiter = " ",
     seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
     batch_size: BatchSize = 16,
-    backend: Annotated[Literal["auto", "gram", "reference"], typer.Option(help="Of the ops.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "gram", "triton", "cuda", "reference"], typer.Option(help="Of the ops; see lasertri info.")
+    ] = "auto",
     memory_budget: Annotated[float, typer.Option(min=0, max=1e6, help="GiB for FP64 workspace and factors.")] = 4.0,
     overwrite: Overwrite = False,
     as_json: Json = False,

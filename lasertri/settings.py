@@ -33,7 +33,7 @@ class Settings:
         delimiter: stands between prompt and answer where neither has white space.
         seed: of the split and of the test.
         batch_size: rows run through the model at once.
-        backend: of the ops, "auto", "gram" or "reference".
+        backend: of the ops, "auto" or one that `lasertri info` lists.
         memory_budget: bytes for FP64 workspace and kept factors.
         progress: show progress bars on standard error.
     """
