@@ -1,8 +1,8 @@
 """The command line as its users meet it: output, exit codes, messages."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys

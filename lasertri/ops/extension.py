@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lasertri.errors import LasertriError
+
 FOLDER = Path(__file__).parent.parent
 BUILD = "LASERTRI_BUILD_CUDA=1 pip install --no-build-isolation --no-deps -e ."
 OLDEST_TORCH = (2, 10)  # the stable ABI that csrc/ keeps to
@@ -49,29 +51,26 @@ def factor_blocks(blocks: Tensor, method: str, fp64: bool, workspace: int) -> tu
     Returns:
         Basis `[B, s, r]` and σ `[B, r]` in the solver's order, and status `[B]`: 1 NaN or Inf in the block or in its
         squares, 2 the solver did not converge, 4 an eigenvalue and its σ² disagree (only "gram" in FP64).
-    """
-    load(blocks.device)
-    return torch.ops.lasertri.factor_blocks(blocks, method, fp64, workspace)
-
-
-def load(device: torch.device) -> None:
-    """Load the library for a device; later calls do nothing.
 
     Raises:
-        OSError: the library is not there, or this torch cannot load it.
+        LasertriError: the extension cannot run on the device of the blocks.
     """
-    _load(FOLDER / f"_{device.type}.so")
+    obstacle = why_not(blocks.device)
+    if obstacle:
+        raise LasertriError(f"the extension cannot run on {blocks.device}: {obstacle}")
+    return torch.ops.lasertri.factor_blocks(blocks, method, fp64, workspace)
 
 
 @functools.cache
 def _load(path: Path) -> None:
+    """Load a library; later calls do nothing. An OSError, if this torch cannot load it."""
     torch.ops.load_library(path)
 
 
 def why_not(device: torch.device) -> str | None:
     """Why the extension cannot run on a device, or None where it can."""
     if device.type not in ("cpu", "cuda"):
-        return f"its libraries are for CPU and CUDA tensors, not for {device.type}"
+        return f"its libraries are for CPU and CUDA tensors, came {device.type}"
     obstacle = _obstacle(device.type)
     return f"{obstacle}; {BUILD}" if obstacle else None
 
@@ -95,7 +94,7 @@ def _obstacle(kind: str) -> str | None:
     except OSError as error:
         return (
             f"{path.name} is damaged or for another torch (built with {_built_with(kind)}, this is torch "
-            f"{torch.__version__}): {error}"
+            f"{torch.__version__}): {error.__cause__ or error}"  # torch wraps the loader's own sentence
         )
     return None
 
