@@ -143,7 +143,7 @@ class BuildLibraries(build_ext):
                 cuda = build_cuda(out, torch, torch_cuda, temporary)
             else:
                 build_cpu(out, torch)
-        built = {"torch": torch_version, "cuda": cuda, "architectures": list(ARCHITECTURES) if cuda else []}
+        built = {"torch": torch_version, "cuda": cuda, "architectures": ", ".join(ARCHITECTURES) if cuda else None}
         (out.parent / METADATA).write_text(json.dumps(built) + "\n", encoding="utf-8")
 
     def copy_extensions_to_source(self) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from lasertri.errors import LasertriError
 
 FOLDER = Path(__file__).parent.parent
 BUILD = "LASERTRI_BUILD_CUDA=1 pip install --no-build-isolation --no-deps -e ."
-OLDEST_TORCH = (2, 10)  # the stable ABI that csrc/ keeps to
+OLDEST_TORCH = "2.10"  # whose stable ABI csrc/ keeps to
 
 torch.library.define(
     "lasertri::factor_blocks",
@@ -87,8 +88,8 @@ def _obstacle(kind: str) -> str | None:
         return "the extension was built without its CUDA library" if alone else "the extension was not built"
     if kind == "cuda" and torch.version.cuda is None:
         return f"its CUDA library was built with {_built_with(kind)}, but this torch {torch.__version__} has no CUDA"
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
-        return f"it needs torch {'.'.join(map(str, OLDEST_TORCH))} or later, this is {torch.__version__}"
+    if TorchVersion(torch.__version__) < OLDEST_TORCH:
+        return f"it needs torch {OLDEST_TORCH} or later, this is {torch.__version__}"
     try:
         _load(path)
     except OSError as error:
@@ -104,8 +105,8 @@ def _built_with(kind: str) -> str:
     try:
         built = json.loads((FOLDER / "_extension.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        built = None
+    if not isinstance(built, dict):
         return "an unknown torch"
-    words = [f"torch {built.get('torch')}"]
-    if kind == "cuda":
-        words.append(f"CUDA {built.get('cuda')} for {', '.join(built.get('architectures', []))}")
-    return ", ".join(words)
+    words = f"torch {built.get('torch')}"
+    return f"{words}, CUDA {built.get('cuda')} for {built.get('architectures')}" if kind == "cuda" else words

@@ -37,7 +37,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def write_metadata(folder):
-    built = {"torch": "2.11.0+cu130", "cuda": "13.0", "architectures": ["sm_80", "sm_90"]}
+    built = {"torch": "2.11.0+cu130", "cuda": "13.0", "architectures": "sm_80, sm_90"}
     (folder / "_extension.json").write_text(json.dumps(built))
 
 
