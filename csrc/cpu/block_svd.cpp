@@ -32,7 +32,7 @@ T sum_of(const T* values, int64_t count, F f) {
 // out = a b, [m, k] by [k, n]; a view of a larger matrix may be written.
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
   std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   to<Tensor>(stack[0]);  // the second handle of `out`, released
 }
 
