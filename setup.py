@@ -119,7 +119,8 @@ def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path) 
         "-Xlinker", "--no-as-needed", "-ltorch_cuda",
         *(word for found in (cusolver, cublas) for word in ("-L", found.parent, f"-l:{found.name}")),
         # where to look at run time, for the linker; as an option, nvcc's shell would expand the dollar
-        LD_RUN_PATH=f"$ORIGIN/../nvidia/cu13/lib:{cusolver.parent}:{cublas.parent}")  # fmt: skip
+        LD_RUN_PATH=":".join(dict.fromkeys(["$ORIGIN/../nvidia/cu13/lib", str(cusolver.parent), str(cublas.parent)]))
+        )  # fmt: skip
     return cuda
 
 

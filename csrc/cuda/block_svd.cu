@@ -129,7 +129,7 @@ cusolverStatus_t jacobi(
 template <typename T>
 void by_svd(const Call<T>& call) {
   const int64_t s = call.sizes.rows, l = call.sizes.columns, r = call.sizes.length, blocks = call.sizes.blocks;
-  const cusolverDnHandle_t solver = call.handles.solvers[0].get();
+  const cusolverDnHandle_t solver = call.handles.solver(0);
   const auto params = open<JacobiParams>(cusolverDnCreateGesvdjInfo, "cusolverDnCreateGesvdjInfo");
   int words = 0;
   LASERTRI_CALL(

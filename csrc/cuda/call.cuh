@@ -64,7 +64,7 @@ struct Call {
         sigma(results.sigma.mutable_data_ptr<T>()),
         status(results.status.mutable_data_ptr<int32_t>()) {
     LASERTRI_CALL(cublasSetStream, handles.blas.get(), stream);
-    LASERTRI_CALL(cusolverDnSetStream, handles.solvers[0].get(), stream);
+    LASERTRI_CALL(cusolverDnSetStream, handles.solver(0), stream);
     // FP32 is meant: no TF32, whatever the environment asks of the default mode.
     LASERTRI_CALL(
         cublasSetMathMode, handles.blas.get(),

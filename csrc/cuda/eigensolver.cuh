@@ -69,7 +69,7 @@ class Eigensolver {
     if (batched_) {
       succeed(
           BatchedEigensolver::get().solve(
-              call_.handles.solvers[0].get(), call_.handles.params.get(), CUSOLVER_EIG_MODE_VECTOR,
+              call_.handles.solver(0), call_.handles.params.get(), CUSOLVER_EIG_MODE_VECTOR,
               CUBLAS_FILL_MODE_LOWER, n_, kType<T>, matrices, n_, kType<T>, eigenvalues, kType<T>, buffers_[0],
               device_bytes_, host[0].data(), host_bytes_, info, count),
           "cusolverDnXsyevBatched");
@@ -78,7 +78,7 @@ class Eigensolver {
     if (lanes_ == 1) return solve_each(matrices, eigenvalues, info, count, host);
     Fork fork(call_.device, call_.stream, lanes_);
     for (int64_t i = 0; i < lanes_; ++i)
-      LASERTRI_CALL(cusolverDnSetStream, call_.handles.solvers[i].get(), fork[i]);
+      LASERTRI_CALL(cusolverDnSetStream, call_.handles.solver(i), fork[i]);
     solve_each(matrices, eigenvalues, info, count, host);
     fork.join();
   }
@@ -90,7 +90,7 @@ class Eigensolver {
   }
 
   void measure(int64_t batch, size_t* device, size_t* host) const {
-    const cusolverDnHandle_t solver = call_.handles.solvers[0].get();
+    const cusolverDnHandle_t solver = call_.handles.solver(0);
     const cusolverDnParams_t params = call_.handles.params.get();
     if (batched_)  // the pointers are not followed
       succeed(
@@ -108,7 +108,7 @@ class Eigensolver {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t lane = i % lanes_;
       LASERTRI_CALL(
-          cusolverDnXsyevd, call_.handles.solvers[lane].get(), call_.handles.params.get(), CUSOLVER_EIG_MODE_VECTOR,
+          cusolverDnXsyevd, call_.handles.solver(lane), call_.handles.params.get(), CUSOLVER_EIG_MODE_VECTOR,
           CUBLAS_FILL_MODE_LOWER, n_, kType<T>, matrices + i * n_ * n_, n_, kType<T>, eigenvalues + i * n_, kType<T>,
           buffers_[lane], device_bytes_, host[lane].data(), host_bytes_, info + i);
     }

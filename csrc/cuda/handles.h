@@ -69,13 +69,17 @@ constexpr int kStreams = 4;  // on which eigenproblems that are not batched over
 struct Handles {
   Blas blas;
   SolverParams params = open<SolverParams>(cusolverDnCreateParams, "cusolverDnCreateParams");
-  std::array<Solver, kStreams> solvers;
-
   Handles() {
     cublasHandle_t handle{};
     LASERTRI_CALL(cublasCreate, &handle);
     blas.reset(handle);
-    for (Solver& solver : solvers) solver = open<Solver>(cusolverDnCreate, "cusolverDnCreate");
+  }
+
+  // One for each stream, made when first asked for: a handle holds device memory.
+  cusolverDnHandle_t solver(int64_t stream) {
+    Solver& solver = solvers_[stream];
+    if (!solver) solver = open<Solver>(cusolverDnCreate, "cusolverDnCreate");
+    return solver.get();
   }
 
   // The handles of the current device and thread. They are closed as the thread ends, before CUDA is.
@@ -85,6 +89,9 @@ struct Handles {
     if (!handles) handles = std::make_unique<Handles>();
     return *handles;
   }
+
+ private:
+  std::array<Solver, kStreams> solvers_;
 };
 
 inline cudaStream_t current_stream(int32_t device) {
