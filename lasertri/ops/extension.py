@@ -72,8 +72,7 @@ def why_not(device: torch.device) -> str | None:
     """Why the extension cannot run on a device, or None where it can."""
     if device.type not in ("cpu", "cuda"):
         return f"its libraries are for CPU and CUDA tensors, came {device.type}"
-    obstacle = _obstacle(device.type)
-    return f"{obstacle}; {BUILD}" if obstacle else None
+    return _obstacle(device.type)
 
 
 def build_status() -> dict[str, str]:
@@ -85,17 +84,20 @@ def _obstacle(kind: str) -> str | None:
     path = FOLDER / f"_{kind}.so"
     if not path.exists():
         alone = kind == "cuda" and (FOLDER / "_cpu.so").exists()
-        return "the extension was built without its CUDA library" if alone else "the extension was not built"
+        return f"the extension was {'built without its CUDA library' if alone else 'not built'}; {BUILD}"
     if kind == "cuda" and torch.version.cuda is None:
-        return f"its CUDA library was built with {_built_with(kind)}, but this torch {torch.__version__} has no CUDA"
+        return (
+            f"its CUDA library was built with {_built_with(kind)}, but this torch {torch.__version__} has no CUDA; "
+            "install a CUDA build of torch"
+        )
     if TorchVersion(torch.__version__) < OLDEST_TORCH:
-        return f"it needs torch {OLDEST_TORCH} or later, this is {torch.__version__}"
+        return f"it needs torch {OLDEST_TORCH} or later, this is {torch.__version__}; upgrade torch"
     try:
         _load(path)
     except OSError as error:
         return (
             f"{path.name} is damaged or for another torch (built with {_built_with(kind)}, this is torch "
-            f"{torch.__version__}): {error.__cause__ or error}"  # torch wraps the loader's own sentence
+            f"{torch.__version__}): {error.__cause__ or error}; {BUILD}"  # torch wraps the loader's own sentence
         )
     return None
 

@@ -42,9 +42,9 @@ def write_metadata(folder):
 
 
 def test_not_built_says_how_to(folder):
-    for device in (CPU, CUDA):
-        assert extension.why_not(device) == f"the extension was not built; {extension.BUILD}"
-    assert extension.build_status() == {"_cpu": "the extension was not built", "_cuda": "the extension was not built"}
+    expected = f"the extension was not built; {extension.BUILD}"
+    assert extension.why_not(CPU) == extension.why_not(CUDA) == expected
+    assert extension.build_status() == {"_cpu": expected, "_cuda": expected}
 
 
 def test_built_for_the_cpu_alone_says_so(folder):
@@ -58,7 +58,7 @@ def test_a_torch_without_cuda_says_so(folder, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     assert re.match(
         r"its CUDA library was built with torch 2\.11\.0\+cu130, CUDA 13\.0 for sm_80, sm_90, but this torch "
-        rf"{re.escape(torch.__version__)} has no CUDA",
+        rf"{re.escape(torch.__version__)} has no CUDA; install a CUDA build",
         extension.why_not(CUDA),
     )
 
@@ -66,7 +66,7 @@ def test_a_torch_without_cuda_says_so(folder, monkeypatch):
 def test_a_torch_before_the_stable_abi_says_so(folder, monkeypatch):
     (folder / "_cpu.so").touch()
     monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
-    assert extension.why_not(CPU).startswith("it needs torch 2.10 or later, this is 2.9.1+cpu")
+    assert extension.why_not(CPU).startswith("it needs torch 2.10 or later, this is 2.9.1+cpu; upgrade torch")
 
 
 @pytest.mark.parametrize("metadata", ["written", "missing", "damaged"])
