@@ -226,12 +226,14 @@ def evaluate_command(
 @app.command()
 @reported
 def info(as_json: Json = False) -> None:
-    """Show versions, devices, and which backends can run or why not."""
+    """Show versions, devices, the extension, and which backends can run or why not."""
     from lasertri.environment import backend_status, environment
+    from lasertri.ops.extension import build_status
 
-    result: dict[str, Any] = environment() | {"backends": backend_status()}
-    lines = [f"{key:12} {value}" for key, value in result.items() if key not in ("backends", "devices")]
+    result: dict[str, Any] = environment() | {"extension": build_status(), "backends": backend_status()}
+    lines = [f"{key:12} {value}" for key, value in result.items() if isinstance(value, str | int | None)]
     lines += [f"{'device':12} {device}" for device in result["devices"]]
+    lines += [f"{'extension':12} {library}: {status}" for library, status in result["extension"].items()]
     lines += [
         f"{'backend':12} {kind}: {name}, {status}"
         for kind, backends in result["backends"].items()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,13 +87,19 @@ def test_eval_reads_other_fields(folder, tmp_path):
 def test_info_names_every_backend_and_what_it_can_do():
     result = run("info", "--json")
     backends = json.loads(result.stdout)["backends"]
-    assert backends["cpu"] == {
-        "reference": "can run",
-        "gram": "can run",
-        "auto": "takes gram: one GEMM and one symmetric eigenproblem of the short side",
-    }
-    assert set(backends["cuda"]) >= {"reference", "gram"}
+    assert list(backends["cpu"]) == ["reference", "gram", "triton", "cuda", "auto"]
+    assert backends["cpu"]["reference"] == backends["cpu"]["gram"] == "can run"
+    assert backends["cpu"]["auto"] == "takes gram: one GEMM and one symmetric eigenproblem of the short side"
+    assert set(backends["cuda"]) >= {"reference", "gram", "triton", "cuda"}
     assert "torch" in run("info").stdout
+
+
+def test_info_says_of_each_library_of_the_extension_whether_it_can_be_used():
+    extension = json.loads(run("info", "--json").stdout)["extension"]
+    assert set(extension) == {"_cpu", "_cuda"}
+    for status in extension.values():
+        assert re.search("^loads, built with torch 2|was not built|was built without|has no CUDA", status)
+    assert f"_cpu: {extension['_cpu']}" in run("info").stdout
 
 
 @pytest.mark.parametrize("command", [[], ["adapt"], ["apply"], ["eval"], ["info"], ["demo"]])
