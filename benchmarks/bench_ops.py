@@ -17,6 +17,7 @@ from spectra import Spectrum, stacked
 from torch import Tensor
 
 from lasertri import BlockScores, reduce_blocks, score_blocks
+from lasertri.ops.backends import BACKENDS
 
 SHAPES = {
     "768x3072": (768, 3072, 1),
@@ -101,6 +102,9 @@ REDUCTIONS = {
     "gram, FP64": reduce("gram", "float64"),
     "reference, FP64": reduce("reference", "float64"),
 }
+if BACKENDS["cuda"].why_not(torch.device("cpu")) is None:  # where the extension is built
+    SCORES["cuda, FP64"] = score("cuda")
+    REDUCTIONS["cuda, FP64"] = reduce("cuda", "float64")
 SKETCHES = {"svd_lowrank, niter 2": 2, "svd_lowrank, niter 20": 20}
 
 

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from lasertri.ops.backends import BACKENDS, choose_backend
+from lasertri.ops.backends import AUTO_REASON, BACKENDS, choose_backend
 from lasertri.version import __version__
 
 PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numpy")
@@ -39,7 +39,7 @@ def backend_status() -> dict[str, dict[str, str]]:
         lines = {name: backend.why_not(device) or "can run" for name, backend in BACKENDS.items()}
         if "can run" in lines.values():
             chosen = choose_backend("auto", device)
-            lines["auto"] = f"takes {chosen.name}: {chosen.description}"
+            lines["auto"] = f"takes {chosen.name}: {AUTO_REASON[kind]}"
         status[kind] = lines
     return status
 

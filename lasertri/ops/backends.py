@@ -70,9 +70,14 @@ BACKENDS = {
     )
 }
 METHODS = ("auto", "gram", "direct")
-# Best first. `gram` runs everywhere, so the others serve a method that it lacks. On a GPU `triton` and `cuda` wait
-# behind it for a recorded measurement (`python -m benchmarks.gpu`): `auto` takes nothing on faith.
+# Best first; those after `gram`, which runs everywhere, serve a method that it lacks. On a CPU `cuda` is a little
+# faster for several blocks and a little slower for one. On a GPU `triton` and `cuda` wait for a recorded measurement
+# (`python -m benchmarks.gpu`): `auto` takes nothing on faith.
 AUTO = ("gram", "cuda", "reference")
+AUTO_REASON = {
+    "cpu": "nothing else is faster for one block and for many",
+    "cuda": "no measurement on a GPU shows another to be faster; name triton or cuda to try them",
+}
 
 _AUTO: ContextVar[str] = ContextVar("lasertri_auto_backend", default="auto")
 

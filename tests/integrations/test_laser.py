@@ -1,6 +1,7 @@
 """LASER's `do_low_rank`, exact and factored once, where LASER's modules look it up."""
 
 import copy
+import importlib
 import sys
 
 import pytest
@@ -69,21 +70,84 @@ def test_what_cannot_be_reduced_is_said(weight, k):
         laser.do_low_rank(weight, k)
 
 
-def test_patch_rebinds_the_function_in_every_family(tmp_path, monkeypatch):
-    package = tmp_path / "laser"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "matrix_utils.py").write_text("def do_low_rank(weight, k, debug=False, niter=2): return 'theirs'\n")
-    (package / "gptj_laser.py").write_text("from laser.matrix_utils import do_low_rank\n")
-    (package / "dt_laser.py").write_text("import a_simulator_that_is_not_installed\n")
-    (package / "other.py").write_text("")
+STAND_IN = {  # the layout of LASER's package: a wrapper, one module for each family, one of matrices
+    "__init__.py": "",
+    "matrix_utils.py": """
+def do_low_rank(weight, k, debug=False, niter=2):
+    raise AssertionError("LASER's own function was called")
+""",
+    "abstract_laser.py": """
+class AbstractLaser:
+    @staticmethod
+    def get_parameter(model, name):
+        return model.get_parameter(name)
+
+    @staticmethod
+    def update_model(model, name, params):
+        path, leaf = name.rsplit(".", 1)
+        setattr(model.get_submodule(path), leaf, params)
+""",
+    "gptj_laser.py": """
+import copy
+from laser.abstract_laser import AbstractLaser
+from laser.matrix_utils import do_low_rank
+
+class GPTJLaser(AbstractLaser):
+    @staticmethod
+    def convert_name(name):
+        return f"mlp.{name}.weight"
+
+    @staticmethod
+    def get_edited_model(model, lname, lnum, rate, intervention="rank-reduction", logger=None, in_place=True):
+        edited = model if in_place else copy.deepcopy(model)
+        name = f"transformer.h.{lnum}.{GPTJLaser.convert_name(lname)}"
+        weight = GPTJLaser.get_parameter(edited, name)
+        GPTJLaser.update_model(edited, name, do_low_rank(weight, (10 - rate) * 0.1, debug=False, niter=2))
+        return edited
+""",
+    "LaserWrapper.py": """
+from laser.gptj_laser import GPTJLaser
+
+class LaserWrapper:
+    @staticmethod
+    def get_edited_model(model, lname, lnum, rate, intervention="rank-reduction", logger=None, in_place=True):
+        assert type(model).__name__ == "GPTJForCausalLM"
+        return GPTJLaser.get_edited_model(model, lname, lnum, rate, intervention, logger, in_place)
+""",
+    "dt_laser.py": "import a_simulator_that_is_not_installed\n",
+}
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    (tmp_path / "laser").mkdir()
+    for name, text in STAND_IN.items():
+        (tmp_path / "laser" / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    try:
-        assert laser.patch() == ["laser.gptj_laser", "laser.matrix_utils"]
-        assert sys.modules["laser.gptj_laser"].do_low_rank is laser.do_low_rank
-    finally:
-        for name in [n for n in sys.modules if n.split(".")[0] == "laser"]:
-            del sys.modules[name]
+    yield
+    for name in [n for n in sys.modules if n.split(".")[0] == "laser"]:
+        del sys.modules[name]
+
+
+def test_patch_rebinds_the_function_in_every_family(stand_in):
+    assert laser.patch() == ["laser.gptj_laser", "laser.matrix_utils"]
+    assert sys.modules["laser.gptj_laser"].do_low_rank is laser.do_low_rank
+
+
+def test_lasers_own_call_sites_run_on_it_for_nine_rates_and_one_factorisation(stand_in, model, monkeypatch):
+    calls, factor = [], laser.block_svd
+    monkeypatch.setattr(laser, "block_svd", lambda weight: calls.append(1) or factor(weight))
+    laser.patch()
+    wrapper = importlib.import_module("laser.LaserWrapper").LaserWrapper
+    original = model.transformer.h[1].mlp.fc_in.weight.detach().clone()
+    for rate in RATES:
+        edited = wrapper.get_edited_model(model, "fc_in", 1, rate, in_place=False)
+        reduced = edited.transformer.h[1].mlp.fc_in.weight
+        expected = truncated(original, int(min(original.shape) * ((10 - rate) * 0.1)))
+        torch.testing.assert_close(reduced.double(), expected, rtol=1e-6, atol=1e-6)
+        assert edited(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    assert len(calls) == 1
+    assert torch.equal(model.transformer.h[1].mlp.fc_in.weight, original)
 
 
 def test_patch_without_laser_says_what_to_do():
