@@ -68,11 +68,11 @@ def torch_folder() -> tuple[Path, str, str | None]:
 
 
 def cuda_folders(nvcc: str) -> list[Path]:
-    """Where CUDA headers and libraries may be: the toolkit, then NVIDIA's wheels."""
+    """Where CUDA headers and libraries may be: NVIDIA's wheels, which a CUDA torch loads, then the toolkit."""
     toolkit = os.environ.get("CUDA_HOME") or Path(os.path.realpath(nvcc)).parent.parent
     wheels = importlib.util.find_spec("nvidia")
     homes = wheels.submodule_search_locations or () if wheels else ()
-    return [Path(toolkit), *(Path(p) for home in homes for p in sorted(glob.glob(f"{home}/cu[0-9]*")))]
+    return [*(Path(p) for home in homes for p in sorted(glob.glob(f"{home}/cu[0-9]*"))), Path(toolkit)]
 
 
 def library(folders: list[Path], name: str, header: str) -> tuple[Path, Path]:
@@ -113,6 +113,7 @@ def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path) 
         run(gxx, "-shared", "-Wl,-soname,libtorch_cuda.so", "-x", "c++", os.devnull, "-o",
             temporary / "libtorch_cuda.so")  # fmt: skip
     targets = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHITECTURES]
+    targets.append("-gencode=arch=compute_90,code=compute_90")  # PTX, which the driver compiles for later GPUs
     run(nvcc, "-ccbin", gxx, *FLAGS, "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "-cudart", "shared",
         *targets, "-isystem", torch / "include", "-isystem", cusolver_headers, "-isystem", cublas_headers,
         CSRC / "cuda" / "block_svd.cu", "-o", out, "-L", torch / "lib", "-ltorch_cpu", "-L", link_folder,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from benchmarks.gpu.session import Session
@@ -20,17 +22,21 @@ def measure(session: Session) -> None:
     if seconds:
         session.ceilings["copy"] = 2 * source.nbytes / seconds
     for name, dtype in DTYPES.items():
-        a, b = (torch.randn(side, side, device=session.device).to(dtype) for _ in range(2))
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-        try:
-            seconds = session.time(lambda a=a, b=b: a @ b)
-        finally:
-            torch.set_float32_matmul_precision(before)
-        if seconds:
-            session.ceilings[name] = 2 * side**3 / seconds
+        session.attempt(f"ceiling {name}", functools.partial(_measure_gemm, session, name, dtype, side))
     if not session.rehearsal:
         # three TF32 products make one of FP32 precision
         session.ceilings["tf32x3"] = session.ceilings["tf32"] / 3
         rates = {name: f"{rate / 1e12:.3g} T/s" for name, rate in session.ceilings.items()}
         print("ceilings:", rates, flush=True)
+
+
+def _measure_gemm(session: Session, name: str, dtype: torch.dtype, side: int) -> None:
+    a, b = (torch.randn(side, side, device=session.device).to(dtype) for _ in range(2))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        seconds = session.time(lambda: a @ b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    if seconds:
+        session.ceilings[name] = 2 * side**3 / seconds

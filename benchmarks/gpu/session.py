@@ -12,6 +12,7 @@ import torch
 
 ENOUGH_SECONDS = 0.3  # of rounds, for one figure
 SLOW_SECONDS = 0.5  # beyond which one round after the warm-up must do
+LONG_SECONDS = 5.0  # beyond which the first call is the figure
 FLUSH_BYTES = 256 * 2**20  # more than any L2 cache
 
 
@@ -24,6 +25,7 @@ class Session:
     rows: list[dict[str, Any]] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
     unmeasured: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     @property
     def rehearsal(self) -> bool:
@@ -43,14 +45,15 @@ class Session:
 
     def time(self, run: Callable[[], object]) -> float | None:
         """Median seconds of a call once warmed up, with a cold L2 cache; a rehearsal runs it once and gives None."""
-        start = time.monotonic()
-        run()
         if self.rehearsal:
+            run()
             return None
-        torch.cuda.synchronize()
-        first = time.monotonic() - start
+        first = self._wall_seconds(run)  # compiles and initialises what is used for the first time
+        if first > LONG_SECONDS:
+            return first
+        again = self._wall_seconds(run)
         flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device)
-        rounds = 1 if first > SLOW_SECONDS else max(3, min(100, int(ENOUGH_SECONDS / max(first, 1e-4))))
+        rounds = 1 if again > SLOW_SECONDS else max(3, min(100, int(ENOUGH_SECONDS / max(again, 1e-4))))
         seconds = []
         for _ in range(rounds):
             flush.zero_()
@@ -61,6 +64,27 @@ class Session:
             end.synchronize()
             seconds.append(begin.elapsed_time(end) / 1000)
         return statistics.median(seconds)
+
+    @staticmethod
+    def _wall_seconds(run: Callable[[], object]) -> float:
+        torch.cuda.synchronize()
+        start = time.monotonic()
+        run()
+        torch.cuda.synchronize()
+        return time.monotonic() - start
+
+    def attempt(self, what: str, run: Callable[[], None]) -> None:
+        """Run one case unless it is late; one that fails must not cost the figures of the others."""
+        if self.late:
+            self.skip(what, "out of time")
+            return
+        try:
+            run()
+        except Exception as error:  # a wrong result, out of memory, a compiler's failure: all are findings
+            self.faults.append(f"{what}: {type(error).__name__}: {error}")
+            self.skip(what, f"{type(error).__name__}: {error}")
+        if not self.rehearsal:
+            torch.cuda.empty_cache()
 
     def ceiling(self, flops: float, moved_bytes: float, arithmetic: str) -> float | None:
         """Least seconds for so many operations and bytes at the rates measured on this device."""

@@ -34,10 +34,13 @@ struct GramPlan {
   }
 };
 
-// Largest batch whose memory stays within the bound; one block where none does.
+// Largest batch whose memory stays within the bound; one block where none does. A batch whose squares alone exceed it
+// is not asked for: cuSOLVER refuses sizes that it cannot count.
 template <typename T>
 GramPlan<T> plan_within(const Call<T>& call, int64_t workspace) {
-  for (int64_t count = std::min(call.sizes.blocks, kMostBlocks);; count = (count + 1) / 2) {
+  const int64_t square = call.sizes.rows * call.sizes.rows * static_cast<int64_t>(sizeof(T));
+  const int64_t most = std::min({call.sizes.blocks, kMostBlocks, std::max<int64_t>(1, workspace / square)});
+  for (int64_t count = most;; count = (count + 1) / 2) {
     GramPlan<T> plan(call, count);
     if (count == 1 || plan.take_memory(call.sizes, Arena()) <= workspace) return plan;
   }

@@ -72,9 +72,21 @@ def _factor(
     basis, sigma, status = extension.factor_blocks(short, method, dtype == torch.float64, WORKSPACE_BYTES)
     codes: list[int] = status.tolist()  # the one wait for the device
     for i, bits in enumerate(codes):
+        if bits & NOT_CONVERGED and method == "direct":
+            try:
+                basis[i], sigma[i] = _by_qr_iteration(short[i].to(dtype))
+                continue
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                pass  # the error below names the block
         if bits & (NOT_FINITE | NOT_CONVERGED):
             raise BlockError(i if names is None else names[i], _cause(short[i], bits, method, dtype))
     return basis, sigma, codes
+
+
+def _by_qr_iteration(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Left singular vectors and σ of a block that Jacobi's method left unfinished; QR iteration is slower and surer."""
+    u, sigma, _ = torch.linalg.svd(block, full_matrices=False, driver="gesvd" if block.is_cuda else None)
+    return u, sigma
 
 
 def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> str:

@@ -26,7 +26,7 @@ def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) 
 
 def block_svd(blocks: Tensor, side: Side, method: str = "auto") -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
-    u, sigma, vh = torch.linalg.svd(blocks.double(), full_matrices=False)
+    u, sigma, vh = _svd(blocks.double())
     return (u if side == "left" else vh.mT), sigma
 
 
@@ -36,7 +36,7 @@ def score_blocks(
     """Singular values and their gradients ∂L/∂σᵢ = uᵢᵀ G vᵢ (Lemma 1 of arXiv 2510.20800), each `[B, r]`."""
     a, g = blocks.double(), grads.double()
     if factors is None:
-        u, sigma, vh = torch.linalg.svd(a, full_matrices=False)
+        u, sigma, vh = _svd(a)
         v = vh.mT
     else:
         basis, sigma = factors
@@ -56,7 +56,7 @@ def reduce_blocks(
         kept = [q[..., :k] for k in ranks]
         truncated = [q_k @ (q_k.mT @ a) if side == "left" else (a @ q_k) @ q_k.mT for q_k in kept]
     else:
-        u, sigma, vh = torch.linalg.svd(a, full_matrices=False)
+        u, sigma, vh = _svd(a)
         truncated = [(u[..., :k] * sigma[..., None, :k]) @ vh[..., :k, :] for k in ranks]
     return torch.stack([t.to(blocks.dtype) for t in truncated])
 
@@ -74,3 +74,8 @@ def linear_blocks(
     truncated = reduce_blocks(blocks.double(), side, ranks, basis)
     outputs = torch.einsum("tn,rkbn->rtkb", x.double(), truncated)
     return (outputs if bias is None else outputs + bias).to(x.dtype)
+
+
+def _svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By QR iteration: on CUDA torch would take Jacobi's method, whose small singular values are less exact."""
+    return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)

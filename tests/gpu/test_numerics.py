@@ -56,6 +56,8 @@ def test_the_promises_hold_up_to_condition_1e4(make, rows, columns, blocks, back
 @pytest.mark.parametrize("make", [gaussian, power_law])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_truncations_keep_to_the_optimal_residual_with_tf32_allowed(make, precision, backend):
+    if (backend, precision) == ("reference", "float32"):
+        pytest.skip("an FP32 SVD has no guard, and promises nothing of a graded tail")
     weight, ratios = make(256, 1024), (0.9, 0.5, 0.1)
     before = torch.get_float32_matmul_precision()
     try:

@@ -190,14 +190,32 @@ def test_a_value_whose_square_overflows_is_an_error_for_the_gram_matrix_alone():
     torch.testing.assert_close(sigma[0], torch.linalg.svdvals(weight), rtol=1e-9, atol=0)
 
 
+@pytest.fixture
+def no_svd_converges(monkeypatch):
+    def svd(*_, **__):
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(torch.linalg, "svd", svd)
+
+
 @pytest.mark.parametrize(("method", "what"), [("gram", "eigensolver"), ("direct", "SVD")])
-def test_a_solver_that_does_not_converge_is_an_error_naming_the_block(method, what, failing):
+def test_a_solver_that_does_not_converge_is_an_error_naming_the_block(method, what, failing, no_svd_converges):
     failing(method, 4, 2)
     with pytest.raises(LasertriError, match=rf"the {what} did not converge in block 1 of `weight` \(matrix 1\)"):
         block_svd(gapped(2, 12, 20), blocks=3, backend="cuda", method=method)
 
 
-def test_a_second_factorisation_that_fails_names_the_block_of_the_first(failing):
+def test_an_svd_that_does_not_converge_is_made_again_by_qr_iteration(failing):
+    failing("direct", 4, 2)
+    weight = gapped(2, 12, 20)
+    factors = block_svd(weight, blocks=3, backend="cuda", method="direct")
+    for matrix, one in zip(weight, factors.sigma, strict=True):
+        expected, _ = oracle.scores(matrix, matrix, oracle.row_lists(12, 3))
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(factors.basis.mT @ factors.basis, torch.eye(4).double().expand(2, 3, 4, 4))
+
+
+def test_a_second_factorisation_that_fails_names_the_block_of_the_first(failing, no_svd_converges):
     failing("direct", 0, 2)
     weight = torch.cat([gaussian(64, 256), power_law(64, 256, condition=1e7)])
     with pytest.raises(LasertriError, match=r"the SVD did not converge in block 1 of `weight`"):

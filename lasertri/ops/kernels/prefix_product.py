@@ -7,6 +7,7 @@ activations on the left they are a linear layer's outputs under every truncation
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +62,6 @@ def launch(
     count, batch, rows, columns = out.shape
     if tiles is None:
         tiles = choose_tiles(compute, precision, rows, columns, left.shape[-1], capability_of(left.device))
-    ascending = sorted((rank, request) for request, rank in enumerate(ranks))
     added = left.new_empty(1, 1) if bias is None else bias
     return Launch(
         _prefix_product,
@@ -70,7 +70,7 @@ def launch(
             "left": left,
             "right": right,
             "bias": added,
-            "ranks": torch.tensor(ascending, dtype=torch.int32, device=left.device),
+            "ranks": _ascending(tuple(ranks), left.device),
             "out": out,
             "rows": rows,
             "columns": columns,
@@ -90,6 +90,13 @@ def launch(
         tiles,
         out,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _ascending(ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """`[R, 2]`: each rank with its place, by ascending rank; kept, because copying it to a GPU waits for the GPU."""
+    pairs = sorted((rank, request) for request, rank in enumerate(ranks))
+    return torch.tensor(pairs, dtype=torch.int32, device=device)
 
 
 @triton.jit
