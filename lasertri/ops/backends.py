@@ -70,12 +70,12 @@ BACKENDS = {
     )
 }
 METHODS = ("auto", "gram", "direct")
-# Best first; those after `gram`, which runs everywhere, serve a method that it lacks. On a CPU `cuda` is a little
-# faster for several blocks and a little slower for one. On a GPU `triton` and `cuda` wait for a recorded measurement
+# Best first; those after `gram`, which runs everywhere, serve a method that it lacks. On a CPU `cuda` is about as fast
+# (benchmarks/results/bench_ops.json). On a GPU `triton` and `cuda` wait for a recorded measurement
 # (`python -m benchmarks.gpu`): `auto` takes nothing on faith.
 AUTO = ("gram", "cuda", "reference")
 AUTO_REASON = {
-    "cpu": "nothing else is faster for one block and for many",
+    "cpu": "no other is measurably faster over all shapes",
     "cuda": "no measurement on a GPU shows another to be faster; name triton or cuda to try them",
 }
 

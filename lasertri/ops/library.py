@@ -92,22 +92,25 @@ def reduce_blocks(
     precision: str,
 ) -> Tensor:
     """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
-    stack = _empty_stack(weight, ranks, offsets)
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
-    for members in equal_blocks(offsets, per_block):
-        wanted = per_block[members[0]]
+
+    def reduced(members: Sequence[int]) -> Tensor:
         q = None if basis is None else _basis_of(basis, offsets, members, columns)
         with full_fp32():
-            reduced = choose_backend(backend, weight.device).module.reduce_blocks(
-                _flat(gather(matrix, offsets, members)), side, wanted, q, precision=precision
+            stack = choose_backend(backend, weight.device).module.reduce_blocks(
+                _flat(gather(matrix, offsets, members)), side, per_block[members[0]], q, precision=precision
             )
-        reduced = reduced.reshape(len(wanted), *weight.shape[:-2], len(members), *reduced.shape[-2:])
-        if order is None and len(members) == len(per_block):
-            return reduced.reshape(stack.shape)  # the rows lie as they should
-        for i, j in enumerate(members):
-            block = slice(offsets[j], offsets[j + 1])
-            stack[..., block if order is None else order[block], :] = reduced[..., i, :, :]
+        return stack.reshape(len(stack), *weight.shape[:-2], len(members), *stack.shape[-2:])
+
+    groups = list(equal_blocks(offsets, per_block))
+    if order is None and len(groups) == 1:
+        return reduced(groups[0]).flatten(-3, -2)  # the rows lie as they should: nothing is copied
+    stack = _empty_stack(weight, ranks, offsets)
+    for members in groups:
+        for j, block in zip(members, reduced(members).unbind(-3), strict=True):
+            rows = slice(offsets[j], offsets[j + 1])
+            stack[..., rows if order is None else order[rows], :] = block
     return stack
 
 
@@ -137,24 +140,29 @@ def linear_blocks(
     backend: str,
 ) -> Tensor:
     """x `[T, n]`, weight `[m, n]`, bias `[m]`, output `[T, m]` -> `[R, T, m]` in the dtype of x."""
-    result = _empty_outputs(x, weight, ranks, offsets)
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     side = side_of(offsets, columns)
+    places = torch.arange(offsets[-1], device=x.device) if order is None else order
     matrix = weight if order is None else weight[order]
-    for members in equal_blocks(offsets, per_block):
-        places = torch.arange(offsets[-1], device=x.device) if order is None else order
-        rows = torch.cat([places[offsets[j] : offsets[j + 1]] for j in members])
+
+    def outputs(members: Sequence[int], rows: Tensor) -> Tensor:
         known = None if output is None else output[:, rows].unflatten(-1, (len(members), -1))
         added = None if bias is None else bias[rows].unflatten(-1, (len(members), -1))
         q = _basis_of(basis, offsets, members, columns)
         with full_fp32():
-            outputs = choose_backend(backend, x.device).module.linear_blocks(
+            stack = choose_backend(backend, x.device).module.linear_blocks(
                 x, gather(matrix, offsets, members), side, per_block[members[0]], q, known, added
             )
-        if order is None and len(members) == len(per_block):
-            return outputs.reshape(result.shape)
-        result[..., rows] = outputs.flatten(-2)
-    return result
+        return stack.flatten(-2)
+
+    groups = list(equal_blocks(offsets, per_block))
+    if order is None and len(groups) == 1:
+        return outputs(groups[0], places)
+    stack = _empty_outputs(x, weight, ranks, offsets)
+    for members in groups:
+        rows = torch.cat([places[offsets[j] : offsets[j + 1]] for j in members])
+        stack[..., rows] = outputs(members, rows)
+    return stack
 
 
 @linear_blocks.register_fake
