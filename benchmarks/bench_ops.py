@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from spectra import Spectrum, stacked
+from spectra import LASER_RATIOS, Spectrum, stacked
 from torch import Tensor
 
 from lasertri import BlockScores, reduce_blocks, score_blocks
@@ -25,7 +25,6 @@ SHAPES = {
     "16x256x4096": (4096, 4096, 16),
     "2048x2048": (2048, 2048, 1),
 }
-RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)  # LASER's nine
 BASELINE = "exact SVD, FP32"
 SLOW_SECONDS = 2.0
 PROMISED_SIGMA, PROMISED_GRAD, PROMISED_EXCESS = 1e-9, 1e-6, 1e-6
@@ -40,7 +39,7 @@ class Case(NamedTuple):
 
     @property
     def ranks(self) -> list[int]:
-        return [int(self.exact[1].shape[-1] * ratio) for ratio in RATIOS]
+        return [int(self.exact[1].shape[-1] * ratio) for ratio in LASER_RATIOS]
 
 
 @functools.cache
@@ -83,7 +82,7 @@ def reductions_by_svd_lowrank(case: Case, iterations: int, keep: list[Tensor]) -
 
 def reduce(backend: str, precision: str) -> Callable[[Case], Tensor]:
     return lambda case: reduce_blocks(
-        case.weight, ratios=RATIOS, blocks=case.blocks, backend=backend, precision=precision
+        case.weight, ratios=LASER_RATIOS, blocks=case.blocks, backend=backend, precision=precision
     )
 
 

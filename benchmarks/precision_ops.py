@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 from record import write_record
-from spectra import Spectrum, gaussian, power_law, spiked, stacked
+from spectra import LASER_RATIOS, Spectrum, gaussian, power_law, spiked, stacked
 from torch import Tensor
 
 from lasertri import reduce_blocks, score_blocks
@@ -27,7 +27,6 @@ SPECTRA: dict[str, Spectrum] = {
 }
 SHAPES = ((256, 1024), (1024, 256), (512, 512))
 BLOCKS = (1, 4, 16)
-RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)  # LASER's nine
 PROMISES = {"grad": 1e-6, "sigma": 1e-9, "excess": 1e-6, "excess_fp32": 1e-6}
 PROMISED_CONDITION = 1.0001e4  # a nominal 1e4, as rounded
 
@@ -72,8 +71,8 @@ def measure(name: str, rows: int, columns: int, blocks: int) -> Row:
 
 
 def worst_excess(weight: Tensor, sigma: Tensor, blocks: int, precision: str) -> float:
-    stack = reduce_blocks(weight, ratios=RATIOS, blocks=blocks, backend="gram", precision=precision)
-    ranks = [int(sigma.shape[-1] * ratio) for ratio in RATIOS]
+    stack = reduce_blocks(weight, ratios=LASER_RATIOS, blocks=blocks, backend="gram", precision=precision)
+    ranks = [int(sigma.shape[-1] * ratio) for ratio in LASER_RATIOS]
     return max(float((weight - a).norm() / sigma[:, k:].norm()) - 1 for a, k in zip(stack, ranks, strict=True))
 
 

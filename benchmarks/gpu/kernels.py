@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
+from benchmarks.spectra import LASER_RATIOS
 from lasertri.ops.kernels.diagonal import diagonal
 from lasertri.ops.kernels.gram import gram
 from lasertri.ops.kernels.prefix_product import prefix_product
 from lasertri.ops.kernels.tiles import arithmetic
 
 FP32 = "tf32x3"  # the precision that the backend asks for
-RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _factored(device: torch.device, blocks: int, rows: int, columns: int, dtype:
         lambda: (basis * (contracted @ basis)).sum(-2),
         2.0 * blocks * rows**3, 2 * squares, "float64", 1e-12,
     )  # fmt: skip
-    ranks = [int(rows * ratio) for ratio in RATIOS]
+    ranks = [int(rows * ratio) for ratio in LASER_RATIOS]
     for compute in (torch.float64, torch.float32):
         left, right = basis.to(compute), coordinates.to(compute)
         out = torch.empty(len(ranks), *a.shape, dtype=dtype, device=device)
@@ -81,7 +82,7 @@ def _factored(device: torch.device, blocks: int, rows: int, columns: int, dtype:
             lambda left=left, right=right, out=out, compute=compute: _written(
                 left, right, ranks, out, None, compute, FP32
             ),
-            lambda left=left, right=right: _incremental(left, right, ranks, dtype, None),
+            lambda left=left, right=right: plain.incremental_products(left, right, ranks, dtype),
             2.0 * blocks * rows * max(ranks) * columns,
             out.nbytes + (left.nbytes + right.nbytes) * max(ranks) / rows,
             arithmetic(compute, FP32), max(4 * unit, 1e-5 if compute == torch.float32 else 1e-12),
@@ -93,12 +94,12 @@ def _activations(device: torch.device, tokens: int, rows: int) -> Iterator[Case]
     coordinates = torch.randn(1, tokens, rows, generator=generator, device=device)
     basis = torch.randn(1, rows, rows, generator=generator, device=device) / rows**0.5
     bias = torch.randn(1, rows, generator=generator, device=device).bfloat16()
-    ranks = [int(rows * ratio) for ratio in RATIOS]
+    ranks = [int(rows * ratio) for ratio in LASER_RATIOS]
     out = torch.empty(len(ranks), 1, tokens, rows, dtype=torch.bfloat16, device=device)
     yield Case(
         "projection of activations", f"{tokens} tokens, {rows} rows, bfloat16",
         lambda: _written(coordinates, basis.mT, ranks, out, bias, torch.float32, FP32),
-        lambda: _incremental(coordinates, basis.mT, ranks, torch.bfloat16, bias),
+        lambda: plain.incremental_products(coordinates, basis.mT, ranks, torch.bfloat16, bias),
         2.0 * tokens * max(ranks) * rows,
         out.nbytes + (coordinates.nbytes + basis.nbytes) * max(ranks) / rows,
         FP32, 4 * torch.finfo(torch.bfloat16).eps,
@@ -116,15 +117,6 @@ def _written(
 ) -> Tensor:
     prefix_product(left, right, ranks, out, bias, compute=compute, precision=precision)
     return out
-
-
-def _incremental(left: Tensor, right: Tensor, ranks: list[int], dtype: torch.dtype, bias: Tensor | None) -> Tensor:
-    """All ranks as eager torch does them best: each adds its part to the one below."""
-    stack, total, done = {}, 0.0 if bias is None else bias.to(left.dtype).unsqueeze(-2), 0
-    for k in sorted(set(ranks)):
-        total = total + left[..., done:k] @ right[..., done:k, :]
-        stack[k], done = total.to(dtype), k
-    return torch.stack([stack[k] for k in ranks])
 
 
 def measure(session: Session) -> None:

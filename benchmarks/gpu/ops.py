@@ -10,10 +10,10 @@ from torch import Tensor
 
 from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
+from benchmarks.spectra import LASER_RATIOS
 from lasertri import block_svd, reduce_blocks, score_blocks
 from lasertri.ops.backends import BACKENDS
 
-RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)  # LASER's nine
 SHAPES = ((16384, 4096), (4096, 16384), (4096, 4096), (768, 3072), (8192, 28672))
 BLOCKS = (8, 1, 16, 64, 4)
 SVD_SECONDS = 5.0  # an SVD that would take longer is not waited for
@@ -36,7 +36,7 @@ def _measure_case(session: Session, case: str, rows: int, columns: int, blocks: 
     draw = functools.partial(torch.randn, rows, columns, generator=generator, device=session.device)
     weight, grad = (draw() / columns**0.5).to(dtype), draw().to(dtype)
     parts, grads = plain.split(weight, blocks), plain.split(grad, blocks)
-    ranks = [int(min(rows // blocks, columns) * ratio) for ratio in RATIOS]
+    ranks = [int(min(rows // blocks, columns) * ratio) for ratio in LASER_RATIOS]
     exact = plain.factor_by_eigh(parts)
     expected = plain.slopes(exact, grads)
 
@@ -60,14 +60,18 @@ def _measure_case(session: Session, case: str, rows: int, columns: int, blocks: 
             continue
         options = {"blocks": blocks, "backend": route}
         _check(block_svd(weight, **options).sigma, score_blocks(weight, grad, **options).grad, exact[1], expected)
-        _check_reduced(reduce_blocks(weight, ratios=RATIOS, **options), parts, exact[1], ranks)
+        _check_reduced(reduce_blocks(weight, ratios=LASER_RATIOS, **options), parts, exact[1], ranks)
         add("block_svd", route, functools.partial(block_svd, weight, **options))
         add("score_blocks", route, functools.partial(score_blocks, weight, grad, **options))
-        add("reduce_blocks", route, functools.partial(reduce_blocks, weight, ratios=RATIOS, **options))
+        add("reduce_blocks", route, functools.partial(reduce_blocks, weight, ratios=LASER_RATIOS, **options))
         factors = block_svd(weight, **options)
         given = {"factors": factors, "backend": route}
         add("score_blocks, factors given", route, functools.partial(score_blocks, weight, grad, **given))
-        add("reduce_blocks, factors given", route, functools.partial(reduce_blocks, weight, ratios=RATIOS, **given))
+        add(
+            "reduce_blocks, factors given",
+            route,
+            functools.partial(reduce_blocks, weight, ratios=LASER_RATIOS, **given),
+        )
 
 
 def _flops(short: int, long: int, blocks: int, rank: int) -> dict[str, float]:

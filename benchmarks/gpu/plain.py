@@ -43,11 +43,17 @@ def truncations(factors: Factors, ranks: Sequence[int], dtype: torch.dtype) -> T
 
 
 def incremental_truncations(factors: Factors, ranks: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """All ranks as one running sum, as eager torch does it best."""
+    """The same as one running sum, as eager torch does it best."""
     u, sigma, vh = factors
-    left, stack, total, done = u * sigma.unsqueeze(-2), {}, None, 0
+    return incremental_products(u * sigma.unsqueeze(-2), vh, ranks, dtype)
+
+
+def incremental_products(
+    left: Tensor, right: Tensor, ranks: Sequence[int], dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """`left[..., :k] @ right[..., :k, :] + bias` for every rank, each adding its part to the one below."""
+    stack, total, done = {}, 0.0 if bias is None else bias.to(left.dtype).unsqueeze(-2), 0
     for k in sorted(set(ranks)):
-        part = left[..., done:k] @ vh[:, done:k]
-        total = part if total is None else total + part
+        total = total + left[..., done:k] @ right[..., done:k, :]
         stack[k], done = total.to(dtype), k
     return torch.stack([stack[k] for k in ranks])
