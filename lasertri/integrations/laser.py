@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lasertri.checksum import weight_sha256
+from lasertri.checksum import weight_fingerprint, weight_sha256
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
 from lasertri.ops.blocks import retained_rank
@@ -40,7 +40,8 @@ def do_low_rank(weight: Tensor, k: float, debug: bool = False, niter: int = 2) -
     """
     if weight.dim() != 2:
         raise LasertriError(f"expected a matrix, came a tensor of shape {list(weight.shape)}")
-    key = weight_sha256(weight), tuple(weight.shape), weight.dtype, weight.device
+    content = weight_fingerprint(weight) if weight.is_cuda else weight_sha256(weight)  # a GPU's weight stays there
+    key = content, tuple(weight.shape), weight.dtype, weight.device
     reduced = reduce_blocks(weight, ratios=k, factors=_factors(_Weight(key, weight)))
     if debug:
         rank = retained_rank(min(weight.shape), k)
