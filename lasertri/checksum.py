@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}  # half of the sum holds a word, the other half its place
-CHUNK = 1 << 24
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
+CHUNK = 1 << 24  # words summed at once
 
 
 def weight_sha256(stored: Tensor) -> str:
@@ -19,7 +19,8 @@ def weight_sha256(stored: Tensor) -> str:
 def weight_fingerprint(weight: Tensor) -> tuple[int, int]:
     """128 bits of a weight's values, made where the weight is: it tells weights apart, and proves nothing.
 
-    Two sums Σ kᵢ xᵢ modulo 2⁶⁴ over the stored words, with odd pseudo-random keys: no change of one value goes unseen.
+    Two sums Σ kᵢ xᵢ modulo 2⁶⁴ over the stored words, with odd pseudo-random keys: no change of one word goes unseen.
+    Words are of 32 bits at most, so that bits of the keys are left to tell places apart whatever bit changed.
     """
     words = weight.detach().contiguous().view(WORDS[weight.element_size()]).flatten()
     sums = torch.zeros(2, dtype=torch.int64, device=weight.device)

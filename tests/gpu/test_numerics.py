@@ -7,6 +7,7 @@ from matrices import gapped, gaussian, power_law, spiked, stacked
 from torch.nn.functional import linear
 
 from lasertri import LasertriError, block_svd, linear_blocks, reduce_blocks, score_blocks
+from lasertri.integrations import laser
 
 SHAPES = [(1, 7), (17, 31), (31, 17), (64, 64), (131, 257), (257, 131)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -93,3 +94,15 @@ def test_a_value_that_is_not_finite_is_an_error(value, backend):
     weight[7, 3] = value
     with pytest.raises(LasertriError, match=r"NaN or Inf in .*`weight`"):
         block_svd(weight, blocks=3, backend=backend)
+
+
+def test_lasers_drop_in_is_exact_and_factors_once(monkeypatch):
+    calls, factor = [], laser.block_svd
+    monkeypatch.setattr(laser, "block_svd", lambda weight: calls.append(1) or factor(weight))
+    laser._factors.cache_clear()
+    weight = gapped(64, 160, dtype=torch.float32)
+    for ratio in (0.9, 0.5, 0.05):
+        reduced = laser.do_low_rank(weight.cuda(), ratio)
+        expected = oracle.reduction(weight, [int(64 * ratio)], [list(range(64))])
+        torch.testing.assert_close(reduced.detach().cpu().double(), expected, rtol=1e-6, atol=1e-9)
+    assert len(calls) == 1
