@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from types import ModuleType
 
 import torch
+from torch.torch_version import TorchVersion
 
 from lasertri.errors import LasertriError
 from lasertri.ops import extension
+
+OLDEST_TRITON = "3.6"  # before, FP64 products do not compile
 
 
 def _runs_anywhere(device: torch.device) -> str | None:
@@ -22,8 +25,12 @@ def _runs_anywhere(device: torch.device) -> str | None:
 
 
 def _why_not_triton(device: torch.device) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
         return "triton is not installed; `pip install triton`"
+    if TorchVersion(version) < OLDEST_TRITON:
+        return f"its kernels need triton {OLDEST_TRITON} or later, this is {version}; upgrade torch, which brings it"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return None if major >= 8 else f"its kernels need compute capability 8.0, this device has {major}.{minor}"

@@ -1,5 +1,7 @@
 """Which backend is taken, and why."""
 
+import importlib.metadata
+
 import pytest
 import torch
 
@@ -36,6 +38,21 @@ def test_auto_finds_a_backend_that_has_the_method():
     assert choose_backend("auto", CPU).name == "gram"
     assert choose_backend("auto", CPU, "gram").name == "gram"
     assert "direct" in choose_backend("auto", CPU, "direct").methods
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [(None, "not installed; `pip install triton`"), ("3.4.0", "need triton 3.6 or later, this is 3.4.0")],
+)
+def test_a_triton_that_will_not_do_is_said(version, message, monkeypatch):
+    def found(name):
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", found)
+    with pytest.raises(LasertriError, match=f"'triton' cannot run on cpu: .*{message}"):
+        choose_backend("triton", CPU)
 
 
 def test_use_backend_decides_what_auto_means_until_it_is_left(monkeypatch):
