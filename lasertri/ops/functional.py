@@ -209,7 +209,7 @@ def _checked(
             )
     if method not in METHODS:
         raise LasertriError(f"expected a method among {list(METHODS)}, came {method!r}")
-    if backend != "auto":  # which one that is, is decided when the op runs: compiled code may be called later
+    if backend != "auto" and not torch.compiler.is_compiling():  # the op asks again when it runs
         choose_backend(backend, weight.device, method)
     if partition.rows != rows:
         raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")

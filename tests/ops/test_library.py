@@ -77,6 +77,16 @@ def test_compiled_whole_gives_the_eager_result(blocks, shape):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+def test_compiled_code_may_name_a_backend(backend):
+    def truncated(weight):
+        return reduce_blocks(weight, ranks=2, factors=block_svd(weight, blocks=2, backend=backend), backend=backend)
+
+    weight = gapped(10, 13, dtype=torch.float32)
+    assert torch.equal(compiled(truncated)(weight), truncated(weight))
+    with pytest.raises(LasertriError, match="came 'magma'"):
+        compiled(lambda weight: block_svd(weight, backend="magma").sigma)(weight)
+
+
 def test_compiled_code_takes_a_parameter_and_returns_no_grad():
     weight = torch.nn.Parameter(gapped(10, 13, dtype=torch.float32))
     results = compiled(everything)(weight, torch.ones(10, 13), 2)
