@@ -67,12 +67,12 @@ def torch_folder() -> tuple[Path, str, str | None]:
     return Path(torch.__file__).parent, torch.__version__, torch.version.cuda
 
 
-def cuda_folders(nvcc: str) -> list[Path]:
+def cuda_folders(nvcc: str, major: str) -> list[Path]:
     """Where CUDA headers and libraries may be: NVIDIA's wheels, which a CUDA torch loads, then the toolkit."""
     toolkit = os.environ.get("CUDA_HOME") or Path(os.path.realpath(nvcc)).parent.parent
     wheels = importlib.util.find_spec("nvidia")
     homes = wheels.submodule_search_locations or () if wheels else ()
-    return [*(Path(p) for home in homes for p in sorted(glob.glob(f"{home}/cu[0-9]*"))), Path(toolkit)]
+    return [*(Path(p) for home in homes for p in sorted(glob.glob(f"{home}/cu{major}"))), Path(toolkit)]
 
 
 def library(folders: list[Path], name: str, header: str) -> tuple[Path, Path]:
@@ -91,19 +91,24 @@ def build_cpu(out: Path, torch: Path) -> None:
     """`_cpu.so`: factors blocks with torch's BLAS and LAPACK."""
     gxx = compiler("g++", "CXX", "install a C++17 compiler")
     source, headers = CSRC / "cpu" / "block_svd.cpp", torch / "include"
-    run(gxx, *FLAGS, "-fPIC", "-fvisibility=hidden", "-Wall", "-isystem", headers, source, "-o", out,
+    run(gxx, *FLAGS, "-fPIC", "-fvisibility=hidden", f"-ffile-prefix-map={headers}=torch", "-Wall",
+         "-isystem", headers, source, "-o", out,
         "-L", torch / "lib", "-ltorch_cpu")  # fmt: skip
 
 
-def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path) -> str:
-    """`_cuda.so`: factors blocks with cuBLAS and cuSOLVER. Returns the CUDA version."""
+def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path, *, stays: bool = False) -> str:
+    """`_cuda.so`: factors blocks with cuBLAS and cuSOLVER. Returns the CUDA version.
+
+    A library that `stays` on this machine may look for them where they are now.
+    """
     gxx = compiler("g++", "CXX", "install a C++17 compiler")
     nvcc = compiler("nvcc", "NVCC", "install the CUDA toolkit, or build for the CPU alone with LASERTRI_BUILD_CPU=1")
     version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version"))
     cuda = ".".join(version.groups()) if version else "unknown"
     if torch_cuda and torch_cuda.split(".")[0] != cuda.split(".")[0]:
         raise BuildError(f"expected nvcc of torch's CUDA {torch_cuda}, came nvcc of {cuda}; put the other on the PATH")
-    folders = cuda_folders(nvcc)
+    major = cuda.split(".")[0]
+    folders = cuda_folders(nvcc, major)
     cusolver_headers, cusolver = library(folders, "cusolver", "cusolverDn.h")
     cublas_headers, cublas = library(folders, "cublas", "cublas_v2.h")
     # A torch without CUDA has no such library to link to. The linker only notes its name: an empty one will do.
@@ -114,13 +119,14 @@ def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path) 
             temporary / "libtorch_cuda.so")  # fmt: skip
     targets = [f"-gencode=arch={arch.replace('sm', 'compute')},code={arch}" for arch in ARCHITECTURES]
     targets.append("-gencode=arch=compute_90,code=compute_90")  # PTX, which the driver compiles for later GPUs
+    here = [str(cusolver.parent), str(cublas.parent)] if stays else []
     run(nvcc, "-ccbin", gxx, *FLAGS, "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall", "-cudart", "shared",
         *targets, "-isystem", torch / "include", "-isystem", cusolver_headers, "-isystem", cublas_headers,
         CSRC / "cuda" / "block_svd.cu", "-o", out, "-L", torch / "lib", "-ltorch_cpu", "-L", link_folder,
         "-Xlinker", "--no-as-needed", "-ltorch_cuda",
         *(word for found in (cusolver, cublas) for word in ("-L", found.parent, f"-l:{found.name}")),
         # where to look at run time, for the linker; as an option, nvcc's shell would expand the dollar
-        LD_RUN_PATH=":".join(dict.fromkeys(["$ORIGIN/../nvidia/cu13/lib", str(cusolver.parent), str(cublas.parent)]))
+        LD_RUN_PATH=":".join(dict.fromkeys([f"$ORIGIN/../nvidia/cu{major}/lib", *here]))
         )  # fmt: skip
     return cuda
 
@@ -142,7 +148,7 @@ class BuildLibraries(build_ext):
             out = Path(self.get_ext_fullpath(extension.name))
             out.parent.mkdir(parents=True, exist_ok=True)
             if extension.name.endswith("_cuda"):
-                cuda = build_cuda(out, torch, torch_cuda, temporary)
+                cuda = build_cuda(out, torch, torch_cuda, temporary, stays=bool(self.inplace or self.editable_mode))
             else:
                 build_cpu(out, torch)
         built = {"torch": torch_version, "cuda": cuda, "architectures": ", ".join(ARCHITECTURES) if cuda else None}

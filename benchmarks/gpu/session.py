@@ -88,6 +88,6 @@ class Session:
 
     def ceiling(self, flops: float, moved_bytes: float, arithmetic: str) -> float | None:
         """Least seconds for so many operations and bytes at the rates measured on this device."""
-        if self.rehearsal:
+        if self.rehearsal or not {"copy", arithmetic} <= self.ceilings.keys():
             return None
         return max(flops / self.ceilings[arithmetic], moved_bytes / self.ceilings["copy"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,15 +22,24 @@ OLDEST_TRITON = "3.6"  # before, FP64 products do not compile
 
 
 def _runs_anywhere(device: torch.device) -> str | None:
+    return None if device.type in ("cpu", "cuda") else "it computes in FP64 and is tested on CPU and CUDA devices alone"
+
+
+def _version_of_triton() -> str | None:
+    """By its metadata, since importing it is slow; a nightly torch brings it under another name."""
+    for distribution in ("triton", "pytorch-triton"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return None
 
 
 def _why_not_triton(device: torch.device) -> str | None:
-    try:
-        version = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
+    if importlib.util.find_spec("triton") is None:
         return "triton is not installed; `pip install triton`"
-    if TorchVersion(version) < OLDEST_TRITON:
+    version = _version_of_triton()
+    if version is not None and TorchVersion(version) < OLDEST_TRITON:
         return f"its kernels need triton {OLDEST_TRITON} or later, this is {version}; upgrade torch, which brings it"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -119,7 +129,10 @@ def choose_backend(name: str, device: torch.device, method: str = "auto") -> Bac
         name = _AUTO.get()
     if name == "auto":
         able = (BACKENDS[n] for n in AUTO if method in ("auto", *BACKENDS[n].methods))
-        return next(backend for backend in able if backend.why_not(device) is None)
+        found = next((backend for backend in able if backend.why_not(device) is None), None)
+        if found is None:
+            raise LasertriError(f"expected tensors on a CPU or CUDA device, came {device}; move them there")
+        return found
     if name not in BACKENDS:
         raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
     backend = BACKENDS[name]

@@ -64,11 +64,11 @@ class Partition:
 
 
 class BlockError(LasertriError):
-    """A backend could not factor one block of a batch: its index there, and the cause as the start of a sentence."""
+    """A backend could not factor one block of a batch: its index there, what begins the sentence, and what ends it."""
 
-    def __init__(self, index: int, cause: str) -> None:
-        super().__init__(f"{cause} in block {index}")
-        self.index, self.cause = index, cause
+    def __init__(self, index: int, cause: str, advice: str = "") -> None:
+        super().__init__(f"{cause} in block {index}{advice}")
+        self.index, self.cause, self.advice = index, cause, advice
 
 
 def heights(offsets: Sequence[int]) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def _factor(
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 pass  # the error below names the block
         if bits & (NOT_FINITE | NOT_CONVERGED):
-            raise BlockError(i if names is None else names[i], _cause(short[i], bits, method, dtype))
+            raise BlockError(i if names is None else names[i], *_cause(short[i], bits, method, dtype))
     return basis, sigma, codes
 
 
@@ -89,9 +89,10 @@ def _by_qr_iteration(block: Tensor) -> tuple[Tensor, Tensor]:
     return u, sigma
 
 
-def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> str:
+def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[str, str]:
+    """What a block's status says, and what to do about it."""
     if not bits & NOT_FINITE:
-        return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge"
+        return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge", "; use backend='reference'"
     if all_finite(block):
-        return f"expected values whose squares {dtype} can hold, came larger ones"
-    return "expected finite values, came NaN or Inf"
+        return f"expected values whose squares {dtype} can hold, came larger ones", "; use method='direct'"
+    return "expected finite values, came NaN or Inf", "; check how it was made or loaded"

@@ -9,14 +9,15 @@ import torch
 
 
 @contextmanager
-def full_fp32() -> Iterator[None]:
-    """Within, torch multiplies FP32 matrices in full precision; afterwards as the program had chosen."""
+def full_fp32(device: torch.device) -> Iterator[None]:
+    """Within, torch multiplies FP32 matrices in full precision and casts nothing; afterwards as the program chose."""
     allowed = torch.get_float32_matmul_precision()
-    if allowed == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+    with torch.autocast(device.type, enabled=False):
+        if allowed == "highest":
+            yield
+            return
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(allowed)

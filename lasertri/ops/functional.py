@@ -70,7 +70,7 @@ def score_blocks(
     weight, partition = _checked(weight, blocks, backend, factors)
     if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
         raise LasertriError(
-            f"expected a gradient like the weight, {list(weight.shape)} on {weight.device}, "
+            f"expected a gradient like the weight, {list(weight.shape)} on {weight.device} in a floating dtype, "
             f"came {list(grad.shape)} {grad.dtype} on {grad.device}"
         )
     basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
@@ -160,9 +160,10 @@ def linear_blocks(
             f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
         )
     for name, tensor, expected in (("bias", bias, weight.shape[:1]), ("output", output, (*x.shape[:-1], len(weight)))):
-        if tensor is not None and (tensor.shape != expected or tensor.device != x.device):
+        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in DTYPES):
             raise LasertriError(
-                f"expected {name} {list(expected)} on {x.device}, came {list(tensor.shape)} on {tensor.device}"
+                f"expected {name} {list(expected)} on {x.device} in a floating dtype, "
+                f"came {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
             )
     if output is not None and output.dtype not in (torch.float32, torch.float64):
         raise LasertriError(f"expected output in FP32 or FP64, which the projections need, came {output.dtype}")
@@ -199,6 +200,8 @@ def _checked(
         raise LasertriError(f"expected a weight [..., rows, columns] with both positive, came {list(weight.shape)}")
     rows, columns = weight.shape[-2:]
     partition = blocks if isinstance(blocks, Partition) else Partition.consecutive(rows, blocks)
+    if factors is not None and not isinstance(factors, BlockFactors):
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, came {type(factors).__name__}")
     if factors is not None:
         partition = factors.partition
         expected = (*weight.shape[:-2], partition.blocks, max(lengths(partition.offsets, columns)))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lasertri.ops.blocks import Side
+from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
 from lasertri.ops.reference import gradient_floor
 from lasertri.ops.truncate import guarded_reduce
@@ -144,7 +144,20 @@ def short_first(blocks: Tensor, side: Side) -> Tensor:
     return blocks if side == "left" else blocks.mT
 
 
+def _check_squares(largest: Tensor) -> None:
+    """Refuse blocks whose squares would overflow FP64, or lose digits to underflow; `largest` `[B]` is of each."""
+    lost = (largest != 0) & ((largest < 1e-140) | (largest > 1e140))
+    if lost.any():
+        index = int(lost.nonzero()[0])
+        came = "larger" if largest[index] > 1 else "smaller"
+        raise BlockError(
+            index, f"expected values whose squares torch.float64 can hold, came {came} ones", "; use method='direct'"
+        )
+
+
 def _eigenvectors(short: Tensor, dtype: torch.dtype, products: Products) -> Tensor:
     """Eigenvectors of A Aᵀ by descending eigenvalue, `[B, s, l]` -> `[B, s, min(s, l)]`."""
+    if short.dtype == torch.float64 and short.numel():  # squares of narrower types always fit
+        _check_squares(short.abs().flatten(-2).amax(-1))
     vectors = torch.linalg.eigh(products.gram(short, compute=dtype)).eigenvectors
     return vectors.flip(-1)[..., : min(short.shape[-2:])]

@@ -28,7 +28,7 @@ def block_svd(
     chosen = choose_backend(backend, weight.device, method)
     side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight", checked=not chosen.checks_values)
     for members in equal_blocks(offsets):
-        with _blocks_named(members):
+        with _blocks_named(members), full_fp32(weight.device):
             q, s = chosen.module.block_svd(_flat(gather(matrix, offsets, members)), side, method)
         _scatter(basis, members, q, (-2, -1))
         _scatter(sigma, members, s, (-1,))
@@ -52,7 +52,7 @@ def score_blocks(
 ) -> tuple[Tensor, Tensor]:
     """`[…, m, n]` twice -> σ and ∂L/∂σ, each `[…, K, r]`, FP64; the factors are used where given."""
     out_sigma, out_grad = _empty_scores(weight, offsets), _empty_scores(weight, offsets)
-    side = side_of(offsets, weight.shape[-1])
+    chosen, side = choose_backend(backend, weight.device), side_of(offsets, weight.shape[-1])
     matrix, gradient = _rows(weight, order, "weight"), _rows(grad, order, "grad")
     for members in equal_blocks(offsets):
         factors = None
@@ -60,9 +60,10 @@ def score_blocks(
             q = _basis_of(basis, offsets, members, weight.shape[-1])
             known = sigma[..., neighbours(members), : q.shape[-1]]
             factors = q, known.reshape(-1, q.shape[-1])
-        s, g = choose_backend(backend, weight.device).module.score_blocks(
-            _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
-        )
+        with _blocks_named(members), full_fp32(weight.device):
+            s, g = chosen.module.score_blocks(
+                _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
+            )
         _scatter(out_sigma, members, s, (-1,))
         _scatter(out_grad, members, g, (-1,))
     return out_sigma, out_grad
@@ -94,11 +95,12 @@ def reduce_blocks(
     """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
+    chosen = choose_backend(backend, weight.device)
 
     def reduced(members: Sequence[int]) -> Tensor:
         q = None if basis is None else _basis_of(basis, offsets, members, columns)
-        with full_fp32():
-            stack = choose_backend(backend, weight.device).module.reduce_blocks(
+        with _blocks_named(members), full_fp32(weight.device):
+            stack = chosen.module.reduce_blocks(
                 _flat(gather(matrix, offsets, members)), side, per_block[members[0]], q, precision=precision
             )
         return stack.reshape(len(stack), *weight.shape[:-2], len(members), *stack.shape[-2:])
@@ -141,7 +143,7 @@ def linear_blocks(
 ) -> Tensor:
     """x `[T, n]`, weight `[m, n]`, bias `[m]`, output `[T, m]` -> `[R, T, m]` in the dtype of x."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
-    side = side_of(offsets, columns)
+    chosen, side = choose_backend(backend, x.device), side_of(offsets, columns)
     places = torch.arange(offsets[-1], device=x.device) if order is None else order
     matrix = weight if order is None else weight[order]
 
@@ -149,8 +151,8 @@ def linear_blocks(
         known = None if output is None else output[:, rows].unflatten(-1, (len(members), -1))
         added = None if bias is None else bias[rows].unflatten(-1, (len(members), -1))
         q = _basis_of(basis, offsets, members, columns)
-        with full_fp32():
-            stack = choose_backend(backend, x.device).module.linear_blocks(
+        with full_fp32(x.device):
+            stack = chosen.module.linear_blocks(
                 x, gather(matrix, offsets, members), side, per_block[members[0]], q, known, added
             )
         return stack.flatten(-2)
@@ -220,7 +222,8 @@ def _blocks_named(members: Sequence[int]) -> Iterator[None]:
         yield
     except BlockError as error:
         matrix, place = divmod(error.index, len(members))
-        raise LasertriError(f"{error.cause} in block {members[place]} of `weight` (matrix {matrix})") from error
+        where = f"block {members[place]} of `weight` (matrix {matrix})"
+        raise LasertriError(f"{error.cause} in {where}{error.advice}") from error
 
 
 def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lasertri.ops.blocks import Side
+from lasertri.ops.blocks import BlockError, Side
 
 
 class Factor(Protocol):
@@ -53,7 +53,12 @@ def guarded_reduce(
         unresolved = ~_resolved_in_fp32(sigma, ranks, basis.shape[-2])
         if unresolved.any():
             rest = blocks[unresolved]
-            reduced[:, unresolved] = project(rest, side, ranks, factor(rest, side, dtype=torch.float64)[0])
+            try:
+                again, _ = factor(rest, side, dtype=torch.float64)
+            except BlockError as error:
+                index = int(unresolved.nonzero()[error.index])
+                raise BlockError(index, error.cause, error.advice) from error
+            reduced[:, unresolved] = project(rest, side, ranks, again)
     return reduced
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matrices import gapped, gaussian, power_law, spiked, stacked
 
-from lasertri import LasertriError, Partition, block_svd
+from lasertri import LasertriError, Partition, block_svd, reduce_blocks, score_blocks
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
 SHAPES_AND_BLOCKS = [(shape, blocks) for shape in SHAPES for blocks in (1, 3, 4, 16) if blocks <= shape[0]]
@@ -183,3 +183,17 @@ def test_a_backend_that_cannot_run_says_why():
 
     with pytest.raises(LasertriError, match=r"'gram' cannot run on cuda: torch sees no CUDA device"):
         choose_backend("gram", torch.device("cuda"))
+
+
+@pytest.mark.parametrize(("scale", "came"), [(1e200, "larger"), (1e-170, "smaller")])
+def test_squares_that_fp64_cannot_hold_are_refused_by_the_gram_matrix_and_named(scale, came):
+    weight = gapped(12, 20)
+    weight[10:] *= scale  # block 4 of five: 3, 3, 2, 2 and 2 rows
+    for call in (
+        lambda **o: block_svd(weight, **o),
+        lambda **o: score_blocks(weight, weight.sign(), **o),
+        lambda **o: reduce_blocks(weight, ranks=1, **o),
+        lambda **o: reduce_blocks(weight, ranks=1, precision="float32", **o),
+    ):
+        with pytest.raises(LasertriError, match=f"came {came} ones in block 4 of `weight`.*; use method='direct'"):
+            call(blocks=5, backend="gram")

@@ -6,7 +6,7 @@ import torch
 from matrices import gapped, gaussian
 from torch.nn.functional import linear
 
-from lasertri import LasertriError, Partition, block_svd, linear_blocks
+from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
 from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
@@ -115,6 +115,8 @@ def test_no_activations_give_no_outputs(backend):
         ({"x": torch.ones(3, 7)}, r"x \[\.\.\., 8\].*came x \[3, 7\]"),
         ({"x": torch.ones(3, 8, dtype=torch.int64)}, "came x .* torch.int64"),
         ({"weight": torch.ones(2, 12, 8)}, r"two dimensions.*\[2, 12, 8\]"),
+        ({"bias": torch.ones(12, dtype=torch.complex64)}, "bias .*floating dtype.*torch.complex64"),
+        ({"factors": torch.ones(4)}, "BlockFactors that block_svd returned, came Tensor"),
         ({"bias": torch.ones(8)}, r"bias \[12\].*came \[8\]"),
         ({"output": torch.ones(3, 8)}, r"output \[3, 12\].*came \[3, 8\]"),
         ({"output": torch.ones(3, 12, dtype=torch.bfloat16)}, "FP32 or FP64.*torch.bfloat16"),
@@ -127,6 +129,18 @@ def test_what_does_not_fit_is_an_error_saying_what_came(weight, change, message)
     arguments = {"x": torch.ones(3, 8), "weight": weight, "ranks": 1} | change
     with pytest.raises(LasertriError, match=message):
         linear_blocks(**arguments)
+
+
+def test_autocast_around_an_op_casts_nothing_within(backend):
+    weight, x = gapped(64, 256, dtype=torch.float32), gaussian(5, 256, dtype=torch.float32)
+    for call in (
+        lambda: linear_blocks(x, weight, ranks=16, blocks=2, backend=backend),
+        lambda: reduce_blocks(weight, ranks=16, blocks=2, precision="float32", backend=backend),
+        lambda: score_blocks(weight, weight, blocks=2, backend=backend).grad,
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            inside = call()
+        assert torch.equal(inside, call())
 
 
 def test_a_precision_that_the_program_chose_for_its_own_products_is_not_ours(monkeypatch):

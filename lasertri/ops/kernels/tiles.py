@@ -1,4 +1,4 @@
-"""Launch configurations: a pure function of kernel, precision, shape and device. `benchmarks/tune.py` measures them."""
+"""Launch configurations, a pure function of precision, shape and device; `benchmarks/tune_kernels.py` times them."""
 
 from __future__ import annotations
 
