@@ -16,8 +16,7 @@ from lasertri.ops.kernels.diagonal import diagonal
 from lasertri.ops.kernels.gram import gram
 from lasertri.ops.kernels.prefix_product import prefix_product
 from lasertri.ops.kernels.tiles import arithmetic
-
-FP32 = "tf32x3"  # the precision that the backend asks for
+from lasertri.ops.triton import FP32
 
 
 @dataclass(frozen=True)

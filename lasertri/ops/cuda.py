@@ -16,6 +16,7 @@ from torch import Tensor
 from lasertri.ops import extension, gram
 from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.finite import all_finite
+from lasertri.ops.reference import svd_by_qr
 from lasertri.ops.truncate import guarded_reduce
 
 WORKSPACE_BYTES = 2 << 30  # of device memory for one batch of blocks, beside inputs and factors
@@ -74,19 +75,13 @@ def _factor(
     for i, bits in enumerate(codes):
         if bits & NOT_CONVERGED and method == "direct":
             try:
-                basis[i], sigma[i] = _by_qr_iteration(short[i].to(dtype))
+                basis[i], sigma[i], _ = svd_by_qr(short[i].to(dtype))
                 continue
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 pass  # the error below names the block
         if bits & (NOT_FINITE | NOT_CONVERGED):
             raise BlockError(i if names is None else names[i], *_cause(short[i], bits, method, dtype))
     return basis, sigma, codes
-
-
-def _by_qr_iteration(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors and σ of a block that Jacobi's method left unfinished; QR iteration is slower and surer."""
-    u, sigma, _ = torch.linalg.svd(block, full_matrices=False, driver="gesvd" if block.is_cuda else None)
-    return u, sigma
 
 
 def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[str, str]:

@@ -26,7 +26,7 @@ def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) 
 
 def block_svd(blocks: Tensor, side: Side, method: str = "auto") -> tuple[Tensor, Tensor]:
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending."""
-    u, sigma, vh = _svd(blocks.double())
+    u, sigma, vh = svd_by_qr(blocks.double())
     return (u if side == "left" else vh.mT), sigma
 
 
@@ -36,7 +36,7 @@ def score_blocks(
     """Singular values and their gradients ∂L/∂σᵢ = uᵢᵀ G vᵢ (Lemma 1 of arXiv 2510.20800), each `[B, r]`."""
     a, g = blocks.double(), grads.double()
     if factors is None:
-        u, sigma, vh = _svd(a)
+        u, sigma, vh = svd_by_qr(a)
         v = vh.mT
     else:
         basis, sigma = factors
@@ -56,7 +56,7 @@ def reduce_blocks(
         kept = [q[..., :k] for k in ranks]
         truncated = [q_k @ (q_k.mT @ a) if side == "left" else (a @ q_k) @ q_k.mT for q_k in kept]
     else:
-        u, sigma, vh = _svd(a)
+        u, sigma, vh = svd_by_qr(a)
         truncated = [(u[..., :k] * sigma[..., None, :k]) @ vh[..., :k, :] for k in ranks]
     return torch.stack([t.to(blocks.dtype) for t in truncated])
 
@@ -76,6 +76,6 @@ def linear_blocks(
     return (outputs if bias is None else outputs + bias).to(x.dtype)
 
 
-def _svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By QR iteration: on CUDA torch would take Jacobi's method, whose small singular values are less exact."""
+def svd_by_qr(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By QR iteration on CUDA, where torch's choice is Jacobi's method, less exact for small values and less sure."""
     return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)

@@ -7,7 +7,6 @@ torch's.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,23 +29,11 @@ def _gram(matrix: Tensor, *, compute: torch.dtype) -> Tensor:
     return fused_gram(matrix, compute=compute, precision=FP32)
 
 
-def _diagonal(left: Tensor, matrix: Tensor, right: Tensor, *, compute: torch.dtype) -> Tensor:
-    return fused_diagonal(left, matrix, right, compute=compute, precision=FP32)
-
-
-def _prefix_product(
-    left: Tensor,
-    right: Tensor,
-    ranks: Sequence[int],
-    out: Tensor,
-    bias: Tensor | None = None,
-    *,
-    compute: torch.dtype,
-) -> None:
-    fused_prefix_product(left, right, ranks, out, bias, compute=compute, precision=FP32)
-
-
-FUSED = Products(_gram, _diagonal, _prefix_product)
+FUSED = Products(
+    _gram,
+    functools.partial(fused_diagonal, precision=FP32),
+    functools.partial(fused_prefix_product, precision=FP32),
+)
 
 block_svd = functools.partial(gram.block_svd, products=FUSED)
 score_blocks = functools.partial(gram.score_blocks, products=FUSED)
