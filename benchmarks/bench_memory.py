@@ -80,7 +80,7 @@ def backward(model: LlamaForCausalLM, targets: list[Target], samples: EncodedSam
             parameter = target.parameter(model).requires_grad_(True)
             if not keep:
                 handles.append(parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)))
-        (-samples.gold_batches[-1].read(model)[0].sum()).backward()
+        (-samples.gold_batches()[-1].read(model)[0].sum()).backward()
         for handle in handles:
             handle.remove()
 

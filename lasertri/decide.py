@@ -39,15 +39,16 @@ def decide(
     The winner has the highest accuracy, then the lower log loss, the larger ρ, the smaller K, the earlier layer.
 
     Args:
-        trials: all that were measured.
+        trials: all that were measured; one that a race dropped cannot win, but counts in the test by what it saw.
+            (Its T needs no scaling up to all samples: it is free of scale.)
         groups: the calibration samples' groups.
         accept: "test" asks that the winner neither lowers balanced accuracy nor collapses, and that the joint test
             gives p ≤ 0.05; "best" only that it beats the baseline.
     """
-    eligible = [t for t in trials if _sound(t.measurement, baseline)] if accept == "test" else list(trials)
-    winner = max(eligible or trials, key=_quality)
-    differences = np.array([t.measurement.correct.astype(int) - baseline.correct for t in trials])
-    p_value = max_t_p_value(differences, trials.index(winner), groups, seed=seed)
+    finished = [trial for trial in trials if trial.finished]
+    eligible = [t for t in finished if accept == "best" or _sound(t.measurement, baseline)]
+    winner = max(eligible or finished, key=_quality)
+    p_value = max_t_p_value(np.array([trial.gain for trial in trials]), trials.index(winner), groups, seed=seed)
     measured = winner.measurement
     if not eligible:
         accepted, reason = False, "every candidate lowers balanced accuracy or collapses to one answer"

@@ -36,6 +36,7 @@ class Edit:
     Attributes:
         candidate: which matrix, how many blocks, which ratio.
         left, right: per block `[b, k]` and `[k, n]`, FP32 (FP64 for an FP64 weight); a block of rank 0 is zero.
+        order: rows of the weight in the order of the blocks' rows; None for consecutive blocks.
         weight_dtype, weight_sha256: of the base weight as it is stored.
         base, revision: where the base model came from, for the reader.
     """
@@ -47,6 +48,7 @@ class Edit:
     weight_sha256: str
     base: str = ""
     revision: str | None = None
+    order: Tensor | None = None
 
     @classmethod
     def build(cls, candidate: Candidate, model: nn.Module, factors: BlockFactors) -> Edit:
@@ -54,15 +56,17 @@ class Edit:
         stored = candidate.target.parameter(model)
         weight = candidate.target.view(stored)
         dtype = torch.promote_types(stored.dtype, torch.float32)
-        offsets = factors.partition.offsets
+        offsets, order = factors.partition.offsets, factors.partition.order
         left, right = [], []
-        for j, rank in enumerate(candidate.ranks):
-            block = weight[offsets[j] : offsets[j + 1]]
+        for j, (rank, length) in enumerate(zip(candidate.ranks, factors.lengths, strict=True)):
+            rows = slice(offsets[j], offsets[j + 1])
+            block = weight[rows if order is None else order[rows].to(weight.device)]
+            all_of_it = factors.basis[j, :, : min(rank, length)].double()
             if factors.side == "left":
-                basis = factors.basis[j, : block.shape[0], :rank]
+                basis = all_of_it[: block.shape[0]]
                 pair = basis, torch.cat([basis.mT @ panel.double() for panel in block.split(PANEL, dim=1)], dim=1)
             else:
-                basis = factors.basis[j, :, :rank]
+                basis = all_of_it
                 pair = torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
             left.append(pair[0].to(dtype).cpu().contiguous())
             right.append(pair[1].to(dtype).cpu().contiguous())
@@ -75,6 +79,7 @@ class Edit:
             weight_sha256(stored),
             getattr(config, "_name_or_path", ""),
             getattr(config, "_commit_hash", None),
+            None if order is None else order.cpu(),
         )
 
     @property
@@ -85,7 +90,8 @@ class Edit:
             for left, right in zip(self.left, self.right, strict=True)
             for panel in left.split(PANEL)
         ]
-        return torch.cat(panels)
+        weight = torch.cat(panels)
+        return weight if self.order is None else torch.empty_like(weight).index_copy_(0, self.order, weight)
 
     def apply(self, model: nn.Module) -> None:
         """Write the edited weight into the model.
@@ -111,6 +117,8 @@ class Edit:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {f"{name}.{j}": t for name in ("left", "right") for j, t in enumerate(getattr(self, name))}
+        if self.order is not None:
+            tensors["order"] = self.order
         path = directory / FACTORS_NAME
         safetensors.torch.save_file(tensors, path)
         config = {
@@ -120,6 +128,7 @@ class Edit:
             "target": asdict(self.candidate.target),
             "blocks": self.candidate.blocks,
             "ratio": self.candidate.ratio,
+            "clustered": self.candidate.clustered,
             "ranks": self.candidate.ranks,
             "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
             "weight_sha256": self.weight_sha256,
@@ -138,7 +147,7 @@ class Edit:
         config, path = _read_config(directory / CONFIG_NAME), directory / FACTORS_NAME
         try:
             target = Target(**(config["target"] | {"shape": tuple(config["target"]["shape"])}))
-            candidate = Candidate(target, config["blocks"], config["ratio"])
+            candidate = Candidate(target, config["blocks"], config["ratio"], config["clustered"])
             dtype, expected = DTYPES[config["weight_dtype"]], config.pop("sha256")
             checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
         except (KeyError, TypeError) as error:
@@ -158,6 +167,7 @@ class Edit:
             checksum,
             base,
             revision,
+            tensors.get("order"),
         )
 
     def _stored(self, model: nn.Module) -> nn.Parameter:

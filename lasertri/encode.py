@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +30,8 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask: `[B, T]`.
-        row, position, token, answer: `[N]`; token n of answer `answer[n]` is predicted at `(row[n], position[n])`.
+        row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, and is the token
+            `entry[n]` of the samples' `tokens`.
     """
 
     input_ids: Tensor
@@ -36,13 +39,56 @@ class Batch:
     row: Tensor
     position: Tensor
     token: Tensor
-    answer: Tensor
+    entry: Tensor
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
-        logits = model(input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
-        log_probs = logits[self.row, self.position].float().log_softmax(-1)
-        return log_probs.gather(-1, self.token.unsqueeze(-1)).squeeze(-1), log_probs.argmax(-1)
+        with _head_reads(model, self.row, self.position) as selected:
+            logits = model(input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
+        if not selected:
+            logits = logits[self.row.to(logits.device), self.position.to(logits.device)]
+        log_probs = logits.reshape(len(self.token), -1).float().log_softmax(-1)
+        return log_probs.gather(-1, self.token.to(logits.device).unsqueeze(-1)).squeeze(-1), log_probs.argmax(-1)
+
+    def copies(self, count: int) -> Batch:
+        """The same rows `count` times, one set after the other."""
+        shift = len(self.input_ids) * torch.arange(count, device=self.row.device).repeat_interleave(len(self.row))
+        return Batch(
+            self.input_ids.repeat(count, 1),
+            self.attention_mask.repeat(count, 1),
+            self.row.repeat(count) + shift,
+            *(t.repeat(count) for t in (self.position, self.token, self.entry)),
+        )
+
+    def places(self) -> tuple[Batch, Tensor, Tensor]:
+        """Every place `(row, position)` that is read as a row of its own, of length 1; and these rows and positions."""
+        width = self.input_ids.shape[1]
+        flat, place = (self.row * width + self.position).unique(return_inverse=True)
+        row, position = flat // width, flat % width
+        ids = self.input_ids[row, position].unsqueeze(-1)
+        batch = Batch(ids, torch.ones_like(ids), place, torch.zeros_like(place), self.token, self.entry)
+        return batch, row, position
+
+
+@contextmanager
+def _head_reads(model: nn.Module, row: Tensor, position: Tensor) -> Iterator[list[bool]]:
+    """Within, the output head is given the hidden states of these places alone, as `[1, N, d]`; yields if it was."""
+    selected: list[bool] = []
+
+    def select(head: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        hidden = arguments[0]
+        if hidden.dim() != 3:
+            return None
+        selected.append(True)
+        return (hidden[row.to(hidden.device), position.to(hidden.device)].unsqueeze(0), *arguments[1:])
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    handle = None if head is None else head.register_forward_pre_hook(select)
+    try:
+        yield selected
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 class EncodedSamples:
@@ -50,6 +96,10 @@ class EncodedSamples:
 
     Args:
         delimiter: stands between prompt and answer, unless one of them has white space there.
+
+    Attributes:
+        answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
+        tokens: `[E]`, of all answers one after the other; `token_starts` is where each answer begins.
 
     Raises:
         LasertriError: an answer without tokens, or a sample longer than the model's context.
@@ -64,7 +114,8 @@ class EncodedSamples:
         delimiter: str = " ",
         batch_size: int = 16,
     ) -> None:
-        self.samples, context = list(samples), context_length(model)
+        self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
+        context = context_length(model)
         closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
 
         def tokens(text: str) -> list[int]:
@@ -74,10 +125,10 @@ class EncodedSamples:
         self.answers = [
             [_encode(tokens, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
         ]
-        everything = [answer for answers in self.answers for answer in answers]
-        right = [answers[s.gold] for s, answers in zip(self.samples, self.answers, strict=True)]
-        self.batches = _batches(everything, batch_size, model.device)
-        self.gold_batches = _batches(right, batch_size, model.device)
+        self._flat = [answer for answers in self.answers for answer in answers]
+        self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
+        self.starts = np.cumsum([0, *map(len, self.answers)])[:-1]
+        self.token_starts = np.cumsum([0, *(len(answer.tokens) for answer in self._flat)])[:-1]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -86,6 +137,52 @@ class EncodedSamples:
     def groups(self) -> list[str]:
         """See `group_names`."""
         return group_names(self.samples)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(len(answer.row) for answer in self._flat)
+
+    def batches(self, samples: Iterable[int] | None = None, *, tokens: int | None = None) -> list[Batch]:
+        """Batches by length that read every answer of these samples (of all).
+
+        Args:
+            tokens: most tokens of a batch, padding included; by default a batch has `batch_size` rows.
+        """
+        chosen = range(len(self)) if samples is None else samples
+        wanted = [self.starts[i] + a for i in chosen for a in range(len(self.answers[i]))]
+        return self._batches(wanted, tokens)
+
+    def gold_batches(self) -> list[Batch]:
+        """Batches by length that read the right answer of every sample."""
+        return self._batches([start + sample.gold for start, sample in zip(self.starts, self.samples, strict=True)])
+
+    def _batches(self, answers: Sequence[int], tokens: int | None = None) -> list[Batch]:
+        """Batches of the distinct rows: answers of one token share the row of their prompt."""
+        readers: dict[tuple[int, ...], list[int]] = {}
+        for answer in answers:
+            readers.setdefault(self._flat[answer].row, []).append(answer)
+        batches: list[list[tuple[int, ...]]] = []
+        for row in sorted(readers, key=len):
+            full = self.batch_size if tokens is None else max(1, tokens // len(row))
+            if not batches or len(batches[-1]) >= full:
+                batches.append([])
+            batches[-1].append(row)
+        return [self._batch(rows, readers) for rows in batches]
+
+    def _batch(self, rows: Sequence[tuple[int, ...]], readers: dict[tuple[int, ...], list[int]]) -> Batch:
+        longest = max(map(len, rows))
+        entries = [
+            (r, len(row) - len(self._flat[a].tokens) + t, token, self.token_starts[a] + t)
+            for r, row in enumerate(rows)
+            for a in readers[row]
+            for t, token in enumerate(self._flat[a].tokens)
+        ]
+        return Batch(
+            torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device),
+            torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device),
+            *torch.tensor(entries, device=self.device).unbind(-1),
+        )
 
 
 def _encode(
@@ -106,31 +203,3 @@ def _encode(
         )
     return Answer(tuple(whole[:-1]), tuple(tokens))
 
-
-def _batches(answers: Sequence[Answer], size: int, device: torch.device) -> list[Batch]:
-    """Batches of the distinct rows, by length: answers of one token share the row of their prompt."""
-    readers: dict[tuple[int, ...], list[int]] = {}
-    for index, answer in enumerate(answers):
-        readers.setdefault(answer.row, []).append(index)
-    rows = sorted(readers, key=len)
-    return [_batch(rows[i : i + size], readers, answers, device) for i in range(0, len(rows), size)]
-
-
-def _batch(
-    rows: Sequence[tuple[int, ...]],
-    readers: dict[tuple[int, ...], list[int]],
-    answers: Sequence[Answer],
-    device: torch.device,
-) -> Batch:
-    longest = max(map(len, rows))
-    entries = [
-        (r, len(row) - len(answers[a].tokens) + t, token, a)
-        for r, row in enumerate(rows)
-        for a in readers[row]
-        for t, token in enumerate(answers[a].tokens)
-    ]
-    return Batch(
-        torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device),
-        torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device),
-        *torch.tensor(entries, device=device).unbind(-1),
-    )

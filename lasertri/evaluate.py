@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from lasertri.encode import EncodedSamples
+from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
+from lasertri.tasks import Sample
 
 
 @dataclass(frozen=True)
@@ -63,56 +65,110 @@ def evaluate(
     Raises:
         LasertriError: the model gave NaN instead of probabilities.
     """
-    log_probs, matches, strings = _read(model, samples, progress)
-    failed = np.isnan(log_probs)
-    if failed.any() and not may_fail:
-        raise LasertriError("expected log-probabilities, came NaN; check the model's weights and dtype")
-    log_probs[failed] = -np.inf
-    predictions: list[object] = []
-    correct, gold_log_probs, start = [], [], 0
-    for sample in samples.samples:
-        mine = slice(start, start + len(sample.answers))
-        if sample.choices:
-            lengths = [len(choice) if normalize else 1 for choice in sample.choices]
-            chosen = int(np.argmax(log_probs[mine] / lengths))
-            predictions.append(sample.choices[chosen])
-            correct.append(chosen == sample.gold and not failed[mine].any())
-        else:
-            predictions.append(strings[start])
-            correct.append(bool(matches[start] and not failed[start]))
-        gold_log_probs.append(log_probs[start + sample.gold])
-        start = mine.stop
-    return _measurement(samples, predictions, np.array(correct), float(-np.mean(gold_log_probs)))
+    readings = Readings.empty(samples)
+    for batch in tqdm(samples.batches(), progress, disable=progress is None):
+        readings.record(batch, *batch.read(model))
+    if not may_fail:
+        readings.check()
+    return readings.measure(samples, normalize=normalize)
 
 
-def _read(
-    model: nn.Module, samples: EncodedSamples, progress: str | None
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:
-    """Per answer: summed log-probability, whether a greedy choice gives it, and the tokens that choice gives."""
-    count = sum(map(len, samples.answers))
-    log_probs, matches = np.zeros(count), np.ones(count, dtype=bool)
-    strings: list[tuple[int, ...]] = [()] * count
-    for batch in tqdm(samples.batches, progress, disable=progress is None):
-        token_log_probs, greedy = (values.cpu().numpy() for values in batch.read(model))
-        answer, token = batch.answer.cpu().numpy(), batch.token.cpu().numpy()
-        np.add.at(log_probs, answer, token_log_probs)
-        np.logical_and.at(matches, answer, greedy == token)
-        for a, predicted in zip(answer, greedy, strict=True):
-            strings[a] += (int(predicted),)
-    return log_probs, matches, strings
+@dataclass(frozen=True)
+class Readings:
+    """What a model, or several at once, gave for every token of the samples' answers.
+
+    Attributes:
+        log_probs: `[…, E]`, FP64; NaN where nothing was read.
+        greedy: `[…, E]`, the most probable token in its place.
+    """
+
+    log_probs: np.ndarray
+    greedy: np.ndarray
+
+    @classmethod
+    def empty(cls, samples: EncodedSamples, *models: int) -> Readings:
+        """Nothing read yet, of one model or of an array of them."""
+        shape = *models, len(samples.tokens)
+        return cls(np.full(shape, np.nan), np.full(shape, -1))
+
+    def record(self, batch: Batch, log_probs: Tensor, greedy: Tensor) -> None:
+        """Keep what a batch gave, `[…, N]` each."""
+        entry = batch.entry.cpu().numpy()
+        self.log_probs[..., entry] = log_probs.cpu().numpy()
+        self.greedy[..., entry] = greedy.cpu().numpy()
+
+    def update(self, other: Readings) -> None:
+        """Take over what the other has read."""
+        read = other.greedy >= 0
+        self.log_probs[read], self.greedy[read] = other.log_probs[read], other.greedy[read]
+
+    def __getitem__(self, model: int | Sequence[int]) -> Readings:
+        return Readings(self.log_probs[model], self.greedy[model])
+
+    def check(self) -> None:
+        """Raise if a probability is NaN."""
+        if np.isnan(self.log_probs).any():
+            raise LasertriError("expected log-probabilities, came NaN; check the model's weights and dtype")
+
+    def outcomes(
+        self, samples: EncodedSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each sample was answered rightly `[…, S]`, and the right answer's log-probability `[…, S]`."""
+        log_probs, matches, failed = self._answers(samples)
+        correct, gold = [], []
+        for i in range(len(samples)) if chosen is None else chosen:
+            sample, start = samples.samples[i], samples.starts[i]
+            mine = slice(start, start + len(sample.answers))
+            if sample.choices:
+                right = _choice(log_probs[..., mine], sample, normalize) == sample.gold
+            else:
+                right = matches[..., start]
+            correct.append(right & ~failed[..., mine].any(axis=-1))
+            gold.append(log_probs[..., start + sample.gold])
+        return np.stack(correct, axis=-1), np.stack(gold, axis=-1)
+
+    def measure(
+        self, samples: EncodedSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
+    ) -> Measurement:
+        """Measure one model on the chosen samples (on all), all of which were read."""
+        indices = list(range(len(samples)) if chosen is None else chosen)
+        correct, gold = self.outcomes(samples, indices, normalize=normalize)
+        log_probs, _, _ = self._answers(samples)
+        predictions: list[object] = []
+        for i in indices:
+            sample, start = samples.samples[i], samples.starts[i]
+            if sample.choices:
+                mine = log_probs[start : start + len(sample.answers)]
+                predictions.append(sample.choices[int(_choice(mine, sample, normalize))])
+            else:
+                first = samples.token_starts[start]
+                predictions.append(tuple(self.greedy[first : first + len(samples.answers[i][0].tokens)]))
+        return _measurement([samples.samples[i] for i in indices], predictions, correct, float(-gold.mean()))
+
+    def _answers(self, samples: EncodedSamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Per answer `[…, A]`: log-probability, whether a greedy choice gives it, and whether it came as NaN."""
+        sums = np.add.reduceat(self.log_probs, samples.token_starts, axis=-1)
+        matches = np.logical_and.reduceat(self.greedy == samples.tokens, samples.token_starts, axis=-1)
+        failed = np.isnan(sums)
+        return np.where(failed, -np.inf, sums), matches, failed
+
+
+def _choice(log_probs: np.ndarray, sample: Sample, normalize: bool) -> np.ndarray:
+    """Index of the most probable choice, `[…, choices]` -> `[…]`."""
+    return np.argmax(log_probs / [len(choice) if normalize else 1 for choice in sample.choices], axis=-1)
 
 
 def _measurement(
-    samples: EncodedSamples, predictions: list[object], correct: np.ndarray, log_loss: float
+    samples: Sequence[Sample], predictions: list[object], correct: np.ndarray, log_loss: float
 ) -> Measurement:
-    gold = [sample.answers[sample.gold] for sample in samples.samples]
-    shared = len({frozenset(sample.choices) for sample in samples.samples}) == 1 and bool(samples.samples[0].choices)
+    gold = [sample.answers[sample.gold] for sample in samples]
+    shared = len({frozenset(sample.choices) for sample in samples}) == 1 and bool(samples[0].choices)
     balanced = None
     if shared:
         recalls = [correct[[g == label for g in gold]].mean() for label in sorted(set(gold))]
         balanced = float(np.mean(recalls))
     top = Counter(predictions).most_common(1)[0][1] / len(predictions)
-    chance = 1 / len(samples.samples[0].choices) if shared else 0.0
+    chance = 1 / len(samples[0].choices) if shared else 0.0
     return Measurement(
         accuracy=float(correct.mean()),
         majority_rate=Counter(gold).most_common(1)[0][1] / len(gold),

@@ -1,25 +1,33 @@
-"""The factors of every (target, K), computed once and kept while they fit the memory budget."""
+"""The factors of every (target, partition), computed once and kept while they fit the memory budget."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
-from lasertri.ops import BlockFactors, Partition, block_svd
+from lasertri.ops import BlockFactors, Partition, block_svd, project_blocks
 from lasertri.ops.backends import choose_backend
+from lasertri.ops.subspaces import subspace_partition
 from lasertri.targets import Target
 
 logger = logging.getLogger(__name__)
 
+Key = tuple[Target, int, int | None]
+Kept = TypeVar("Kept", BlockFactors, Tensor)
+
 
 class FactorStore:
-    """Factors by target and number of blocks; those over the budget are computed again when asked for.
+    """Factors by target, number of blocks and dimension (None for consecutive rows), with bases in FP32.
+
+    Those over the budget are made again when asked for.
 
     Args:
-        budget: bytes for the FP64 workspace of one matrix and for kept factors together.
+        budget: bytes for the FP64 workspace of one matrix and for what is kept together.
         targets, block_counts: what will be asked for.
 
     Raises:
@@ -36,13 +44,12 @@ class FactorStore:
         budget: int,
         backend: str = "auto",
     ) -> None:
-        self.model, self.backend, self.workspace, wanted = model, backend, 0, 0
+        self.model, self.backend, self.workspace, self._warned = model, backend, 0, False
         for target in targets:
             device = target.parameter(model).device
             workspace_bytes = choose_backend(backend, device).module.workspace_bytes
             for blocks in block_counts:
                 columns, height = target.shape[1], Partition.consecutive(target.shape[0], blocks).heights[0]
-                wanted += 8 * blocks * min(height, columns) ** 2
                 needed = workspace_bytes(blocks, height, columns, device)
                 if needed > budget:
                     raise LasertriError(
@@ -51,27 +58,85 @@ class FactorStore:
                     )
                 self.workspace = max(self.workspace, needed)
         self.free = budget - self.workspace
-        if wanted > self.free:
-            logger.warning(
-                "The factors of all targets take %.1f GiB and the memory budget keeps %.1f of them; the others are "
-                "computed again for every micro-batch. A larger --memory-budget saves that time.",
-                wanted / 2**30,
-                self.free / 2**30,
-            )
-        self._kept: dict[tuple[Target, int], BlockFactors] = {}
+        self._factors: dict[Key, BlockFactors] = {}
+        self._projected: dict[Key, Tensor] = {}
 
-    def of(self, target: Target, blocks: int) -> BlockFactors:
-        """Factors of the target's weight, split into K consecutive blocks."""
-        key = target, blocks
-        if key in self._kept:
-            return self._kept[key]
-        factors = block_svd(target.view(target.parameter(self.model)), blocks=blocks, backend=self.backend)
-        size = factors.basis.nbytes + factors.sigma.nbytes
-        if size <= self.free:
-            self._kept[key] = factors
-            self.free -= size
-        return factors
+    def of(self, target: Target, blocks: int, dimension: int | None = None) -> BlockFactors:
+        """Factors of the target's weight, its rows split into K blocks."""
+        key = target, blocks, dimension
+        if key not in self._factors:
+            return self._keep(self._factors, key, self._factored(target, blocks, dimension))
+        return self._factors[key]
+
+    def projected(self, target: Target, blocks: int, dimension: int | None = None) -> Tensor | None:
+        """W_j Q_j of every block, `[m, r]`, where its blocks are tall; what `linear_blocks` takes."""
+        key, factors = (target, blocks, dimension), self.of(target, blocks, dimension)
+        if factors.side == "left":
+            return None
+        if key not in self._projected:
+            return self._keep(self._projected, key, project_blocks(self._weight(target), factors))
+        return self._projected[key]
+
+    def prepare(self, targets: Iterable[Target], blocks: int) -> None:
+        """Factor these targets' weights, those of equal shape together, while they fit the budget."""
+        equal: dict[tuple[object, ...], list[Target]] = {}
+        for target in targets:
+            weight = self._weight(target)
+            if (target, blocks, None) not in self._factors:
+                equal.setdefault((target.shape, weight.dtype, weight.device), []).append(target)
+        for (shape, _, device), members in equal.items():
+            height = Partition.consecutive(shape[0], blocks).heights[0]
+            workspace = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, shape[1], device)
+            size = max(1, self.workspace // (workspace + self._weight(members[0]).nbytes))
+            for start in range(0, len(members), size):
+                group = members[start : start + size]
+                if self.free < len(group) * 4 * blocks * min(height, shape[1]) ** 2:
+                    return
+                stack = torch.stack([self._weight(target) for target in group])
+                factors = block_svd(stack, blocks=blocks, backend=self.backend)
+                for target, basis, sigma in zip(group, factors.basis, factors.sigma, strict=True):
+                    single = _narrow(factors._replace(basis=basis, sigma=sigma), stack.dtype)
+                    self._keep(self._factors, (target, blocks, None), single)
+
+    def retain(self, keys: Iterable[Key]) -> None:
+        """Drop everything but what belongs to these keys."""
+        wanted = set(keys)
+        for kept in (self._factors, self._projected):
+            for key in set(kept) - wanted:
+                self.free += _bytes(kept.pop(key))
 
     @property
     def kept_bytes(self) -> int:
-        return sum(f.basis.nbytes + f.sigma.nbytes for f in self._kept.values())
+        """Bytes of what is kept."""
+        return sum(map(_bytes, [*self._factors.values(), *self._projected.values()]))
+
+    def _factored(self, target: Target, blocks: int, dimension: int | None) -> BlockFactors:
+        weight = self._weight(target)
+        rows: int | Partition = blocks
+        if dimension is not None:
+            rows = subspace_partition(weight, blocks=blocks, dimension=dimension)
+        return _narrow(block_svd(weight, blocks=rows, backend=self.backend), weight.dtype)
+
+    def _weight(self, target: Target) -> Tensor:
+        return target.view(target.parameter(self.model))
+
+    def _keep(self, kept: dict[Key, Kept], key: Key, made: Kept) -> Kept:
+        size = _bytes(made)
+        if size <= self.free:
+            kept[key] = made
+            self.free -= size
+        elif not self._warned:
+            self._warned = True
+            logger.warning(
+                "The memory budget does not hold the factors of all targets; some are made again for every batch. "
+                "A larger --memory-budget saves that time."
+            )
+        return made
+
+
+def _bytes(made: BlockFactors | Tensor) -> int:
+    return made.nbytes if isinstance(made, Tensor) else made.basis.nbytes + made.sigma.nbytes
+
+
+def _narrow(factors: BlockFactors, dtype: torch.dtype) -> BlockFactors:
+    return factors if dtype == torch.float64 else factors._replace(basis=factors.basis.float())

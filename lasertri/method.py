@@ -14,7 +14,6 @@ from lasertri.decide import decide
 from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
 from lasertri.environment import environment
-from lasertri.evaluate import evaluate
 from lasertri.factors import FactorStore
 from lasertri.models import load_model, load_tokenizer
 from lasertri.preflight import preflight
@@ -81,9 +80,15 @@ def adapt(
             requested = list(
                 gradient_guided(list(ranking), count=chosen.count, block_counts=chosen.blocks, ratios=chosen.ratios)
             )
-            baseline = evaluate(model, calibration, normalize=chosen.normalize)
-            trials = measure(
-                model, distinct(requested), calibration, factors, normalize=chosen.normalize, progress=chosen.progress
+            baseline, trials = measure(
+                model,
+                distinct(requested),
+                calibration,
+                factors,
+                normalize=chosen.normalize,
+                race=chosen.race,
+                seed=chosen.seed,
+                progress=chosen.progress,
             )
             decision = decide(trials, baseline, calibration.groups, accept=chosen.accept, seed=chosen.seed)
         with clock("held-out"):

@@ -50,8 +50,9 @@ def score_targets(
         LasertriError: a gradient is NaN or Inf (its parameter is named), or a target got none.
     """
     scores: Scores = {}
-    with tqdm(total=len(samples.gold_batches) * len(targets), desc="score", disable=not progress) as bar:
-        for batch in samples.gold_batches:
+    batches = samples.gold_batches()
+    with tqdm(total=len(batches) * len(targets), desc="score", disable=not progress) as bar:
+        for batch in batches:
             for key, new in _batch_scores(model, targets, batch, block_counts, factors, bar).items():
                 old = scores.get(key)
                 scores[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
@@ -80,6 +81,7 @@ def _batch_scores(
             weight = target.view(target.parameter(model))
             for blocks in block_counts:
                 known = factors.of(target, blocks)
+                known = known._replace(basis=known.basis.double())
                 sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
                 scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
             bar.update()

@@ -29,6 +29,7 @@ class Settings:
         score: "taylor" or "paper", see `BlockScores.tail`.
         accept: "test" takes an edit only if a joint test over all candidates gives p ≤ 0.05; "best" takes the
             best one that beats the baseline, as the papers do.
+        race: stop measuring a candidate that the leading one beats beyond doubt, see `race.py`.
         normalize: divide a choice's log-probability by its characters.
         delimiter: stands between prompt and answer where neither has white space.
         seed: of the split and of the test.
@@ -46,6 +47,7 @@ class Settings:
     held_out_limit: int = 2000
     score: str = "taylor"
     accept: str = "test"
+    race: bool = True
     normalize: bool = False
     delimiter: str = " "
     seed: int = 0

@@ -12,20 +12,29 @@ from lasertri.targets import Target
 
 @dataclass(frozen=True)
 class Candidate:
-    """A target, its number of consecutive row blocks K, and the ratio ρ every block retains."""
+    """A target, its number of row blocks K, and the ratio ρ every block retains.
+
+    Attributes:
+        clustered: the blocks are K linear subspaces of one dimension, not consecutive rows.
+    """
 
     target: Target
     blocks: int
     ratio: float
+    clustered: bool = False
 
     @property
-    def partition(self) -> Partition:
-        return Partition.consecutive(self.target.shape[0], self.blocks)
+    def dimension(self) -> int | None:
+        """Rank of every cluster, d = int(min(m // K, n) ρ); None for consecutive rows."""
+        rows, columns = self.target.shape
+        return retained_rank(min(rows // self.blocks, columns), self.ratio) if self.clustered else None
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Retained rank of every block, `int(min(b, n) * ρ)`."""
-        partition = self.partition
+        """Retained rank of every block, `int(min(b, n) ρ)`; of a cluster at most its dimension."""
+        if self.dimension is not None:
+            return (self.dimension,) * self.blocks
+        partition = Partition.consecutive(self.target.shape[0], self.blocks)
         return tuple(retained_rank(length, self.ratio) for length in lengths(partition.offsets, self.target.shape[1]))
 
     def to_dict(self) -> dict[str, object]:
@@ -37,12 +46,13 @@ class Candidate:
             "blocks": self.blocks,
             "rank": max(self.ranks),
             "rho": self.ratio,
+            "clustered": self.clustered,
         }
 
     @property
     def effect(self) -> tuple[object, ...]:
         """Equal for candidates that are the same edit: small matrices repeat ranks, and zero is zero at any K."""
-        return (self.target, self.blocks, self.ranks) if any(self.ranks) else (self.target,)
+        return (self.target, self.blocks, self.ranks, self.clustered) if any(self.ranks) else (self.target,)
 
 
 def target_scores(scores: Scores, ratios: Sequence[float], score: str) -> dict[Target, float]:

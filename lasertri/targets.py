@@ -163,5 +163,10 @@ def _guessed_roles(layer: nn.Module) -> dict[str, str]:
     return dict(zip(linear, ("fc_in", "fc_out") if len(linear) == 2 else MLP_ROLES, strict=True))
 
 
+def layers_path(model: nn.Module) -> str:
+    """Path of the list that holds the model's layers; empty where there is none."""
+    return _layout(model)[0]
+
+
 def _model_type(model: nn.Module) -> str:
     return getattr(getattr(model, "config", None), "model_type", type(model).__name__)

@@ -1,35 +1,49 @@
-"""A `Trial` is a candidate with what was measured."""
+"""A `Trial` is a candidate with what was measured; `measure` makes all of them, in stages."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
+import torch
 from torch import nn
 from tqdm import tqdm
 
-from lasertri.edit import replaced
 from lasertri.encode import EncodedSamples
-from lasertri.evaluate import Measurement, evaluate
+from lasertri.evaluate import Measurement, Readings
 from lasertri.factors import FactorStore
-from lasertri.ops import reduce_blocks
+from lasertri.projected import ProjectedTrials
+from lasertri.race import beaten, stages
+from lasertri.replaced import read_replaced
 from lasertri.strategies import Candidate
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate and its measurement on the calibration samples; `seconds` include its truncation."""
+    """A candidate and its measurement on the calibration samples, or on those it saw before it was dropped.
+
+    Attributes:
+        seconds: its share of the batches it ran in.
+        gain: `[n]`, of all calibration samples: 1 won from the baseline beside it, -1 lost, 0 same or not measured.
+    """
 
     candidate: Candidate
     measurement: Measurement
     seconds: float
+    gain: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was measured on every sample."""
+        return self.measurement.n == len(self.gain)
 
     def to_dict(self) -> dict[str, object]:
         return self.candidate.to_dict() | self.measurement.to_dict() | {"seconds": self.seconds}
 
 
+@torch.no_grad()
 def measure(
     model: nn.Module,
     candidates: Sequence[Candidate],
@@ -37,27 +51,63 @@ def measure(
     factors: FactorStore,
     *,
     normalize: bool = False,
+    race: bool = True,
+    seed: int = 0,
     progress: bool = False,
-) -> list[Trial]:
-    """Measure every candidate with its weight in place; the base weight comes back after each."""
+) -> tuple[Measurement, list[Trial]]:
+    """Measure the baseline and every candidate; in a race those beaten beyond doubt stop early.
+
+    The model must be frozen and in evaluation mode, as inside `preserved(model)`.
+    """
+    parts = stages(samples.samples, seed=seed) if race else [np.arange(len(samples))]
+    targets = list(dict.fromkeys(candidate.target for candidate in candidates))
+    projected = ProjectedTrials(model, samples, targets, factors)
+    baseline = Readings.empty(samples)
+    readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
+    alive, seen = list(range(len(candidates))), np.empty(0, dtype=int)
+    last_seen, seconds = {}, np.zeros(len(candidates))
+    with tqdm(total=len(samples) * len(candidates), desc="trials", unit="answer", disable=not progress) as bar:
+        for part in parts:
+            start, seen = time.perf_counter(), np.concatenate([seen, part])
+            fast = [i for i in alive if projected.supports(candidates[i])]
+            baseline.update(projected.read(candidates, fast, part, readings, beside))
+            slow = [i for i in alive if not projected.supports(candidates[i])]
+            read_replaced(model, candidates, slow, part, samples, factors, readings)
+            for i in slow:
+                beside[i].update(baseline)
+            seconds[alive] += (time.perf_counter() - start) / len(alive)
+            last_seen |= dict.fromkeys(alive, seen)
+            bar.update(len(part) * len(alive))
+            if len(seen) < len(samples):
+                alive = _survivors(candidates, alive, readings, baseline, samples, seen, normalize)
+                factors.retain({(candidates[i].target, candidates[i].blocks, candidates[i].dimension) for i in alive})
+        bar.update(bar.total - bar.n)
+    baseline.check()
     trials = []
-    with tqdm(total=len(candidates), desc="trials", disable=not progress) as bar:
-        for (target, blocks), group in itertools.groupby(candidates, key=lambda c: (c.target, c.blocks)):
-            weight, known = target.view(target.parameter(model)), factors.of(target, blocks)
-            for chunk in _chunks(list(group), max(1, factors.free // weight.nbytes)):
-                start = time.perf_counter()
-                stack = reduce_blocks(weight, ratios=[c.ratio for c in chunk], factors=known, backend=factors.backend)
-                share = (time.perf_counter() - start) / len(chunk)
-                for candidate, reduced in zip(chunk, stack, strict=True):
-                    start = time.perf_counter()
-                    with replaced(target, model, reduced):
-                        measurement = evaluate(model, samples, normalize=normalize, may_fail=True)
-                    trials.append(Trial(candidate, measurement, share + time.perf_counter() - start))
-                    bar.update()
-    return trials
+    for i, candidate in enumerate(candidates):
+        chosen = last_seen[i]
+        gain = np.zeros(len(samples), dtype=int)
+        won, lost = (r[i].outcomes(samples, chosen, normalize=normalize)[0].astype(int) for r in (readings, beside))
+        gain[chosen] = won - lost
+        measurement = readings[i].measure(samples, np.sort(chosen), normalize=normalize)
+        trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
+    return baseline.measure(samples, normalize=normalize), trials
 
 
-def _chunks(candidates: Sequence[Candidate], size: int) -> Iterator[Sequence[Candidate]]:
-    """As many truncated copies of a weight at once as the memory budget allows."""
-    for start in range(0, len(candidates), size):
-        yield candidates[start : start + size]
+def _survivors(
+    candidates: Sequence[Candidate],
+    alive: Sequence[int],
+    readings: Readings,
+    baseline: Readings,
+    samples: EncodedSamples,
+    seen: np.ndarray,
+    normalize: bool,
+) -> list[int]:
+    """Those that the leader, a candidate or the baseline, does not beat; the best candidate always."""
+    correct, log_probs = readings[alive].outcomes(samples, seen, normalize=normalize)
+    base, base_log_probs = baseline.outcomes(samples, seen, normalize=normalize)
+    order = [(c.sum(), p.sum()) for c, p in zip(correct, log_probs, strict=True)]
+    best = max(range(len(alive)), key=lambda k: order[k])
+    leader = correct[best] if order[best] > (base.sum(), base_log_probs.sum()) else base
+    groups = np.array(samples.groups)[seen]
+    return [i for k, (i, lost) in enumerate(zip(alive, beaten(correct, leader, groups), strict=True)) if k == best or not lost]

@@ -1,5 +1,7 @@
 """Which trial wins, and when an edit is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from test_significance import simulated
@@ -21,7 +23,8 @@ def measurement(right, *, log_loss=1.0, balanced=None, collapsed=False):
 
 def trial(right, *, layer=0, blocks=1, ratio=0.1, **measured):
     target = Target(f"layers.{layer}.fc", layer, "fc_in", False, (16, 8))
-    return Trial(Candidate(target, blocks, ratio), measurement(right, **measured), 0.0)
+    result = measurement(right, **measured)
+    return Trial(Candidate(target, blocks, ratio), result, 0.0, result.correct.astype(int) - BASELINE.correct)
 
 
 BASELINE = measurement(20)
@@ -55,7 +58,10 @@ def test_with_no_effect_about_five_percent_of_runs_accept_an_edit():
     for run in range(runs):
         baseline, correct = simulated(rng, candidates=20, n=80)
         measured = [Measurement(c.mean(), 0.5, None, 1.0, False, 80, c) for c in (baseline, *correct)]
-        trials = [Trial(trial(0, layer=i).candidate, m, 0.0) for i, m in enumerate(measured[1:])]
+        trials = [
+            Trial(trial(0, layer=i).candidate, m, 0.0, m.correct.astype(int) - baseline)
+            for i, m in enumerate(measured[1:])
+        ]
         accepted += decide(trials, measured[0], [str(i) for i in range(80)], seed=run).accepted is not None
     assert 2 <= accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
 
@@ -68,6 +74,16 @@ def test_a_collapsed_or_unbalanced_winner_is_passed_over():
         alone = decide([unsound], baseline, GROUPS)
         assert alone.accepted is None
         assert "collapses" in alone.reason
+
+
+def test_a_candidate_dropped_from_the_race_cannot_win_but_counts_in_the_test():
+    finished, lucky = trial(28), trial(0)
+    first = np.arange(N) >= N - 8
+    seen = Measurement(1.0, 0.5, None, 0.1, False, 8, np.ones(8, dtype=bool))
+    dropped = replace(lucky, measurement=seen, gain=first.astype(int))
+    alone, beside = (decide(t, BASELINE, GROUPS) for t in ([finished], [finished, *[dropped] * 3]))
+    assert (beside.accepted or beside.rejected) is finished
+    assert beside.p_value > alone.p_value
 
 
 def test_the_papers_rule_takes_the_best_that_beats_the_baseline():

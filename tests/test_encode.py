@@ -1,5 +1,6 @@
 """Loss and measure read the same answer tokens, at the positions that predict them."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_samples
@@ -22,31 +23,44 @@ def plain_log_prob(model, tokenizer, text, answer):
 
 
 @pytest.mark.parametrize("architecture", ["gptj", "gpt2", "opt", "gemma2"])
-def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture):
+@pytest.mark.parametrize("limit", [{}, {"tokens": 1}, {"tokens": 20}])
+def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, limit):
     model = model_of(architecture)
     samples = [*make_samples(9), Sample("a b c", choices=("d e f", "g", "h i"), label=2)]
     encoded = encode(samples, model, tokenizer, batch_size=4)
-    read = torch.zeros(sum(map(len, encoded.answers)))
+    read = torch.zeros(len(encoded.tokens))
     with torch.no_grad():
-        for batch in encoded.batches:
-            read.index_add_(0, batch.answer, batch.read(model)[0])
+        for batch in encoded.batches(**limit):
+            read[batch.entry] += batch.read(model)[0]
         expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
-    torch.testing.assert_close(read, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    answers = np.add.reduceat(read.numpy(), encoded.token_starts)
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gold_batches_hold_the_same_answers(model, tokenizer):
     samples = make_samples(9)
     encoded = encode(samples, model, tokenizer, batch_size=4)
-    for batch in encoded.gold_batches:
-        for row, position, token, answer in zip(batch.row, batch.position, batch.token, batch.answer, strict=True):
-            gold = encoded.answers[answer][samples[answer].gold]
+    for batch in encoded.gold_batches():
+        for row, position, token, entry in zip(
+            *(t.tolist() for t in (batch.row, batch.position, batch.token, batch.entry)), strict=True
+        ):
+            answer = int(np.searchsorted(encoded.token_starts, entry, side="right")) - 1
+            sample = int(np.searchsorted(encoded.starts, answer, side="right")) - 1
+            assert answer - encoded.starts[sample] == samples[sample].gold
+            gold = encoded.answers[sample][samples[sample].gold]
             assert tuple(batch.input_ids[row, : position + 1].tolist()) == gold.row[: position + 1]
-            assert token.item() in gold.tokens
+            assert token == gold.tokens[entry - encoded.token_starts[answer]]
+
+
+def test_batches_of_some_samples_read_their_answers_alone(model, tokenizer):
+    encoded = encode(make_samples(9), model, tokenizer)
+    read = torch.cat([batch.entry for batch in encoded.batches([2, 7])])
+    assert sorted(read.tolist()) == [4, 5, 14, 15]
 
 
 def test_answers_of_one_token_share_the_row_of_their_prompt(model, tokenizer):
     encoded = encode([Sample("a b", choices=("c", "d", "e"), label=0)], model, tokenizer)
-    assert [tuple(batch.input_ids.shape) for batch in encoded.batches] == [(1, 2)]
+    assert [tuple(batch.input_ids.shape) for batch in encoded.batches()] == [(1, 2)]
 
 
 @pytest.mark.parametrize("prompt", ["a b", "a b ", "a b\n"])

@@ -9,7 +9,7 @@ import torch
 from tiny import make_samples
 from transformers import AutoModelForCausalLM
 
-from lasertri import Edit, LasertriError, Sample, adapt
+from lasertri import Edit, LasertriError, Sample, adapt, linear_blocks
 from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
@@ -90,9 +90,9 @@ def test_the_model_and_the_random_state_are_left_as_they_were(
         def stop(*arguments, **options):
             if next(calls, None) is None:
                 raise KeyboardInterrupt
-            return evaluate(*arguments, **options)
+            return linear_blocks(*arguments, **options)
 
-        monkeypatch.setattr("lasertri.trial.evaluate", stop)
+        monkeypatch.setattr("lasertri.projected.linear_blocks", stop)
         with pytest.raises(KeyboardInterrupt):
             adapt(model, samples, tokenizer=tokenizer, **SMALL)
     else:
@@ -125,7 +125,7 @@ def test_half_precision_models_adapt(model_of, tokenizer, samples, tmp_path, dty
 
 def test_a_candidate_that_gives_nan_is_a_failed_trial_not_a_failed_run(model, tokenizer, samples):
     def break_on_zero(module, _, output):
-        return output if module.weight.any() else output * torch.nan
+        return output.masked_fill((output == module.bias).all(-1, keepdim=True), torch.nan)
 
     for layer in model.transformer.h:
         layer.mlp.fc_in.register_forward_hook(break_on_zero)

@@ -58,7 +58,7 @@ def test_truncation_lowers_the_loss_as_the_taylor_score_predicts(model, tokenize
     u, sigma, vh = torch.linalg.svd(weight.double(), full_matrices=False)
 
     def loss():
-        return -sum(batch.read(model)[0].double().sum().item() for batch in encoded.gold_batches) / len(samples)
+        return -sum(batch.read(model)[0].double().sum().item() for batch in encoded.gold_batches()) / len(samples)
 
     with torch.no_grad():
         before, original, step = loss(), weight.clone(), 1e-3

@@ -2,7 +2,7 @@
 
 from lasertri.ops.backends import use_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, Partition
-from lasertri.ops.functional import DTYPES, block_svd, linear_blocks, reduce_blocks, score_blocks
+from lasertri.ops.functional import DTYPES, block_svd, linear_blocks, project_blocks, reduce_blocks, score_blocks
 
 __all__ = [
     "DTYPES",
@@ -11,6 +11,7 @@ __all__ = [
     "Partition",
     "block_svd",
     "linear_blocks",
+    "project_blocks",
     "reduce_blocks",
     "score_blocks",
     "use_backend",

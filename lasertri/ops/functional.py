@@ -11,6 +11,7 @@ from lasertri.errors import LasertriError
 from lasertri.ops import library
 from lasertri.ops.backends import METHODS, choose_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, Partition, block_ranks, lengths
+from lasertri.ops.full_fp32 import full_fp32
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 PRECISIONS = ("float64", "float32")
@@ -133,6 +134,7 @@ def linear_blocks(
     blocks: int | Partition = 1,
     factors: BlockFactors | None = None,
     output: Tensor | None = None,
+    projected: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """`F.linear(x, W, bias)` for every truncation W of a weight at once, without making one.
@@ -145,6 +147,7 @@ def linear_blocks(
         weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
         ranks, ratios, blocks, factors: as in `reduce_blocks`.
         output: x Wᵀ without the bias, `[…, m]`, FP32 or better, where it is known: it spares wide blocks that product.
+        projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known: it spares tall blocks that product.
         backend: "auto", "reference", "gram", "triton" or "cuda".
 
     Returns:
@@ -159,14 +162,19 @@ def linear_blocks(
             f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, came x "
             f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
         )
-    for name, tensor, expected in (("bias", bias, weight.shape[:1]), ("output", output, (*x.shape[:-1], len(weight)))):
+    rank = max(lengths(partition.offsets, weight.shape[-1]))
+    for name, tensor, expected in (
+        ("bias", bias, weight.shape[:1]),
+        ("output", output, (*x.shape[:-1], len(weight))),
+        ("projected", projected, (len(weight), rank)),
+    ):
         if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in DTYPES):
             raise LasertriError(
                 f"expected {name} {list(expected)} on {x.device} in a floating dtype, "
                 f"came {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
             )
-    if output is not None and output.dtype not in (torch.float32, torch.float64):
-        raise LasertriError(f"expected output in FP32 or FP64, which the projections need, came {output.dtype}")
+        if name != "bias" and tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
+            raise LasertriError(f"expected {name} in FP32 or FP64, which the projections need, came {tensor.dtype}")
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     if factors is None:
         factors = block_svd(weight, blocks=partition, backend=backend)
@@ -175,6 +183,7 @@ def linear_blocks(
         weight,
         None if bias is None else bias.detach(),
         None if output is None else output.detach().reshape(-1, len(weight)),
+        None if projected is None else projected.detach(),
         factors.basis,
         [rank for request in per_block for rank in request],
         partition.offsets,
@@ -183,6 +192,26 @@ def linear_blocks(
     )
     stack = stack.reshape(len(per_block), *x.shape[:-1], len(weight))
     return stack[0] if scalar else stack
+
+
+def project_blocks(weight: Tensor, factors: BlockFactors) -> Tensor:
+    """A_j Q_j of every block, in its rows' places and the basis's dtype: `projected` of `linear_blocks`.
+
+    Args:
+        weight: `[m, n]`, as in `block_svd`, whose factors have the side "right".
+
+    Returns:
+        `[m, r]`, zeros beyond the singular values of a shorter block.
+    """
+    order, offsets = _order(factors.partition, weight), factors.partition.offsets
+    out = factors.basis.new_zeros(len(weight), factors.basis.shape[-1])
+    for j, length in enumerate(factors.lengths):
+        rows: slice | Tensor = slice(offsets[j], offsets[j + 1])
+        if order is not None:
+            rows = order[rows]
+        with full_fp32(weight.device):
+            out[rows, :length] = weight[rows].to(out.dtype) @ factors.basis[j, :, :length]
+    return out
 
 
 def _checked(

@@ -115,13 +115,15 @@ def linear_blocks(
     ranks: Sequence[int],
     basis: Tensor,
     output: Tensor | None,
+    projected: Tensor | None,
     bias: Tensor | None,
     *,
     products: Products = TORCH,
 ) -> Tensor:
     """`x A_kᵀ + bias` for all ranks with no A_k made: from the output of a wide block, the input of a tall one.
 
-    x `[T, n]`, output x Aᵀ `[T, B, b]` where it is known, bias `[B, b]` -> `[R, T, B, b]` in the dtype of x.
+    x `[T, n]`; output x Aᵀ `[T, B, b]` or projected A Q `[B, b, r]` where one is known; bias `[B, b]` -> `[R, T, B, b]`
+    in the dtype of x.
     """
     compute = torch.float64 if torch.float64 in (x.dtype, blocks.dtype) else torch.float32
     basis, wide_x = basis[..., : max(ranks)].to(compute), x.to(compute)
@@ -132,8 +134,10 @@ def linear_blocks(
             output = output.unflatten(-1, blocks.shape[:2])
         left, right = output.to(compute).transpose(0, 1) @ basis, basis.mT
     else:
-        projected = [blocks[:, panel].to(compute) @ basis for panel in panels(blocks.mT)]
-        left, right = wide_x @ basis, torch.cat(projected, dim=1).mT
+        if projected is None:
+            parts = [blocks[:, panel].to(compute) @ basis for panel in panels(blocks.mT)]
+            projected = torch.cat(parts, dim=1)
+        left, right = wide_x @ basis, projected[..., : basis.shape[-1]].to(compute).mT
     out = x.new_empty(len(ranks), len(x), *blocks.shape[:2])
     products.prefix_product(left, right, ranks, out.transpose(1, 2), bias, compute=compute)
     return out

@@ -68,6 +68,7 @@ def linear_blocks(
     ranks: Sequence[int],
     basis: Tensor,
     output: Tensor | None,
+    projected: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
     """`x A_kᵀ + bias` with every truncation A_k made in FP64, `[R, T, B, b]` in the dtype of x."""

@@ -1,0 +1,141 @@
+"""Trials without an edited weight: the outputs of a target under many truncations, in one batch of copies.
+
+Truncation is a projection, so a copy's output comes from the recorded input by `linear_blocks`. Copy 0 keeps the
+recorded output: the baseline, under the same rounding as the trials beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lasertri.encode import Batch, EncodedSamples
+from lasertri.evaluate import Readings
+from lasertri.factors import FactorStore
+from lasertri.ops import linear_blocks
+from lasertri.replay import Plan, Replay, plan_replays, recorded
+from lasertri.strategies import Candidate
+from lasertri.targets import Target
+
+logger = logging.getLogger(__name__)
+
+# Tokens of a batch of copies on a CPU: beyond, activations leave the caches and no product gets faster.
+CPU_TOKENS = 4096
+
+
+class ProjectedTrials:
+    """Reads the answers under candidates of those targets for which `supports` is true.
+
+    Args:
+        samples: the first two are used to see what runs when, and whether replaying gives the model's own answers.
+        targets: of the candidates to come.
+    """
+
+    def __init__(
+        self, model: nn.Module, samples: EncodedSamples, targets: Sequence[Target], factors: FactorStore
+    ) -> None:
+        self.model, self.samples, self.factors = model, samples, factors
+        batch = samples.batches(range(min(2, len(samples))))[0]
+        self.plans, token_bytes = plan_replays(model, batch, targets)
+        for target, plan in list(self.plans.items()):
+            reason = self._obstacle(batch, target, plan)
+            if reason is not None:
+                logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
+                del self.plans[target]
+        self.tokens = max(1, _free_bytes(model, factors) // max(1, token_bytes))
+        if not any(parameter.is_cuda for parameter in model.parameters()):
+            self.tokens = min(self.tokens, CPU_TOKENS)
+
+    def supports(self, candidate: Candidate) -> bool:
+        """Whether trials of its target replay the model exactly."""
+        return candidate.target in self.plans
+
+    def read(
+        self,
+        candidates: Sequence[Candidate],
+        numbers: Sequence[int],
+        samples: Sequence[int],
+        readings: Readings,
+        beside: Readings,
+    ) -> Readings:
+        """Read these samples' answers under `candidates[i]` into `readings[i]` for every number i.
+
+        Args:
+            beside: `beside[i]` takes the baseline's, from the same batches.
+
+        Returns:
+            The baseline's own readings, from an ordinary forward pass.
+        """
+        by_target: dict[Target, list[int]] = {}
+        for i in sorted(numbers, key=lambda i: candidates[i].blocks):
+            by_target.setdefault(candidates[i].target, []).append(i)
+        copies = self._copies([len(mine) for mine in by_target.values()])
+        baseline = Readings.empty(self.samples)
+        for batch in self.samples.batches(samples, tokens=max(1, self.tokens // copies)):
+            with recorded(self.model, batch, [self.plans[target] for target in by_target]) as recording:
+                baseline.record(batch, *batch.read(self.model))
+            for target, mine in by_target.items():
+                replay = Replay(batch, recording, self.plans[target], copies)
+                for start in range(0, len(mine), copies - 1):
+                    chunk = mine[start : start + copies - 1]
+                    outputs = self._outputs(target, [candidates[i] for i in chunk], replay, copies)
+                    log_probs, greedy = replay.read(self.model, outputs)
+                    for copy, i in enumerate(chunk, start=1):
+                        readings[i].record(batch, log_probs[copy], greedy[copy])
+                        beside[i].record(batch, log_probs[0], greedy[0])
+        return baseline
+
+    def _copies(self, counts: Sequence[int]) -> int:
+        """Copies in a batch, the same for every target: as few rows as hold all candidates, each with a baseline."""
+        most = min(1 + max(counts, default=1), max(2, self.tokens // self.samples.longest))
+        return min(range(2, most + 1), key=lambda c: (sum(-(-count // (c - 1)) * c for count in counts), -c))
+
+    def _outputs(self, target: Target, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
+        """What the target gives in every copy: its recorded output, then each candidate's, then padding."""
+        module = self.model.get_submodule(self.plans[target].module)
+        outputs = replay.output.new_empty(copies, *replay.output.shape)
+        outputs[0] = replay.output
+        outputs[1 + len(chunk) :] = replay.output
+        done = 1
+        for (blocks, dimension), group in itertools.groupby(chunk, key=lambda c: (c.blocks, c.dimension)):
+            ratios = [candidate.ratio for candidate in group]
+            factors = self.factors.of(target, blocks, dimension)
+            outputs[done : done + len(ratios)] = linear_blocks(
+                replay.input,
+                target.view(target.parameter(self.model)),
+                module.bias,
+                **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),
+                factors=factors,
+                projected=self.factors.projected(target, blocks, dimension),
+                backend=self.factors.backend,
+            )
+            done += len(ratios)
+        return outputs
+
+    def _obstacle(self, batch: Batch, target: Target, plan: Plan) -> str | None:
+        """Why trials of this target cannot replay the model, or None: one that keeps the weight must change nothing."""
+        if plan.calls != 1:
+            return f"its module runs {plan.calls} times in one forward pass"
+        with recorded(self.model, batch, [plan]) as recording:
+            expected, _ = batch.read(self.model)
+        replay = Replay(batch, recording, plan, 2)
+        whole = Candidate(target, 1, 1.0)
+        found, _ = replay.read(self.model, self._outputs(target, [whole], replay, 2))
+        tolerance = torch.finfo(target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
+        if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():
+            return None
+        return "replaying what runs before it does not give the model's own answers"
+
+
+def _free_bytes(model: nn.Module, factors: FactorStore) -> int:
+    """Memory for activations: what the device has left, on a CPU what the memory budget has left."""
+    devices = {parameter.device for parameter in model.parameters()}
+    cuda = [device for device in devices if device.type == "cuda"]
+    if not cuda:
+        return factors.free + factors.workspace
+    unused = [torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d) for d in cuda]
+    return min(7 * (torch.cuda.mem_get_info(d)[0] + u) // 10 for d, u in zip(cuda, unused, strict=True))

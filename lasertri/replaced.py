@@ -1,0 +1,31 @@
+"""Trials with the truncated weight in place: for models whose forward pass cannot be replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lasertri.edit import Edit, replaced
+from lasertri.encode import EncodedSamples
+from lasertri.evaluate import Readings
+from lasertri.factors import FactorStore
+from lasertri.strategies import Candidate
+
+
+def read_replaced(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    numbers: Sequence[int],
+    chosen: Sequence[int],
+    samples: EncodedSamples,
+    factors: FactorStore,
+    readings: Readings,
+) -> None:
+    """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i."""
+    for i in numbers:
+        candidate = candidates[i]
+        edit = Edit.build(candidate, model, factors.of(candidate.target, candidate.blocks, candidate.dimension))
+        with replaced(candidate.target, model, edit.weight):
+            for batch in samples.batches(chosen):
+                readings[i].record(batch, *batch.read(model))

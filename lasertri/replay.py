@@ -1,0 +1,193 @@
+"""A model run from a target on: what ran before it is recorded once, and replayed for every copy of the rows.
+
+No architecture needs code of its own: every module that finishes before the target starts is made to return what it
+returned, so that an ordinary `model(...)` call does only the work that the target can change.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lasertri.encode import Batch
+from lasertri.targets import MLP_ROLES, Target, layers_path
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial of one target need not run again.
+
+    Attributes:
+        module: path of the target's module.
+        replayed: path of every outermost module that finishes before it starts, and of the one whose output it
+            returns: its own, but for the layers before the target's that of the last of them.
+        calls: how often the target's module runs in one forward pass.
+        pointwise: nothing after the target mixes positions, so that only those that are read need to run.
+    """
+
+    module: str
+    replayed: dict[str, str]
+    calls: int
+    pointwise: bool
+
+
+@dataclass
+class Recording:
+    """What one batch's forward pass left: outputs by module, call by call, and the targets' inputs."""
+
+    rows: int
+    width: int
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[dict[Target, Plan], int]:
+    """Watch one forward pass: a plan for every target, and the bytes of a layer's activations for one token."""
+    clock, spans, sizes = itertools.count(), dict[str, list[tuple[int, int]]](), dict[str, int]()
+
+    def watched(name: str) -> Callable[[Forward], Forward]:
+        def wrap(forward: Forward) -> Forward:
+            def run(*arguments: Any, **options: Any) -> Any:
+                start = next(clock)
+                output = forward(*arguments, **options)
+                spans.setdefault(name, []).append((start, next(clock)))
+                layer = name.removeprefix(f"{layers}.").split(".")[0] if name.startswith(f"{layers}.") else ""
+                held = sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
+                sizes[layer] = sizes.get(layer, 0) + held
+                return output
+
+            return run
+
+        return wrap
+
+    layers = layers_path(model)
+    with forwards(model, {name: watched(name) for name, _ in model.named_modules() if name}):
+        batch.read(model)
+    last = len(model.get_submodule(layers)) - 1 if layers else -1
+    plans = {target: _plan(target, spans, layers, last) for target in targets}
+    return plans, max(sizes.values()) // batch.input_ids.numel()
+
+
+def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: str, last: int) -> Plan:
+    module = target.name.rpartition(".")[0]
+    calls = spans.get(module, [])
+    start = calls[0][0] if calls else 0
+    done = {name for name, times in spans.items() if times[-1][1] < start}
+    outermost = sorted(
+        (name for name in done if not any(parent in done for parent in _parents(name))), key=lambda n: spans[n][-1]
+    )
+    earlier = [name for name in outermost if layers and name.rpartition(".")[0] == layers]
+    replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
+    pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
+    return Plan(module, replayed, len(calls), pointwise)
+
+
+def _parents(name: str) -> Iterator[str]:
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+@contextmanager
+def forwards(model: nn.Module, wrappers: Mapping[str, Callable[[Forward], Forward]]) -> Iterator[None]:
+    """Within, the modules at these paths run another function, made from their own, in place of `forward`."""
+    changed: list[tuple[nn.Module, Forward | None]] = []
+    try:
+        for name, wrap in wrappers.items():
+            module = model.get_submodule(name)
+            changed.append((module, module.__dict__.get("forward")))  # set on a module that accelerate has split
+            module.__dict__["forward"] = wrap(module.forward)
+        yield
+    finally:
+        for module, own in reversed(changed):
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
+
+
+@contextmanager
+def recorded(model: nn.Module, batch: Batch, plans: Sequence[Plan]) -> Iterator[Recording]:
+    """Within, a forward pass of the batch records what these plans replay, and their targets' inputs and outputs."""
+    recording, targets = Recording(*batch.input_ids.shape), {plan.module for plan in plans}
+
+    def watched(name: str) -> Callable[[Forward], Forward]:
+        def wrap(forward: Forward) -> Forward:
+            def run(*arguments: Any, **options: Any) -> Any:
+                if name in targets:
+                    recording.inputs[name] = arguments[0]
+                output = forward(*arguments, **options)
+                recording.outputs.setdefault(name, []).append(output)
+                return output
+
+            return run
+
+        return wrap
+
+    sources = {source for plan in plans for source in plan.replayed.values()} | targets
+    with forwards(model, {name: watched(name) for name in sources}):
+        yield recording
+
+
+class Replay:
+    """Copies of a recorded batch that differ in the output of one target.
+
+    Args:
+        copies: how many; the rows of one copy follow those of another.
+
+    Attributes:
+        input, output: of the target's module, once, on the positions that are run: what a copy's output is made of.
+    """
+
+    def __init__(self, batch: Batch, recording: Recording, plan: Plan, copies: int) -> None:
+        self._recording, self._plan, self._copies = recording, plan, copies
+        self._places = None
+        if plan.pointwise:
+            batch, *self._places = batch.places()
+        self._batch = batch.copies(copies)
+        self.input = self._narrowed(recording.inputs[plan.module])
+        self.output = self._narrowed(recording.outputs[plan.module][0])
+
+    def read(self, model: nn.Module, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target."""
+        tiled: dict[str, list[Any]] = {}
+
+        def replayed(source: str) -> Callable[[Forward], Forward]:
+            if source not in tiled:
+                tiled[source] = [tree_map(self._tiled, output) for output in self._recording.outputs[source]]
+            calls = iter(tiled[source])
+            return lambda _: lambda *arguments, **options: next(calls)
+
+        wrappers = {name: replayed(source) for name, source in self._plan.replayed.items()}
+        wrappers[self._plan.module] = lambda _: lambda *arguments, **options: outputs.flatten(0, 1)
+        with forwards(model, wrappers):
+            log_probs, greedy = self._batch.read(model)
+        return log_probs.unflatten(0, (self._copies, -1)), greedy.unflatten(0, (self._copies, -1))
+
+    def _narrowed(self, value: Any) -> Any:
+        """The positions that are run of what has positions, in rows or flat."""
+        if self._places is None or not isinstance(value, Tensor):
+            return value
+        row, position = (place.to(value.device) for place in self._places)
+        rows, width = self._recording.rows, self._recording.width
+        if value.dim() >= 2 and value.shape[0] in (1, rows) and value.shape[1] == width:
+            return value.expand(rows, *value.shape[1:])[row, position].unsqueeze(1)
+        if value.dim() >= 1 and value.shape[0] == rows * width:
+            return value.unflatten(0, (rows, width))[row, position]
+        return value
+
+    def _tiled(self, value: Any) -> Any:
+        """As many copies as there are of what has rows; of one row no memory is copied."""
+        value, rows = self._narrowed(value), len(self._batch.input_ids) // self._copies
+        if not isinstance(value, Tensor) or not value.dim() or value.shape[0] % rows:
+            return value
+        return value.unsqueeze(0).expand(self._copies, *value.shape).flatten(0, 1)

@@ -1,0 +1,155 @@
+"""Trials without an edited weight: as close to the FP64 edit as a really edited model, whatever the architecture."""
+
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tiny import CONFIGS, LAYERS, make_model, make_samples
+
+from lasertri import Sample
+from lasertri.encode import EncodedSamples
+from lasertri.evaluate import Readings
+from lasertri.factors import FactorStore
+from lasertri.ops import reduce_blocks
+from lasertri.projected import ProjectedTrials
+from lasertri.strategies import Candidate
+from lasertri.targets import find_targets
+from lasertri.trial import measure
+
+GRID = [(1, 0.5), (1, 0.0), (3, 0.4), (8, 0.9)]  # tall and wide blocks, uneven ones, none at all
+
+
+def encode(model, tokenizer, samples=None):
+    several = [Sample("a b c", choices=("d e f", "g", "h i"), label=2), Sample("b c d e", "f g h")]
+    return EncodedSamples(samples or [*make_samples(12), *several], model=model, tokenizer=tokenizer, batch_size=4)
+
+
+def candidates_of(model, pattern=None):
+    return [Candidate(t, k, ratio) for t in find_targets(model, pattern) for k, ratio in GRID if k <= t.shape[0]]
+
+
+@torch.no_grad()
+def trial_log_probs(model, samples, candidates, **changes):
+    store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
+    trials = ProjectedTrials(model, samples, list(dict.fromkeys(c.target for c in candidates)), store)
+    vars(trials).update(changes)
+    assert all(map(trials.supports, candidates))
+    readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
+    baseline = trials.read(candidates, range(len(candidates)), range(len(samples)), readings, beside)
+    return readings.log_probs, beside.log_probs, baseline.log_probs
+
+
+@torch.no_grad()
+def model_log_probs(model, samples):
+    readings = Readings.empty(samples)
+    for batch in samples.batches():
+        readings.record(batch, *batch.read(model))
+    return readings.log_probs
+
+
+def edited(model, candidate, dtype):
+    """The model in this dtype with the exact truncation, made in FP64, in place."""
+    changed = copy.deepcopy(model).to(dtype)
+    weight = candidate.target.view(candidate.target.parameter(model)).double()
+    exact = reduce_blocks(weight, ratios=candidate.ratio, blocks=candidate.blocks, backend="reference")
+    candidate.target.view(candidate.target.parameter(changed)).copy_(exact)
+    return changed
+
+
+def assert_as_close_as_edits(model, tokenizer, candidates, samples):
+    found, beside, baseline = trial_log_probs(model, samples, candidates)
+    errors = {"trial": 0.0, "edit": 0.0}
+    for got, candidate in zip(found, candidates, strict=True):
+        exact = model_log_probs(edited(model, candidate, torch.float64), samples)
+        real = model_log_probs(edited(model, candidate, model.dtype), samples)
+        errors["trial"] += float(np.square(got - exact).sum())
+        errors["edit"] += float(np.square(real - exact).sum())
+    assert errors["trial"] ** 0.5 <= 2 * errors["edit"] ** 0.5
+    kept = np.broadcast_to(baseline, beside.shape)
+    np.testing.assert_allclose(beside, kept, rtol=0, atol=16 * torch.finfo(model.dtype).eps * np.abs(kept).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(tokenizer, architecture, dtype):
+    model = make_model(architecture, dtype=dtype)
+    candidates = candidates_of(model)
+    assert {c.target.layer for c in candidates} == set(range(LAYERS))
+    assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2"])
+def test_so_are_trials_of_attention_matrices(tokenizer, architecture, dtype):
+    model = make_model(architecture, dtype=dtype)
+    candidates = [c for c in candidates_of(model, "att") if c.blocks in (1, 3)]
+    assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
+
+
+def test_a_sliding_window_shorter_than_the_rows(tokenizer):
+    model = make_model("mistral", sliding_window=3)
+    assert_as_close_as_edits(model, tokenizer, candidates_of(model), encode(model, tokenizer))
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 100_000])
+def test_how_copies_are_batched_makes_no_difference(model, tokenizer, tokens):
+    samples, candidates = encode(model, tokenizer), candidates_of(model)
+    expected, *_ = trial_log_probs(model, samples, candidates)
+    found, *_ = trial_log_probs(model, samples, candidates, tokens=tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_only_layers_from_the_target_on_run(model, tokenizer, monkeypatch):
+    samples, ran = encode(model, tokenizer), []
+    last = [c for c in candidates_of(model) if c.target.layer == LAYERS - 1]
+    for i, layer in enumerate(model.transformer.h):
+        layer.attn.k_proj.register_forward_hook(lambda *_, i=i: ran.append(i))
+    trial_log_probs(model, samples, last)
+    passes = ran.count(0)
+    assert ran.count(LAYERS - 1) == passes  # the baseline's passes alone: trials of MLPs replay attention too
+
+
+def test_the_head_reads_only_places_with_answers(model, tokenizer):
+    seen, samples = [], encode(model, tokenizer, make_samples(12))
+    model.lm_head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].shape[:-1].numel()))
+    model_log_probs(model, samples)
+    assert sum(seen) == sum(len(batch.token) for batch in samples.batches())
+
+
+def test_a_model_that_cannot_be_replayed_is_measured_with_the_weight_in_place(model, tokenizer, caplog):
+    class Twice(torch.nn.Module):
+        """A layer that runs its MLP a second time."""
+
+        def __init__(self, mlp):
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, x):
+            return self.mlp(x) + self.mlp(x)
+
+    model.transformer.h[0].mlp = Twice(model.transformer.h[0].mlp)
+    samples = encode(model, tokenizer)
+    candidates = [Candidate(t, 1, 0.5) for t in find_targets(model, "mlp")]
+    store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
+    with caplog.at_level(logging.WARNING):
+        _, trials = measure(model, candidates, samples, store, race=False)
+    assert caplog.text.count("runs 2 times in one forward pass") == 2
+    for trial in trials:
+        expected = -model_log_probs(edited(model, trial.candidate, torch.float32), samples)
+        answers = np.add.reduceat(expected, samples.token_starts)
+        gold = [answers[s + sample.gold] for s, sample in zip(samples.starts, samples.samples, strict=True)]
+        assert trial.measurement.log_loss == pytest.approx(np.mean(gold), rel=1e-4)
+
+
+def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
+    """A layer that counts its calls gives another answer every time."""
+    calls = []
+    model.transformer.h[2].mlp.register_forward_hook(lambda _, __, output: (calls.append(1), output * len(calls))[1])
+    candidates = candidates_of(model)[:1]
+    store = FactorStore(model, {candidates[0].target}, [1], budget=1 << 30)
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        trials = ProjectedTrials(model, encode(model, tokenizer), [candidates[0].target], store)
+    assert not trials.supports(candidates[0])
+    assert "does not give the model's own answers" in caplog.text
