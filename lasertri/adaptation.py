@@ -73,6 +73,7 @@ class Adaptation:
                 "requested": self.requested,
                 "distinct": len({trial.candidate.effect for trial in self.trials}),
                 "measured": len(self.trials),
+                "finished": sum(trial.finished for trial in self.trials),
             },
             "scores": [
                 {"target": str(target), "layer": target.layer, "role": target.role, "score": score}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar
 import typer
 
 from lasertri.errors import LasertriError
-from lasertri.settings import BLOCK_COUNTS, RATIOS, Settings
+from lasertri.settings import BLOCK_COUNTS, Settings
+from lasertri.strategies import DEFAULT, STRATEGIES
 from lasertri.version import __version__
 
 if TYPE_CHECKING:
@@ -108,8 +109,15 @@ def adapt(
         str | None, typer.Option(help="Regular expression for module paths; by default every layer's MLP matrices.")
     ] = None,
     count: Annotated[int, typer.Option("--count", "-q", help="Targets to measure, best score first.")] = 5,
-    ratios: Annotated[str, typer.Option(help="Retained ratios ρ.")] = ",".join(map(str, RATIOS)),
+    strategy: Annotated[
+        str, typer.Option(help="What is scored and measured: " + ", ".join(STRATEGIES) + ".", metavar="NAME")
+    ] = DEFAULT,
+    ratios: Annotated[str, typer.Option(help="Retained ratios ρ, such as 0.5,0.1; by default the strategy's.")] = "",
     blocks: Annotated[str, typer.Option(help="Numbers of row blocks K.")] = ",".join(map(str, BLOCK_COUNTS)),
+    scoring_blocks: Annotated[int, typer.Option(help="The K that targets are ranked at.")] = 8,
+    race: Annotated[
+        bool, typer.Option(help="Stop measuring a candidate that the leading one beats beyond doubt.")
+    ] = True,
     calibration: Annotated[int, typer.Option(help="Samples for gradients and trials.")] = 100,
     held_out_limit: Annotated[int, typer.Option(help="Most samples held out.")] = 2000,
     score: Annotated[Literal["taylor", "paper"], typer.Option(help="What ranks the targets.")] = "taylor",
@@ -130,10 +138,13 @@ def adapt(
     """Find the single truncation that helps MODEL most on the task in --data, if any does."""
     with _usage():
         settings = Settings(
+            strategy=strategy,
             targets=targets,
             count=count,
             ratios=_numbers(ratios, float, "--ratios"),
             blocks=_numbers(blocks, int, "--blocks"),
+            scoring_blocks=scoring_blocks,
+            race=race,
             calibration=calibration,
             held_out_limit=held_out_limit,
             score=score,
@@ -272,13 +283,15 @@ def _run(
     """Adapt, print, save; the output folder is checked before the long work."""
     from lasertri.artefacts import check_writable
     from lasertri.method import adapt
+    from lasertri.models import checkpoint_files
 
     if output is not None:
         check_writable(output, overwrite=overwrite)
     loaded, tokenizer = _load(model, revision, dtype, device)
     if output is not None:
         check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
-    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **vars(settings))
+    files = checkpoint_files(model, revision=revision)
+    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, files=files, **vars(settings))
     _print(result.to_dict(), as_json, str(result))
     if output is not None:
         result.save(output, overwrite=overwrite)

@@ -202,4 +202,3 @@ def _encode(
             "shorten the prompt or leave the row out"
         )
     return Answer(tuple(whole[:-1]), tuple(tokens))
-

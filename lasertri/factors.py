@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lasertri.cache import FactorCache
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition, block_svd, project_blocks
 from lasertri.ops.backends import choose_backend
@@ -29,6 +31,8 @@ class FactorStore:
     Args:
         budget: bytes for the FP64 workspace of one matrix and for what is kept together.
         targets, block_counts: what will be asked for.
+        cache: keeps factors of consecutive rows on disk.
+        files: the checkpoint that the model was loaded from and still equals, if that is known.
 
     Raises:
         LasertriError: the budget is below the workspace that one of them needs, a matrix has fewer rows than
@@ -43,6 +47,8 @@ class FactorStore:
         *,
         budget: int,
         backend: str = "auto",
+        cache: FactorCache | None = None,
+        files: Sequence[Path] = (),
     ) -> None:
         self.model, self.backend, self.workspace, self._warned = model, backend, 0, False
         for target in targets:
@@ -58,6 +64,8 @@ class FactorStore:
                     )
                 self.workspace = max(self.workspace, needed)
         self.free = budget - self.workspace
+        self._cache, self._files = cache, files
+        self._sha256: dict[Target, str] = {}
         self._factors: dict[Key, BlockFactors] = {}
         self._projected: dict[Key, Tensor] = {}
 
@@ -79,43 +87,75 @@ class FactorStore:
 
     def prepare(self, targets: Iterable[Target], blocks: int) -> None:
         """Factor these targets' weights, those of equal shape together, while they fit the budget."""
-        equal: dict[tuple[object, ...], list[Target]] = {}
+        equal: dict[tuple[torch.Size, torch.dtype, torch.device], list[Target]] = {}
         for target in targets:
-            weight = self._weight(target)
-            if (target, blocks, None) not in self._factors:
-                equal.setdefault((target.shape, weight.dtype, weight.device), []).append(target)
-        for (shape, _, device), members in equal.items():
-            height = Partition.consecutive(shape[0], blocks).heights[0]
-            workspace = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, shape[1], device)
+            weight, key = self._weight(target), (target, blocks, None)
+            cached = None if key in self._factors else self._cached(target, blocks)
+            if cached is not None:
+                self._keep(self._factors, key, cached)
+            elif key not in self._factors:
+                equal.setdefault((weight.shape, weight.dtype, weight.device), []).append(target)
+        for ((rows, columns), _, device), members in equal.items():
+            height = Partition.consecutive(rows, blocks).heights[0]
+            workspace = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, columns, device)
             size = max(1, self.workspace // (workspace + self._weight(members[0]).nbytes))
             for start in range(0, len(members), size):
                 group = members[start : start + size]
-                if self.free < len(group) * 4 * blocks * min(height, shape[1]) ** 2:
+                if self.free < len(group) * 4 * blocks * min(height, columns) ** 2:
                     return
                 stack = torch.stack([self._weight(target) for target in group])
                 factors = block_svd(stack, blocks=blocks, backend=self.backend)
                 for target, basis, sigma in zip(group, factors.basis, factors.sigma, strict=True):
                     single = _narrow(factors._replace(basis=basis, sigma=sigma), stack.dtype)
                     self._keep(self._factors, (target, blocks, None), single)
+                    self._store(target, single)
 
     def retain(self, keys: Iterable[Key]) -> None:
         """Drop everything but what belongs to these keys."""
         wanted = set(keys)
-        for kept in (self._factors, self._projected):
-            for key in set(kept) - wanted:
-                self.free += _bytes(kept.pop(key))
+        for key in self._factors.keys() - wanted:
+            self.free += _bytes(self._factors.pop(key))
+        for key in self._projected.keys() - wanted:
+            self.free += _bytes(self._projected.pop(key))
 
     @property
     def kept_bytes(self) -> int:
         """Bytes of what is kept."""
-        return sum(map(_bytes, [*self._factors.values(), *self._projected.values()]))
+        return sum(map(_bytes, self._factors.values())) + sum(map(_bytes, self._projected.values()))
 
     def _factored(self, target: Target, blocks: int, dimension: int | None) -> BlockFactors:
         weight = self._weight(target)
-        rows: int | Partition = blocks
         if dimension is not None:
-            rows = subspace_partition(weight, blocks=blocks, dimension=dimension)
-        return _narrow(block_svd(weight, blocks=rows, backend=self.backend), weight.dtype)
+            partition = subspace_partition(weight, blocks=blocks, dimension=dimension)
+            return _narrow(block_svd(weight, blocks=partition, backend=self.backend), weight.dtype)
+        cached = self._cached(target, blocks)
+        if cached is not None:
+            return cached
+        factors = _narrow(block_svd(weight, blocks=blocks, backend=self.backend), weight.dtype)
+        self._store(target, factors)
+        return factors
+
+    def _cached(self, target: Target, blocks: int) -> BlockFactors | None:
+        if self._cache is None:
+            return None
+        weight, partition = self._weight(target), Partition.consecutive(target.shape[0], blocks)
+        found = self._cache.load(*self._key(target, partition))
+        if found is None:
+            return None
+        return found._replace(basis=found.basis.to(weight.device), sigma=found.sigma.to(weight.device))
+
+    def _store(self, target: Target, factors: BlockFactors) -> None:
+        if self._cache is not None:
+            self._cache.store(*self._key(target, factors.partition), factors)
+
+    def _key(self, target: Target, partition: Partition) -> tuple[str, bool, Partition, int, str, torch.dtype]:
+        """What the cache knows these factors by."""
+        stored = target.parameter(self.model)
+        if target not in self._sha256 and self._cache is not None:
+            self._sha256[target] = self._cache.sha256(target.name, stored, self._files or None)
+        backend = choose_backend(self.backend, stored.device).name
+        dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
+        return self._sha256[target], target.transposed, partition, target.shape[1], backend, dtype
 
     def _weight(self, target: Target) -> Tensor:
         return target.view(target.parameter(self.model))

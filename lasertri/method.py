@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.adaptation import Adaptation
+from lasertri.cache import FactorCache
 from lasertri.comparison import Comparison
 from lasertri.decide import decide
 from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
 from lasertri.environment import environment
 from lasertri.factors import FactorStore
-from lasertri.models import load_model, load_tokenizer
+from lasertri.models import checkpoint_files, load_model, load_tokenizer
 from lasertri.preflight import preflight
 from lasertri.preserve import preserved
 from lasertri.score import score_targets
 from lasertri.settings import Settings
-from lasertri.strategies import distinct, gradient_guided, target_scores
+from lasertri.strategies import distinct, target_scores
 from lasertri.targets import find_targets
 from lasertri.tasks.files import SampleSource, as_samples
-from lasertri.tasks.split import split_samples
+from lasertri.tasks.split import drawn_samples, split_samples, standard_split
 from lasertri.timing import Clock
 from lasertri.trial import measure
 
@@ -34,6 +36,7 @@ def adapt(
     *,
     held_out: SampleSource | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    files: Sequence[Path] = (),
     **settings: Any,
 ) -> Adaptation:
     """Find the single truncation that helps a model most on a task, if any does.
@@ -45,41 +48,64 @@ def adapt(
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file.
         held_out: other samples to report on; by default part of `samples` is held out.
         tokenizer: the model's own by default.
+        files: the checkpoint files that `model` was loaded from and still equals, if that is known: their checksums are
+            remembered beside the factors.
         settings: fields of `Settings`, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
     chosen, clock = Settings(**settings), Clock()
-    split = split_samples(
+    strategy, cache = chosen.plan, FactorCache.default()
+    if strategy.evaluation == "standard":
+        divide = standard_split
+    else:
+        divide = functools.partial(split_samples, calibration=chosen.calibration)
+    split = divide(
         as_samples(samples),
         held_out=None if held_out is None else as_samples(held_out),
-        calibration=chosen.calibration,
         held_out_limit=chosen.held_out_limit,
         seed=chosen.seed,
     )
     if isinstance(model, str | Path):
-        model = load_model(model)
+        files, model = checkpoint_files(model), load_model(model)
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
     encode = functools.partial(
         EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
     )
     calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
-    targets = find_targets(model, chosen.targets)
-    factors = FactorStore(model, targets, chosen.blocks, budget=chosen.memory_budget, backend=chosen.backend)
+    targets = find_targets(model, chosen.targets, roles=strategy.roles)
+    scored_at = min(chosen.scoring_blocks, *(target.shape[0] for target in targets))
+    factors = FactorStore(
+        model,
+        targets,
+        [*chosen.blocks, scored_at],
+        budget=chosen.memory_budget,
+        backend=chosen.backend,
+        cache=cache,
+        files=files,
+    )
 
     with preserved(model):
         preflight(model, tokenizer, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
-        with clock("score"):
-            scores = score_targets(
-                model, targets, calibration, block_counts=chosen.blocks, factors=factors, progress=chosen.progress
-            )
-            ranking = target_scores(scores, chosen.ratios, chosen.score)
+        ranking = dict.fromkeys(targets, 0.0)
+        if strategy.gradients is not None:
+            with clock("factor"):
+                factors.prepare(targets, scored_at)
+            with clock("score"):
+                drawn = calibration
+                if strategy.gradients != strategy.evaluation:
+                    drawn = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
+                scores = score_targets(
+                    model, targets, drawn, block_counts=[scored_at], factors=factors, progress=chosen.progress
+                )
+                ranking = target_scores(scores, chosen.ratios, chosen.score)
+        requested = list(
+            strategy.candidates(list(ranking), count=chosen.count, block_counts=chosen.blocks, ratios=chosen.ratios)
+        )
+        factors.retain(candidate.factors for candidate in requested)
         with clock("trials"):
-            requested = list(
-                gradient_guided(list(ranking), count=chosen.count, block_counts=chosen.blocks, ratios=chosen.ratios)
-            )
             baseline, trials = measure(
                 model,
                 distinct(requested),
@@ -95,7 +121,7 @@ def adapt(
             edit = None
             if decision.accepted is not None:
                 candidate = decision.accepted.candidate
-                edit = Edit.build(candidate, model, factors.of(candidate.target, candidate.blocks))
+                edit = Edit.build(candidate, model, factors.of(*candidate.factors))
             compare = functools.partial(Comparison.measure, model, edit, normalize=chosen.normalize)
             on_calibration = compare(calibration)
             on_held_out = compare(held_out_samples, progress=chosen.progress)

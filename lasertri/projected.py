@@ -96,18 +96,19 @@ class ProjectedTrials:
 
     def _outputs(self, target: Target, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
         """What the target gives in every copy: its recorded output, then each candidate's, then padding."""
-        module = self.model.get_submodule(self.plans[target].module)
+        weight = target.parameter(self.model)
+        bias = getattr(self.model.get_submodule(self.plans[target].module), "bias", None)
         outputs = replay.output.new_empty(copies, *replay.output.shape)
         outputs[0] = replay.output
         outputs[1 + len(chunk) :] = replay.output
         done = 1
-        for (blocks, dimension), group in itertools.groupby(chunk, key=lambda c: (c.blocks, c.dimension)):
+        for (_, blocks, dimension), group in itertools.groupby(chunk, key=lambda c: c.factors):
             ratios = [candidate.ratio for candidate in group]
             factors = self.factors.of(target, blocks, dimension)
             outputs[done : done + len(ratios)] = linear_blocks(
                 replay.input,
-                target.view(target.parameter(self.model)),
-                module.bias,
+                target.view(weight),
+                bias,
                 **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),
                 factors=factors,
                 projected=self.factors.projected(target, blocks, dimension),

@@ -13,7 +13,7 @@ STAGES = (0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the samples seen when candidates
 LEVEL = 0.01
 
 
-def stages(samples: Sequence[Sample], *, seed: int = 0) -> list[np.ndarray]:
+def stages(samples: Sequence[Sample], *, seed: int = 0) -> list[list[int]]:
     """Indices of the samples of every stage, in a seeded order that spreads the right answers evenly."""
     generator, n = np.random.default_rng(seed), len(samples)
     answers = [sample.answers[sample.gold] for sample in samples]
@@ -22,7 +22,8 @@ def stages(samples: Sequence[Sample], *, seed: int = 0) -> list[np.ndarray]:
         mine = generator.permutation([i for i in range(n) if answers[i] == answer])
         place[mine] = (np.arange(len(mine)) + generator.random()) / len(mine)
     order = np.argsort(place, kind="stable")
-    return [part for part in np.split(order, [round(n * share) for share in STAGES[:-1]]) if len(part)]
+    parts = np.split(order, [round(n * share) for share in STAGES[:-1]])
+    return [part.tolist() for part in parts if len(part)]
 
 
 def beaten(correct: np.ndarray, leader: np.ndarray, groups: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -72,7 +71,7 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
     layers = layers_path(model)
     with forwards(model, {name: watched(name) for name, _ in model.named_modules() if name}):
         batch.read(model)
-    last = len(model.get_submodule(layers)) - 1 if layers else -1
+    last = len(list(model.get_submodule(layers).children())) - 1 if layers else -1
     plans = {target: _plan(target, spans, layers, last) for target in targets}
     return plans, max(sizes.values()) // batch.input_ids.numel()
 

@@ -9,9 +9,9 @@ from typing import Any
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import BACKENDS
 from lasertri.ops.blocks import TAIL_SCORES
+from lasertri.strategies import DEFAULT, STRATEGIES, Strategy
 from lasertri.tasks.split import FEWEST
 
-RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005, 0.0)
 BLOCK_COUNTS = (1, 2, 4, 8)
 
 
@@ -20,10 +20,12 @@ class Settings:
     """How to adapt.
 
     Args:
+        strategy: a name in `strategies.STRATEGIES`: which samples score and measure, and which grid is measured.
         targets: regular expression for module paths; by default the MLP matrices of every layer.
         count: how many targets, best score first, are measured (the papers' q).
-        ratios: retained ratios ρ.
+        ratios: retained ratios ρ; by default the strategy's.
         blocks: numbers of row blocks K.
+        scoring_blocks: the K that targets are ranked at; the others are factored once targets are chosen.
         calibration: most samples used for gradients and trials; at most half of them unless others are held out.
         held_out_limit: most samples held out.
         score: "taylor" or "paper", see `BlockScores.tail`.
@@ -39,10 +41,12 @@ class Settings:
         progress: show progress bars on standard error.
     """
 
+    strategy: str = DEFAULT
     targets: str | None = None
     count: int = 5
-    ratios: tuple[float, ...] = RATIOS
+    ratios: tuple[float, ...] = ()
     blocks: tuple[int, ...] = BLOCK_COUNTS
+    scoring_blocks: int = 8
     calibration: int = 100
     held_out_limit: int = 2000
     score: str = "taylor"
@@ -57,15 +61,18 @@ class Settings:
     progress: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise LasertriError(f"expected strategy among {list(STRATEGIES)}, came {self.strategy!r}")
         for name in ("ratios", "blocks"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
-        for name in ("count", "calibration", "held_out_limit", "batch_size", "memory_budget"):
+        object.__setattr__(self, "ratios", self.ratios or STRATEGIES[self.strategy].ratios)
+        for name in ("count", "scoring_blocks", "calibration", "held_out_limit", "batch_size", "memory_budget"):
             if getattr(self, name) < 1:
                 raise LasertriError(f"expected {name} of at least 1, came {getattr(self, name)}")
         if self.calibration < FEWEST:
             raise LasertriError(f"expected at least {FEWEST} calibration samples, came {self.calibration}")
-        if not self.ratios or not all(0 <= ratio <= 1 for ratio in self.ratios):
+        if not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise LasertriError(f"expected retained ratios from 0 to 1, came {list(self.ratios)}")
         if not self.blocks or not all(blocks >= 1 for blocks in self.blocks):
             raise LasertriError(f"expected numbers of blocks of at least 1, came {list(self.blocks)}")
@@ -76,6 +83,11 @@ class Settings:
         ):
             if getattr(self, name) not in known:
                 raise LasertriError(f"expected {name} among {list(known)}, came {getattr(self, name)!r}")
+
+    @property
+    def plan(self) -> Strategy:
+        """The strategy itself."""
+        return STRATEGIES[self.strategy]
 
     def to_dict(self) -> dict[str, Any]:
         """What a reader needs to repeat the run."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from lasertri.ops.blocks import Partition, lengths, retained_rank
 from lasertri.score import Scores
-from lasertri.targets import Target
+from lasertri.targets import MLP_ROLES, Target
+
+LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Candidate:
         """Rank of every cluster, d = int(min(m // K, n) ρ); None for consecutive rows."""
         rows, columns = self.target.shape
         return retained_rank(min(rows // self.blocks, columns), self.ratio) if self.clustered else None
+
+    @property
+    def factors(self) -> tuple[Target, int, int | None]:
+        """What its factors are known by: target, blocks, dimension."""
+        return self.target, self.blocks, self.dimension
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -64,14 +71,50 @@ def target_scores(scores: Scores, ratios: Sequence[float], score: str) -> dict[T
     return dict(sorted(best.items(), key=lambda item: -item[1]))
 
 
-def gradient_guided(
-    ranking: Sequence[Target], *, count: int, block_counts: Sequence[int], ratios: Sequence[float]
-) -> Iterator[Candidate]:
-    """The whole grid of the `count` best targets (Algorithm 1 of arXiv 2510.20800)."""
-    for target in ranking[:count]:
-        for blocks in sorted(block_counts):
-            for ratio in sorted(ratios, reverse=True):
-                yield Candidate(target, blocks, ratio)
+@dataclass(frozen=True)
+class Strategy:
+    """Which samples score and measure, and which grid is measured: a column of the papers' tables.
+
+    Attributes:
+        gradients: samples that score the targets, "standard" (the first fifth of the rows) or "100" (the `calibration`
+            setting's number); None measures every target.
+        evaluation: samples that measure the candidates, likewise.
+        several_blocks: whether every K of the grid is tried, or K = 1 alone.
+        clustered: whether the blocks are subspaces that the rows are assigned to, not consecutive rows.
+        ratios: its grid of ρ.
+        roles: of the targets that are tried by default.
+    """
+
+    gradients: str | None
+    evaluation: str
+    several_blocks: bool = False
+    clustered: bool = False
+    ratios: tuple[float, ...] = LASER_RATIOS
+    roles: tuple[str, ...] = ("fc_in", "fc_out")
+
+    def candidates(
+        self, ranking: Sequence[Target], *, count: int, block_counts: Sequence[int], ratios: Sequence[float]
+    ) -> Iterator[Candidate]:
+        """The whole grid of the `count` best targets (Algorithm 1 of arXiv 2510.20800), or of all (LASER)."""
+        for target in ranking if self.gradients is None else ranking[:count]:
+            for blocks in sorted(block_counts) if self.several_blocks else (1,):
+                for ratio in sorted(ratios, reverse=True):
+                    yield Candidate(target, blocks, ratio, self.clustered)
+
+
+DEFAULT = "clustering-100-grads-100-eval"
+STRATEGIES = {
+    "laser": Strategy(None, "standard"),
+    "laser-grads": Strategy("standard", "standard"),
+    "laser-100-eval": Strategy(None, "100"),
+    "laser-100-grads": Strategy("100", "standard"),
+    "laser-100-grads-100-eval": Strategy("100", "100"),
+    "clustering-laser": Strategy(None, "standard", several_blocks=True),
+    "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
+    # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
+    DEFAULT: Strategy("100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=MLP_ROLES),
+    "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
+}
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -12,7 +12,7 @@ def summarize(result: dict[str, Any]) -> str:
         f"scored {len(result['scores'])} matrices on {result['baseline']['n']} samples, best "
         + ", ".join(entry["target"] for entry in result["scores"][:3]),
         f"measured {candidates['measured']} candidates ({candidates['requested']} requested, "
-        f"{candidates['distinct']} distinct)",
+        f"{candidates['distinct']} distinct, {candidates['finished']} to the end)",
     ]
     if result["edit"] is not None:
         lines += [f"edit: {describe(result['edit'])}", f"  accepted: {result['reason']}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -91,12 +91,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def find_targets(model: nn.Module, pattern: str | None = None) -> list[Target]:
+def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES) -> list[Target]:
     """The weight matrices that may be edited, in layer order.
 
     Args:
         pattern: regular expression searched for in module paths, to name targets oneself; by default the MLP
             matrices of every layer, as in both papers.
+        roles: which of them by default.
 
     Raises:
         LasertriError: listing what was seen, where nothing fits.
@@ -109,7 +110,7 @@ def find_targets(model: nn.Module, pattern: str | None = None) -> list[Target]:
             raise LasertriError(f"expected a regular expression for the targets, came {pattern!r}: {error}") from error
         wanted = f"a module path that matches {pattern!r}"
     else:
-        chosen = [target for target in matrices.values() if target.role in MLP_ROLES]
+        chosen = [target for target in matrices.values() if target.role in roles]
         wanted = f"MLP matrices in a model of type {_model_type(model)!r}"
     if not chosen:
         seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in matrices.items())

@@ -59,16 +59,17 @@ def measure(
 
     The model must be frozen and in evaluation mode, as inside `preserved(model)`.
     """
-    parts = stages(samples.samples, seed=seed) if race else [np.arange(len(samples))]
+    parts = stages(samples.samples, seed=seed) if race else [list(range(len(samples)))]
     targets = list(dict.fromkeys(candidate.target for candidate in candidates))
     projected = ProjectedTrials(model, samples, targets, factors)
     baseline = Readings.empty(samples)
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
-    alive, seen = list(range(len(candidates))), np.empty(0, dtype=int)
-    last_seen, seconds = {}, np.zeros(len(candidates))
-    with tqdm(total=len(samples) * len(candidates), desc="trials", unit="answer", disable=not progress) as bar:
+    alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
+    seen_by: dict[int, list[int]] = {}
+    total = len(samples) * len(candidates)
+    with tqdm(total=total, desc="trials", unit="answer", disable=not progress) as bar:
         for part in parts:
-            start, seen = time.perf_counter(), np.concatenate([seen, part])
+            start, seen = time.perf_counter(), seen + part
             fast = [i for i in alive if projected.supports(candidates[i])]
             baseline.update(projected.read(candidates, fast, part, readings, beside))
             slow = [i for i in alive if not projected.supports(candidates[i])]
@@ -76,20 +77,20 @@ def measure(
             for i in slow:
                 beside[i].update(baseline)
             seconds[alive] += (time.perf_counter() - start) / len(alive)
-            last_seen |= dict.fromkeys(alive, seen)
+            seen_by |= dict.fromkeys(alive, seen)
             bar.update(len(part) * len(alive))
             if len(seen) < len(samples):
                 alive = _survivors(candidates, alive, readings, baseline, samples, seen, normalize)
-                factors.retain({(candidates[i].target, candidates[i].blocks, candidates[i].dimension) for i in alive})
-        bar.update(bar.total - bar.n)
+                factors.retain(candidates[i].factors for i in alive)
+        bar.update(total - bar.n)
     baseline.check()
     trials = []
     for i, candidate in enumerate(candidates):
-        chosen = last_seen[i]
+        chosen = sorted(seen_by[i])
         gain = np.zeros(len(samples), dtype=int)
         won, lost = (r[i].outcomes(samples, chosen, normalize=normalize)[0].astype(int) for r in (readings, beside))
         gain[chosen] = won - lost
-        measurement = readings[i].measure(samples, np.sort(chosen), normalize=normalize)
+        measurement = readings[i].measure(samples, chosen, normalize=normalize)
         trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
     return baseline.measure(samples, normalize=normalize), trials
 
@@ -100,7 +101,7 @@ def _survivors(
     readings: Readings,
     baseline: Readings,
     samples: EncodedSamples,
-    seen: np.ndarray,
+    seen: Sequence[int],
     normalize: bool,
 ) -> list[int]:
     """Those that the leader, a candidate or the baseline, does not beat; the best candidate always."""
@@ -108,6 +109,10 @@ def _survivors(
     base, base_log_probs = baseline.outcomes(samples, seen, normalize=normalize)
     order = [(c.sum(), p.sum()) for c, p in zip(correct, log_probs, strict=True)]
     best = max(range(len(alive)), key=lambda k: order[k])
-    leader = correct[best] if order[best] > (base.sum(), base_log_probs.sum()) else base
+    leader: np.ndarray = correct[best] if order[best] > (base.sum(), base_log_probs.sum()) else base
     groups = np.array(samples.groups)[seen]
-    return [i for k, (i, lost) in enumerate(zip(alive, beaten(correct, leader, groups), strict=True)) if k == best or not lost]
+    return [
+        i
+        for k, (i, lost) in enumerate(zip(alive, beaten(correct, leader, groups), strict=True))
+        if k == best or not lost
+    ]

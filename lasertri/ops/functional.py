@@ -147,7 +147,8 @@ def linear_blocks(
         weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
         ranks, ratios, blocks, factors: as in `reduce_blocks`.
         output: x Wᵀ without the bias, `[…, m]`, FP32 or better, where it is known: it spares wide blocks that product.
-        projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known: it spares tall blocks that product.
+        projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known (`project_blocks` makes it): it
+            spares tall blocks that product.
         backend: "auto", "reference", "gram", "triton" or "cuda".
 
     Returns:

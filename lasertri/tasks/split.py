@@ -64,3 +64,37 @@ def split_samples(
     else:
         rest_samples = [samples[i] for i in rest]
     return Split([samples[i] for i in chosen], rest_samples[:held_out_limit])
+
+
+def standard_split(
+    samples: Sequence[Sample],
+    *,
+    held_out: Sequence[Sample] | None = None,
+    held_out_limit: int = 2000,
+    seed: int = 0,
+) -> Split:
+    """LASER's split: the first fifth of the rows, in their order, calibrates; the rest is held out.
+
+    Where held-out samples are given all rows calibrate. Held-out rows whose group is on the other side are left out.
+
+    Raises:
+        LasertriError: fewer than 20 samples would calibrate, or none would be held out.
+    """
+    first = len(samples) if held_out is not None else int(0.2 * len(samples))
+    chosen, rest = list(samples[:first]), list(samples[first:] if held_out is None else held_out)
+    if len(chosen) < FEWEST:
+        raise LasertriError(
+            f"expected at least {FEWEST} samples in the first fifth of the rows, came {len(chosen)} of {len(samples)}; "
+            "bring more rows, or choose a strategy that ends in 100-eval"
+        )
+    known = set(group_names(chosen))
+    rest = [sample for sample, name in zip(rest, group_names(rest), strict=True) if name not in known]
+    if not rest:
+        raise LasertriError("expected held-out samples of other groups and prompts than the first fifth's, came none")
+    return Split(chosen, drawn_samples(rest, held_out_limit, seed))
+
+
+def drawn_samples(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+    """A seeded draw of so many samples (of all, if there are no more), in their order."""
+    drawn = np.random.default_rng(seed).permutation(len(samples))[:count]
+    return [samples[i] for i in sorted(drawn)]
