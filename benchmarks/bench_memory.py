@@ -7,15 +7,11 @@ beside a plain backward pass that keeps all gradients.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from memory import MIB, peak, return_freed
 from record import write_record
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -28,10 +24,6 @@ from lasertri.score import score_targets
 from lasertri.settings import BLOCK_COUNTS
 from lasertri.targets import Target, find_targets
 
-MIB = 1 << 20
-LIBC = ctypes.CDLL("libc.so.6")
-M_MMAP_THRESHOLD = -3
-
 
 def main(
     layers: Annotated[int, typer.Option(help="Layers of the random Llama.")] = 4,
@@ -39,7 +31,7 @@ def main(
     budget: Annotated[int, typer.Option(help="Memory budget in MiB.")] = 300,
 ) -> None:
     """Measure, print and record."""
-    LIBC.mallopt(M_MMAP_THRESHOLD, MIB)  # glibc would raise it and keep freed blocks: resident should mean in use
+    return_freed()
     model, samples = make_model(layers, width), make_samples()
     targets = find_targets(model)
     encoded = EncodedSamples(samples, model=model, tokenizer=make_tokenizer(), batch_size=8)
@@ -83,21 +75,6 @@ def backward(model: LlamaForCausalLM, targets: list[Target], samples: EncodedSam
         (-samples.gold_batches()[-1].read(model)[0].sum()).backward()
         for handle in handles:
             handle.remove()
-
-
-def peak(work: Callable[[], None]) -> int:
-    """Most resident bytes while `work` runs, over those before."""
-    gc.collect()
-    LIBC.malloc_trim(0)  # what earlier work freed is not to be counted as resident
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def make_model(layers: int, width: int) -> LlamaForCausalLM:

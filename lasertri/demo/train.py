@@ -36,15 +36,26 @@ PADDING: Final = "[PAD]"  # never part of a prompt; batching tools ask for one
 def train(seed: int) -> GPTJForCausalLM:
     """Train a model whose initial weights and data follow from `seed` alone."""
     torch.manual_seed(seed)
-    model = GPTJForCausalLM(configuration())
+    return fit(GPTJForCausalLM(configuration()), seed)
+
+
+def fit(
+    model: GPTJForCausalLM,
+    seed: int,
+    *,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    peak_learning_rate: float = PEAK_LEARNING_RATE,
+) -> GPTJForCausalLM:
+    """Train a model in place, on data that follow from `seed`."""
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
+        model.parameters(), lr=peak_learning_rate, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY
     )
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    progress = trange(STEPS, desc=f"seed {seed}", unit="step")
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    progress = trange(steps, desc=f"seed {seed}", unit="step")
     for step in progress:
-        loss = recall_loss(model, sequences(BATCH, rng, alpha=TRAINING_ALPHA))
+        loss = recall_loss(model, sequences(batch, rng, alpha=TRAINING_ALPHA))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -65,16 +76,16 @@ def recall_loss(model: GPTJForCausalLM, drawn: Tensor) -> Tensor:
     return cross_entropy(model.lm_head(hidden[asked]), drawn[:, 1:][asked])
 
 
-def configuration() -> GPTJConfig:
-    """A GPT-J of 0.1 M parameters: small enough to ship, and to train on a CPU."""
+def configuration(layers: int = 2, width: int = 64, initializer_range: float = INITIALIZER_RANGE) -> GPTJConfig:
+    """By default a GPT-J of 0.1 M parameters: small enough to ship, and to train on a CPU."""
     return GPTJConfig(
         vocab_size=len(_vocabulary()),
         n_positions=LENGTH,
-        n_embd=64,
-        n_layer=2,
+        n_embd=width,
+        n_layer=layers,
         n_head=4,
         rotary_dim=16,
-        initializer_range=INITIALIZER_RANGE,
+        initializer_range=initializer_range,
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=len(SYMBOLS),
