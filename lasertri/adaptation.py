@@ -13,13 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.artefacts import whole_directory
 from lasertri.comparison import Comparison
-from lasertri.decide import Decision
-from lasertri.edit import Edit
+from lasertri.edit import Edit, all_applied
 from lasertri.report import render, report_obstacle
+from lasertri.search import Round
 from lasertri.settings import Settings
 from lasertri.summary import summarize
-from lasertri.targets import Target
-from lasertri.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -33,53 +31,41 @@ class Adaptation:
 
     Attributes:
         model, tokenizer: as they were given; the edit is not applied.
-        edit: the accepted edit, or None.
-        decision: the accepted or the best rejected trial, and the joint test.
-        calibration, held_out: the model before and after the edit.
-        ranking: score of every target, highest first, in nats of predicted decrease ("taylor").
-        trials: every measured candidate.
-        requested: number of candidates asked for; some are the same edit.
+        rounds: what was searched; each after the first, on the model with the edits before it.
+        calibration, held_out: the model before and after all edits.
         environment: versions and devices it was measured with.
         seconds: by phase.
     """
 
     model: PreTrainedModel = field(repr=False)
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
-    edit: Edit | None
-    decision: Decision
+    rounds: Sequence[Round]
     calibration: Comparison
     held_out: Comparison
-    ranking: dict[Target, float] = field(repr=False)
-    trials: Sequence[Trial] = field(repr=False)
-    requested: int
     settings: Settings
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
 
+    @property
+    def edits(self) -> list[Edit]:
+        """The accepted edits, in the order they were found; each is of another matrix."""
+        return [found.edit for found in self.rounds if found.edit is not None]
+
+    @property
+    def edit(self) -> Edit | None:
+        """The first accepted edit, or None."""
+        return self.rounds[0].edit
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything that was measured, ready for JSON."""
-        accepted, rejected = self.decision.accepted, self.decision.rejected
+        """Everything that was measured, ready for JSON; the first round's at the top, others under `further`."""
         return {
             "model": self.model.config._name_or_path,
             "revision": getattr(self.model.config, "_commit_hash", None),
             "baseline": self.calibration.baseline.to_dict(),
-            "edit": None if accepted is None else accepted.candidate.to_dict(),
-            "rejected": None if rejected is None else rejected.to_dict(),
-            "p_value": self.decision.p_value,
-            "reason": self.decision.reason,
+            **self.rounds[0].to_dict(),
+            "further": [found.to_dict() for found in self.rounds[1:]],
             "calibration": self.calibration.to_dict(),
             "held_out": self.held_out.to_dict(),
-            "candidates": {
-                "requested": self.requested,
-                "distinct": len({trial.candidate.effect for trial in self.trials}),
-                "measured": len(self.trials),
-                "finished": sum(trial.finished for trial in self.trials),
-            },
-            "scores": [
-                {"target": str(target), "layer": target.layer, "role": target.role, "score": score}
-                for target, score in self.ranking.items()
-            ],
-            "trials": [trial.to_dict() for trial in self.trials],
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
             "settings": self.settings.to_dict(),
@@ -89,18 +75,19 @@ class Adaptation:
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
 
-        It does not matter whether the edit is applied by now. Without one only what was measured is written. The folder
-        appears when it is complete.
+        A second edit stands in `edit-2`. It does not matter whether they are applied by now. Without one only what was
+        measured is written. The folder appears when it is complete.
 
         Raises:
             LasertriError: the folder has something in it, or cannot be written.
         """
         with whole_directory(Path(directory), overwrite=overwrite) as folder:
-            if self.edit is not None:
-                with self.edit.applied(self.model):
+            if self.edits:
+                with all_applied(self.edits, self.model):
                     self.model.save_pretrained(folder)
                 self.tokenizer.save_pretrained(folder)
-                self.edit.save(folder)
+            for number, edit in enumerate(self.edits, start=1):
+                edit.save(folder if number == 1 else folder / f"edit-{number}")
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
             obstacle = report_obstacle()

@@ -114,6 +114,10 @@ def adapt(
     ] = DEFAULT,
     ratios: Annotated[str, typer.Option(help="Retained ratios ρ, such as 0.5,0.1; by default the strategy's.")] = "",
     blocks: Annotated[str, typer.Option(help="Numbers of row blocks K.")] = ",".join(map(str, BLOCK_COUNTS)),
+    svd: Annotated[
+        Literal["exact", "laser-compat"],
+        typer.Option(help="laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block."),
+    ] = "exact",
     scoring_blocks: Annotated[int, typer.Option(help="The K that targets are ranked at.")] = 8,
     race: Annotated[
         bool, typer.Option(help="Stop measuring a candidate that the leading one beats beyond doubt.")
@@ -124,6 +128,7 @@ def adapt(
     accept: Annotated[
         Literal["test", "best"], typer.Option(help="test: only if more than luck; best: the papers' rule.")
     ] = "test",
+    max_edits: Annotated[int, typer.Option(help="Most edits, each found on the model with those before it.")] = 1,
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
     seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
@@ -143,12 +148,14 @@ def adapt(
             count=count,
             ratios=_numbers(ratios, float, "--ratios"),
             blocks=_numbers(blocks, int, "--blocks"),
+            svd=svd,
             scoring_blocks=scoring_blocks,
             race=race,
             calibration=calibration,
             held_out_limit=held_out_limit,
             score=score,
             accept=accept,
+            max_edits=max_edits,
             normalize=normalize,
             delimiter=delimiter,
             seed=seed,

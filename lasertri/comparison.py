@@ -1,12 +1,13 @@
-"""A model before and after an edit on the same samples."""
+"""A model before and after its edits on the same samples."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from lasertri.edit import Edit
+from lasertri.edit import Edit, all_applied
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import Measurement, evaluate
 from lasertri.significance import paired_interval, verdict
@@ -24,17 +25,17 @@ class Comparison:
     def measure(
         cls,
         model: nn.Module,
-        edit: Edit | None,
+        edits: Sequence[Edit],
         samples: EncodedSamples,
         *,
         normalize: bool = False,
         progress: bool = False,
     ) -> Comparison:
-        """Evaluate the model, then the model with the edit, if there is one."""
+        """Evaluate the model, then the model with these edits, if there are any."""
         baseline = evaluate(model, samples, normalize=normalize, progress="baseline" if progress else None)
-        if edit is None:
+        if not edits:
             return cls(baseline, None, None)
-        with edit.applied(model):
+        with all_applied(edits, model):
             edited = evaluate(model, samples, normalize=normalize, progress="edited" if progress else None)
         return cls(baseline, edited, paired_interval(baseline.correct, edited.correct, samples.groups))
 

@@ -46,7 +46,7 @@ def decide(
             gives p ≤ 0.05; "best" only that it beats the baseline.
     """
     finished = [trial for trial in trials if trial.finished]
-    eligible = [t for t in finished if accept == "best" or _sound(t.measurement, baseline)]
+    eligible = [t for t in finished if accept == "best" or t.measurement.sound_beside(baseline)]
     winner = max(eligible or finished, key=_quality)
     p_value = max_t_p_value(np.array([trial.gain for trial in trials]), trials.index(winner), groups, seed=seed)
     measured = winner.measurement
@@ -64,11 +64,6 @@ def decide(
             + f" {LEVEL}"
         )
     return Decision(winner if accepted else None, None if accepted else winner, p_value, reason)
-
-
-def _sound(measured: Measurement, baseline: Measurement) -> bool:
-    # both are None where labels are not shared
-    return not measured.collapsed and (measured.balanced_accuracy or 0) >= (baseline.balanced_accuracy or 0)
 
 
 def _quality(trial: Trial) -> tuple[float, ...]:

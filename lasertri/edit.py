@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lasertri import ops
 from lasertri.checksum import weight_sha256
 from lasertri.errors import LasertriError
+from lasertri.factors import FactorStore
+from lasertri.laser_svd import laser_factors
 from lasertri.ops import BlockFactors
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
@@ -51,25 +53,18 @@ class Edit:
     order: Tensor | None = None
 
     @classmethod
-    def build(cls, candidate: Candidate, model: nn.Module, factors: BlockFactors) -> Edit:
-        """Truncate the factors of a target's weight to the candidate's ranks."""
+    def build(cls, candidate: Candidate, model: nn.Module, factors: FactorStore) -> Edit:
+        """Truncate a target's weight to the candidate's ranks."""
         stored = candidate.target.parameter(model)
-        weight = candidate.target.view(stored)
+        weight, order = candidate.target.view(stored), None
+        if candidate.compat:
+            pairs = [laser_factors(weight, candidate.ranks[0])]
+        else:
+            known = factors.of(*candidate.factors)
+            order = known.partition.order
+            pairs = list(_truncated(weight, known, candidate.ranks))
         dtype = torch.promote_types(stored.dtype, torch.float32)
-        offsets, order = factors.partition.offsets, factors.partition.order
-        left, right = [], []
-        for j, (rank, length) in enumerate(zip(candidate.ranks, factors.lengths, strict=True)):
-            rows = slice(offsets[j], offsets[j + 1])
-            block = weight[rows if order is None else order[rows].to(weight.device)]
-            all_of_it = factors.basis[j, :, : min(rank, length)].double()
-            if factors.side == "left":
-                basis = all_of_it[: block.shape[0]]
-                pair = basis, torch.cat([basis.mT @ panel.double() for panel in block.split(PANEL, dim=1)], dim=1)
-            else:
-                basis = all_of_it
-                pair = torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
-            left.append(pair[0].to(dtype).cpu().contiguous())
-            right.append(pair[1].to(dtype).cpu().contiguous())
+        left, right = ([side.to(dtype).cpu().contiguous() for side in sides] for sides in zip(*pairs, strict=True))
         config = getattr(model, "config", None)
         return cls(
             candidate,
@@ -129,6 +124,7 @@ class Edit:
             "blocks": self.candidate.blocks,
             "ratio": self.candidate.ratio,
             "clustered": self.candidate.clustered,
+            "compat": self.candidate.compat,
             "ranks": self.candidate.ranks,
             "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
             "weight_sha256": self.weight_sha256,
@@ -147,7 +143,8 @@ class Edit:
         config, path = _read_config(directory / CONFIG_NAME), directory / FACTORS_NAME
         try:
             target = Target(**(config["target"] | {"shape": tuple(config["target"]["shape"])}))
-            candidate = Candidate(target, config["blocks"], config["ratio"], config["clustered"])
+            options = (config[name] for name in ("blocks", "ratio", "clustered", "compat"))
+            candidate = Candidate(target, *options)
             dtype, expected = DTYPES[config["weight_dtype"]], config.pop("sha256")
             checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
         except (KeyError, TypeError) as error:
@@ -198,6 +195,15 @@ class Edit:
 
 
 @contextmanager
+def all_applied(edits: Sequence[Edit], model: nn.Module) -> Iterator[None]:
+    """Apply several edits within, each of another matrix."""
+    with ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(edit.applied(model))
+        yield
+
+
+@contextmanager
 def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]:
     """Give a target another weight within, then restore its own bit for bit."""
     stored = target.parameter(model)
@@ -208,6 +214,21 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
     finally:
         with torch.no_grad():
             stored.copy_(original)
+
+
+def _truncated(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every block the truncation's two factors, `[b, k]` and `[k, n]`, FP64."""
+    offsets, order = factors.partition.offsets, factors.partition.order
+    for j, (rank, length) in enumerate(zip(ranks, factors.lengths, strict=True)):
+        rows = slice(offsets[j], offsets[j + 1])
+        block = weight[rows if order is None else order[rows].to(weight.device)]
+        basis = factors.basis[j, :, : min(rank, length)].double()
+        if factors.side == "left":
+            basis = torch.linalg.qr(basis[: block.shape[0]]).Q  # orthonormal in FP64 again
+            yield basis, torch.cat([basis.mT @ panel.double() for panel in block.split(PANEL, dim=1)], dim=1)
+        else:
+            basis = torch.linalg.qr(basis).Q
+            yield torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
 
 
 def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:

@@ -40,6 +40,11 @@ class Measurement:
     n: int
     correct: np.ndarray = field(repr=False, compare=False)
 
+    def sound_beside(self, baseline: Measurement) -> bool:
+        """Whether it neither lowers balanced accuracy nor collapses."""
+        # both are None where labels are not shared
+        return not self.collapsed and (self.balanced_accuracy or 0) >= (baseline.balanced_accuracy or 0)
+
     def to_dict(self) -> dict[str, object]:
         """The figures, without the sample-by-sample record."""
         figures = {name: value for name, value in vars(self).items() if name != "correct"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,22 +13,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lasertri.adaptation import Adaptation
 from lasertri.cache import FactorCache
 from lasertri.comparison import Comparison
-from lasertri.decide import decide
-from lasertri.edit import Edit
 from lasertri.encode import EncodedSamples
 from lasertri.environment import environment
 from lasertri.factors import FactorStore
 from lasertri.models import checkpoint_files, load_model, load_tokenizer
 from lasertri.preflight import preflight
 from lasertri.preserve import preserved
-from lasertri.score import score_targets
+from lasertri.search import Round, scoring_blocks, search
 from lasertri.settings import Settings
-from lasertri.strategies import distinct, target_scores
 from lasertri.targets import find_targets
 from lasertri.tasks.files import SampleSource, as_samples
 from lasertri.tasks.split import drawn_samples, split_samples, standard_split
 from lasertri.timing import Clock
-from lasertri.trial import measure
 
 
 def adapt(
@@ -56,7 +53,7 @@ def adapt(
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
     chosen, clock = Settings(**settings), Clock()
-    strategy, cache = chosen.plan, FactorCache.default()
+    strategy = chosen.plan
     if strategy.evaluation == "standard":
         divide = standard_split
     else:
@@ -74,67 +71,42 @@ def adapt(
     encode = functools.partial(
         EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
     )
-    calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
+    calibration = gradient_samples = encode(split.calibration)
+    if strategy.gradients not in (None, strategy.evaluation):
+        gradient_samples = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
     targets = find_targets(model, chosen.targets, roles=strategy.roles)
-    scored_at = min(chosen.scoring_blocks, *(target.shape[0] for target in targets))
     factors = FactorStore(
         model,
         targets,
-        [*chosen.blocks, scored_at],
+        [*chosen.blocks, scoring_blocks(targets, chosen)],
         budget=chosen.memory_budget,
         backend=chosen.backend,
-        cache=cache,
+        cache=FactorCache.default(),
         files=files,
     )
 
+    rounds: list[Round] = []
     with preserved(model):
         preflight(model, tokenizer, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
-        ranking = dict.fromkeys(targets, 0.0)
-        if strategy.gradients is not None:
-            with clock("factor"):
-                factors.prepare(targets, scored_at)
-            with clock("score"):
-                drawn = calibration
-                if strategy.gradients != strategy.evaluation:
-                    drawn = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
-                scores = score_targets(
-                    model, targets, drawn, block_counts=[scored_at], factors=factors, progress=chosen.progress
-                )
-                ranking = target_scores(scores, chosen.ratios, chosen.score)
-        requested = list(
-            strategy.candidates(list(ranking), count=chosen.count, block_counts=chosen.blocks, ratios=chosen.ratios)
-        )
-        factors.retain(candidate.factors for candidate in requested)
-        with clock("trials"):
-            baseline, trials = measure(
-                model,
-                distinct(requested),
-                calibration,
-                factors,
-                normalize=chosen.normalize,
-                race=chosen.race,
-                seed=chosen.seed,
-                progress=chosen.progress,
-            )
-            decision = decide(trials, baseline, calibration.groups, accept=chosen.accept, seed=chosen.seed)
+        with contextlib.ExitStack() as applied:
+            while len(rounds) < chosen.max_edits and targets:
+                found = search(model, targets, gradient_samples, calibration, factors, chosen, clock)
+                rounds.append(found)
+                if found.edit is None:
+                    break
+                applied.enter_context(found.edit.applied(model))
+                targets = [target for target in targets if target != found.edit.candidate.target]
+        edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
-            edit = None
-            if decision.accepted is not None:
-                candidate = decision.accepted.candidate
-                edit = Edit.build(candidate, model, factors.of(*candidate.factors))
-            compare = functools.partial(Comparison.measure, model, edit, normalize=chosen.normalize)
+            compare = functools.partial(Comparison.measure, model, edits, normalize=chosen.normalize)
             on_calibration = compare(calibration)
-            on_held_out = compare(held_out_samples, progress=chosen.progress)
+            on_held_out = compare(encode(split.held_out), progress=chosen.progress)
     return Adaptation(
         model=model,
         tokenizer=tokenizer,
-        edit=edit,
-        decision=decision,
+        rounds=rounds,
         calibration=on_calibration,
         held_out=on_held_out,
-        ranking=ranking,
-        trials=trials,
-        requested=len(requested),
         settings=chosen,
         environment=environment(),
         seconds=clock.seconds,

@@ -43,5 +43,5 @@ def preflight(
         for part in (model.config, model.generation_config, tokenizer):  # the checkpoint but for its weights
             if part is not None:
                 part.save_pretrained(directory)
-        Edit.build(candidate, model, factors.of(target, blocks)).save(directory)
-        Comparison.measure(model, Edit.load(directory), sample)
+        Edit.build(candidate, model, factors).save(directory)
+        Comparison.measure(model, [Edit.load(directory)], sample)

@@ -32,17 +32,20 @@ class ProjectedTrials:
 
     Args:
         samples: the first two are used to see what runs when, and whether replaying gives the model's own answers.
-        targets: of the candidates to come.
+        candidates: those to come.
     """
 
     def __init__(
-        self, model: nn.Module, samples: EncodedSamples, targets: Sequence[Target], factors: FactorStore
+        self, model: nn.Module, samples: EncodedSamples, candidates: Sequence[Candidate], factors: FactorStore
     ) -> None:
         self.model, self.samples, self.factors = model, samples, factors
         batch = samples.batches(range(min(2, len(samples))))[0]
-        self.plans, token_bytes = plan_replays(model, batch, targets)
+        most_blocks: dict[Target, int] = {}
+        for candidate in candidates:
+            most_blocks[candidate.target] = max(candidate.blocks, most_blocks.get(candidate.target, 1))
+        self.plans, token_bytes = plan_replays(model, batch, list(most_blocks))
         for target, plan in list(self.plans.items()):
-            reason = self._obstacle(batch, target, plan)
+            reason = self._obstacle(batch, Candidate(target, most_blocks[target], 1.0), plan)
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.plans[target]
@@ -51,8 +54,8 @@ class ProjectedTrials:
             self.tokens = min(self.tokens, CPU_TOKENS)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Whether trials of its target replay the model exactly."""
-        return candidate.target in self.plans
+        """Whether its trials are projections, of a target that can be replayed."""
+        return candidate.target in self.plans and not candidate.compat
 
     def read(
         self,
@@ -117,16 +120,15 @@ class ProjectedTrials:
             done += len(ratios)
         return outputs
 
-    def _obstacle(self, batch: Batch, target: Target, plan: Plan) -> str | None:
-        """Why trials of this target cannot replay the model, or None: one that keeps the weight must change nothing."""
+    def _obstacle(self, batch: Batch, whole: Candidate, plan: Plan) -> str | None:
+        """Why trials of a target cannot replay the model, or None: one that keeps all ranks must change nothing."""
         if plan.calls != 1:
             return f"its module runs {plan.calls} times in one forward pass"
         with recorded(self.model, batch, [plan]) as recording:
             expected, _ = batch.read(self.model)
         replay = Replay(batch, recording, plan, 2)
-        whole = Candidate(target, 1, 1.0)
-        found, _ = replay.read(self.model, self._outputs(target, [whole], replay, 2))
-        tolerance = torch.finfo(target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
+        found, _ = replay.read(self.model, self._outputs(whole.target, [whole], replay, 2))
+        tolerance = torch.finfo(whole.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
         if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():
             return None
         return "replaying what runs before it does not give the model's own answers"

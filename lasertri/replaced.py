@@ -25,7 +25,7 @@ def read_replaced(
     """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i."""
     for i in numbers:
         candidate = candidates[i]
-        edit = Edit.build(candidate, model, factors.of(*candidate.factors))
+        edit = Edit.build(candidate, model, factors)
         with replaced(candidate.target, model, edit.weight):
             for batch in samples.batches(chosen):
                 readings[i].record(batch, *batch.read(model))

@@ -25,6 +25,7 @@ class Settings:
         count: how many targets, best score first, are measured (the papers' q).
         ratios: retained ratios ρ; by default the strategy's.
         blocks: numbers of row blocks K.
+        svd: "exact", or "laser-compat", LASER's randomised SVD and rounding of ranks, for strategies of one block.
         scoring_blocks: the K that targets are ranked at; the others are factored once targets are chosen.
         calibration: most samples used for gradients and trials; at most half of them unless others are held out.
         held_out_limit: most samples held out.
@@ -32,6 +33,7 @@ class Settings:
         accept: "test" takes an edit only if a joint test over all candidates gives p ≤ 0.05; "best" takes the
             best one that beats the baseline, as the papers do.
         race: stop measuring a candidate that the leading one beats beyond doubt, see `race.py`.
+        max_edits: most edits, found one after the other, each on the model with those before it.
         normalize: divide a choice's log-probability by its characters.
         delimiter: stands between prompt and answer where neither has white space.
         seed: of the split and of the test.
@@ -46,12 +48,14 @@ class Settings:
     count: int = 5
     ratios: tuple[float, ...] = ()
     blocks: tuple[int, ...] = BLOCK_COUNTS
+    svd: str = "exact"
     scoring_blocks: int = 8
     calibration: int = 100
     held_out_limit: int = 2000
     score: str = "taylor"
     accept: str = "test"
     race: bool = True
+    max_edits: int = 1
     normalize: bool = False
     delimiter: str = " "
     seed: int = 0
@@ -67,7 +71,15 @@ class Settings:
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
         object.__setattr__(self, "ratios", self.ratios or STRATEGIES[self.strategy].ratios)
-        for name in ("count", "scoring_blocks", "calibration", "held_out_limit", "batch_size", "memory_budget"):
+        for name in (
+            "count",
+            "scoring_blocks",
+            "max_edits",
+            "calibration",
+            "held_out_limit",
+            "batch_size",
+            "memory_budget",
+        ):
             if getattr(self, name) < 1:
                 raise LasertriError(f"expected {name} of at least 1, came {getattr(self, name)}")
         if self.calibration < FEWEST:
@@ -79,10 +91,15 @@ class Settings:
         for name, known in (
             ("score", tuple(TAIL_SCORES)),
             ("accept", ("test", "best")),
+            ("svd", ("exact", "laser-compat")),
             ("backend", ("auto", *BACKENDS)),
         ):
             if getattr(self, name) not in known:
                 raise LasertriError(f"expected {name} among {list(known)}, came {getattr(self, name)!r}")
+
+        if self.svd == "laser-compat" and self.plan.several_blocks:
+            single = [name for name, strategy in STRATEGIES.items() if not strategy.several_blocks]
+            raise LasertriError(f"expected svd 'exact' with {self.strategy}; 'laser-compat' goes with {single}")
 
     @property
     def plan(self) -> Strategy:

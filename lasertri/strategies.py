@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lasertri.laser_svd import laser_rank
 from lasertri.ops.blocks import Partition, lengths, retained_rank
 from lasertri.score import Scores
 from lasertri.targets import MLP_ROLES, Target
@@ -18,12 +19,14 @@ class Candidate:
 
     Attributes:
         clustered: the blocks are K linear subspaces of one dimension, not consecutive rows.
+        compat: truncated as LASER's code does it, see `laser_svd.py`; of one block alone.
     """
 
     target: Target
     blocks: int
     ratio: float
     clustered: bool = False
+    compat: bool = False
 
     @property
     def dimension(self) -> int | None:
@@ -39,6 +42,8 @@ class Candidate:
     @property
     def ranks(self) -> tuple[int, ...]:
         """Retained rank of every block, `int(min(b, n) ρ)`; of a cluster at most its dimension."""
+        if self.compat:
+            return (laser_rank(min(self.target.shape), self.ratio),)
         if self.dimension is not None:
             return (self.dimension,) * self.blocks
         partition = Partition.consecutive(self.target.shape[0], self.blocks)
@@ -59,7 +64,9 @@ class Candidate:
     @property
     def effect(self) -> tuple[object, ...]:
         """Equal for candidates that are the same edit: small matrices repeat ranks, and zero is zero at any K."""
-        return (self.target, self.blocks, self.ranks, self.clustered) if any(self.ranks) else (self.target,)
+        return (
+            (self.target, self.blocks, self.ranks, self.clustered, self.compat) if any(self.ranks) else (self.target,)
+        )
 
 
 def target_scores(scores: Scores, ratios: Sequence[float], score: str) -> dict[Target, float]:
@@ -93,13 +100,19 @@ class Strategy:
     roles: tuple[str, ...] = ("fc_in", "fc_out")
 
     def candidates(
-        self, ranking: Sequence[Target], *, count: int, block_counts: Sequence[int], ratios: Sequence[float]
+        self,
+        ranking: Sequence[Target],
+        *,
+        count: int,
+        block_counts: Sequence[int],
+        ratios: Sequence[float],
+        compat: bool = False,
     ) -> Iterator[Candidate]:
         """The whole grid of the `count` best targets (Algorithm 1 of arXiv 2510.20800), or of all (LASER)."""
         for target in ranking if self.gradients is None else ranking[:count]:
             for blocks in sorted(block_counts) if self.several_blocks else (1,):
                 for ratio in sorted(ratios, reverse=True):
-                    yield Candidate(target, blocks, ratio, self.clustered)
+                    yield Candidate(target, blocks, ratio, self.clustered, compat)
 
 
 DEFAULT = "clustering-100-grads-100-eval"

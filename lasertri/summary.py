@@ -9,8 +9,7 @@ def summarize(result: dict[str, Any]) -> str:
     """What was measured, what was edited, and whether it helps on held-out samples."""
     candidates, held_out = result["candidates"], result["held_out"]
     lines = [
-        f"scored {len(result['scores'])} matrices on {result['baseline']['n']} samples, best "
-        + ", ".join(entry["target"] for entry in result["scores"][:3]),
+        _scored(result["scores"]),
         f"measured {candidates['measured']} candidates ({candidates['requested']} requested, "
         f"{candidates['distinct']} distinct, {candidates['finished']} to the end)",
     ]
@@ -18,6 +17,9 @@ def summarize(result: dict[str, Any]) -> str:
         lines += [f"edit: {describe(result['edit'])}", f"  accepted: {result['reason']}"]
     else:
         lines += ["no edit", f"  {result['reason']}", f"  best rejected: {describe(result['rejected'])}"]
+    for found in result["further"]:
+        what = "no further edit" if found["edit"] is None else f"further edit: {describe(found['edit'])}"
+        lines += [what, f"  {found['reason']}"]
     for name in ("calibration", "held_out"):
         lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples")
         lines += [f"  {row}" for row in measurements(result[name])]
@@ -30,9 +32,16 @@ def summarize(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _scored(scores: list[dict[str, Any]]) -> str:
+    if not any(entry["score"] for entry in scores):
+        return f"tried all of {len(scores)} matrices, unscored"
+    return f"scored {len(scores)} matrices, best " + ", ".join(entry["target"] for entry in scores[:3])
+
+
 def describe(edit: dict[str, Any]) -> str:
     """One candidate in words."""
-    parts = "one block" if edit["blocks"] == 1 else f"{edit['blocks']} row blocks"
+    kind = "clusters of rows" if edit["clustered"] else "row blocks"
+    parts = "one block" if edit["blocks"] == 1 else f"{edit['blocks']} {kind}"
     return f"{edit['target']}, {parts} truncated to rank {edit['rank']} (ρ = {edit['rho']:g})"
 
 

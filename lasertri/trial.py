@@ -52,16 +52,17 @@ def measure(
     *,
     normalize: bool = False,
     race: bool = True,
+    accept: str = "test",
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Measurement, list[Trial]]:
     """Measure the baseline and every candidate; in a race those beaten beyond doubt stop early.
 
-    The model must be frozen and in evaluation mode, as inside `preserved(model)`.
+    Only a candidate that `decide` could accept leads. The model must be frozen and in evaluation mode, as inside
+    `preserved(model)`.
     """
     parts = stages(samples.samples, seed=seed) if race else [list(range(len(samples)))]
-    targets = list(dict.fromkeys(candidate.target for candidate in candidates))
-    projected = ProjectedTrials(model, samples, targets, factors)
+    projected = ProjectedTrials(model, samples, candidates, factors)
     baseline = Readings.empty(samples)
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
@@ -80,7 +81,7 @@ def measure(
             seen_by |= dict.fromkeys(alive, seen)
             bar.update(len(part) * len(alive))
             if len(seen) < len(samples):
-                alive = _survivors(candidates, alive, readings, baseline, samples, seen, normalize)
+                alive = _survivors(alive, readings, baseline, samples, seen, normalize=normalize, accept=accept)
                 factors.retain(candidates[i].factors for i in alive)
         bar.update(total - bar.n)
     baseline.check()
@@ -96,23 +97,28 @@ def measure(
 
 
 def _survivors(
-    candidates: Sequence[Candidate],
     alive: Sequence[int],
     readings: Readings,
     baseline: Readings,
     samples: EncodedSamples,
     seen: Sequence[int],
+    *,
     normalize: bool,
+    accept: str,
 ) -> list[int]:
     """Those that the leader, a candidate or the baseline, does not beat; the best candidate always."""
     correct, log_probs = readings[alive].outcomes(samples, seen, normalize=normalize)
     base, base_log_probs = baseline.outcomes(samples, seen, normalize=normalize)
-    order = [(c.sum(), p.sum()) for c, p in zip(correct, log_probs, strict=True)]
-    best = max(range(len(alive)), key=lambda k: order[k])
-    leader: np.ndarray = correct[best] if order[best] > (base.sum(), base_log_probs.sum()) else base
-    groups = np.array(samples.groups)[seen]
-    return [
-        i
-        for k, (i, lost) in enumerate(zip(alive, beaten(correct, leader, groups), strict=True))
-        if k == best or not lost
-    ]
+    quality = [(c.sum(), p.sum()) for c, p in zip(correct, log_probs, strict=True)]
+    order = sorted(range(len(alive)), key=lambda k: quality[k], reverse=True)
+    if accept == "test":
+        beside = baseline.measure(samples, seen, normalize=normalize)
+        sound = (
+            k for k in order if readings[alive[k]].measure(samples, seen, normalize=normalize).sound_beside(beside)
+        )
+        best = next(sound, order[0])
+    else:
+        best = order[0]
+    leader: np.ndarray = correct[best] if quality[best] > (base.sum(), base_log_probs.sum()) else base
+    lost = beaten(correct, leader, [samples.groups[i] for i in seen])
+    return [i for k, i in enumerate(alive) if k == best or not lost[k]]

@@ -6,16 +6,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from lasertri import Edit, LasertriError, block_svd
+from lasertri import Edit, LasertriError
 from lasertri.edit import CONFIG_NAME, FACTORS_NAME
+from lasertri.factors import FactorStore
 from lasertri.strategies import Candidate
 from lasertri.targets import find_targets
 
 
-def make_edit(model, *, role="fc_in", blocks=3, ratio=0.4):
+def make_edit(model, *, role="fc_in", blocks=3, ratio=0.4, **options):
     target = next(t for t in find_targets(model) if (t.layer, t.role) == (1, role))
-    weight = target.view(target.parameter(model))
-    return Edit.build(Candidate(target, blocks, ratio), model, block_svd(weight, blocks=blocks))
+    factors = FactorStore(model, [target], [blocks], budget=1 << 30)
+    return Edit.build(Candidate(target, blocks, ratio, **options), model, factors)
 
 
 def truncated(weight, blocks, ratio):

@@ -35,7 +35,7 @@ def demo():
 
 def test_a_real_effect_is_found_accepted_and_holds(demo):
     assert (demo.edit.candidate.target.layer, demo.edit.candidate.target.role) == (0, "fc_in")
-    assert demo.decision.p_value <= 0.01
+    assert demo.rounds[0].decision.p_value <= 0.01
     assert demo.held_out.edited.accuracy >= demo.held_out.baseline.accuracy + 0.25
     assert demo.held_out.verdict == "helps"
 
@@ -136,7 +136,7 @@ def test_a_candidate_that_gives_nan_is_a_failed_trial_not_a_failed_run(model, to
 @pytest.mark.parametrize("architecture", ["gpt_neox", "opt", "qwen3", "gemma2", "phi", "phi3", "bloom"])
 def test_other_architectures_adapt(model_of, tokenizer, samples, architecture):
     result = adapt(model_of(architecture), samples, tokenizer=tokenizer, accept="best", **SMALL)
-    assert len(result.ranking) in (6, 9)
+    assert len(result.rounds[0].ranking) in (6, 9)
     assert result.to_dict()["candidates"]["requested"] == 2 * 2 * 3
 
 

@@ -33,7 +33,7 @@ def candidates_of(model, pattern=None):
 @torch.no_grad()
 def trial_log_probs(model, samples, candidates, **changes):
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
-    trials = ProjectedTrials(model, samples, list(dict.fromkeys(c.target for c in candidates)), store)
+    trials = ProjectedTrials(model, samples, candidates, store)
     vars(trials).update(changes)
     assert all(map(trials.supports, candidates))
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
@@ -150,6 +150,6 @@ def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
     candidates = candidates_of(model)[:1]
     store = FactorStore(model, {candidates[0].target}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        trials = ProjectedTrials(model, encode(model, tokenizer), [candidates[0].target], store)
+        trials = ProjectedTrials(model, encode(model, tokenizer), candidates, store)
     assert not trials.supports(candidates[0])
     assert "does not give the model's own answers" in caplog.text
