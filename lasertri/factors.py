@@ -98,7 +98,8 @@ class FactorStore:
         for ((rows, columns), _, device), members in equal.items():
             height = Partition.consecutive(rows, blocks).heights[0]
             workspace = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, columns, device)
-            size = max(1, self.workspace // (workspace + self._weight(members[0]).nbytes))
+            room = self.workspace + self.free // 2  # the other half is for what is kept
+            size = max(1, room // (workspace + self._weight(members[0]).nbytes))
             for start in range(0, len(members), size):
                 group = members[start : start + size]
                 if self.free < len(group) * 4 * blocks * min(height, columns) ** 2:

@@ -13,6 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from lasertri import Sample
 
 
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave the user's cache of factors alone."""
+    monkeypatch.setenv("LASERTRI_CACHE", "off")
+
+
 @pytest.fixture
 def model_of() -> Callable[..., PreTrainedModel]:
     return make_model

@@ -140,6 +140,26 @@ def test_other_architectures_adapt(model_of, tokenizer, samples, architecture):
     assert result.to_dict()["candidates"]["requested"] == 2 * 2 * 3
 
 
+def test_further_edits_are_of_other_matrices_and_all_are_applied(model_of, tokenizer, samples, tmp_path):
+    model = model_of("gptj")
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", max_edits=3, **SMALL)
+    assert len({edit.candidate.target for edit in result.edits}) == len(result.edits) >= 2
+    edited = copy.deepcopy(model)
+    for edit in result.edits:
+        edit.apply(edited)
+    encoded = EncodedSamples(samples, model=edited, tokenizer=tokenizer)
+    before, after = evaluate(model, encoded), evaluate(edited, encoded)
+    assert before.log_loss != after.log_loss
+    accuracies = [found.decision.accepted.measurement.accuracy for found in result.rounds if found.edit]
+    assert accuracies == sorted(accuracies)
+    assert result.calibration.edited.accuracy == accuracies[-1]
+    result.save(tmp_path / "out")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(a, b) for a, b in zip(reloaded.parameters(), edited.parameters(), strict=True))
+    assert torch.equal(Edit.load(tmp_path / "out" / "edit-2").weight, result.edits[1].weight)
+    assert "further edit: " in str(result)
+
+
 def test_the_same_seed_gives_the_same_result(model, tokenizer, samples):
     first, second = (adapt(model, samples, tokenizer=tokenizer, **SMALL).to_dict() for _ in range(2))
     for result in (first, second):
