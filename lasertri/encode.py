@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.errors import LasertriError
 from lasertri.models import context_length
+from lasertri.targets import branching_length
 from lasertri.tasks import Sample, group_names
 
 
@@ -25,11 +27,53 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Row:
+    """Tokens to run: a prompt, then branches that each go on from it and do not see each other.
+
+    Attributes:
+        shared: tokens before the branches; all of them where there are none.
+        branches: tokens of every branch.
+    """
+
+    tokens: tuple[int, ...]
+    shared: int
+    branches: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sequences: Sequence[tuple[int, ...]]) -> Row:
+        """One row for sequences that begin alike."""
+        if len(sequences) == 1:
+            return cls(sequences[0], len(sequences[0]))
+        columns = enumerate(zip(*sequences, strict=False))
+        shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
+        ends = [sequence[shared:] for sequence in sequences]
+        return cls((*sequences[0][:shared], *itertools.chain(*ends)), shared, tuple(map(len, ends)))
+
+    def places(self, sequence: int) -> list[int]:
+        """Where the tokens of one of the sequences stand."""
+        start = self.shared + sum(self.branches[:sequence])
+        return [*range(self.shared), *range(start, start + sum(self.branches[sequence : sequence + 1]))]
+
+    @property
+    def positions(self) -> list[int]:
+        """Place of every token in its own sequence."""
+        return [*range(self.shared), *(self.shared + i for length in self.branches for i in range(length))]
+
+    def sees(self) -> Tensor:
+        """Which token (row) sees which (column), `[T, T]` bool."""
+        branch = torch.tensor([0] * self.shared + [j for j, n in enumerate(self.branches, 1) for _ in range(n)])
+        alike = (branch.unsqueeze(1) == branch) | (branch == 0)
+        return alike.tril()
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of similar length, padded on the right, with one entry for every answer token to read.
 
     Attributes:
-        input_ids, attention_mask: `[B, T]`.
+        input_ids: `[B, T]`.
+        attention_mask: `[B, T]`, or where rows have branches which token sees which, `[B, 1, T, T]` bool.
+        position_ids: `[B, T]` where rows have branches.
         row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, and is the token
             `entry[n]` of the samples' `tokens`.
     """
@@ -40,11 +84,19 @@ class Batch:
     position: Tensor
     token: Tensor
     entry: Tensor
+    position_ids: Tensor | None = None
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.position_ids is not None:
+            dtype = next(model.parameters()).dtype
+            hidden = torch.zeros_like(self.attention_mask, dtype=dtype).masked_fill_(
+                ~self.attention_mask, torch.finfo(dtype).min
+            )
+            inputs |= {"attention_mask": hidden, "position_ids": self.position_ids}
         with _head_reads(model, self.row, self.position) as selected:
-            logits = model(input_ids=self.input_ids, attention_mask=self.attention_mask, use_cache=False).logits
+            logits = model(**inputs, use_cache=False).logits
         if not selected:
             logits = logits[self.row.to(logits.device), self.position.to(logits.device)]
         log_probs = logits.reshape(len(self.token), -1).float().log_softmax(-1)
@@ -55,9 +107,12 @@ class Batch:
         shift = len(self.input_ids) * torch.arange(count, device=self.row.device).repeat_interleave(len(self.row))
         return Batch(
             self.input_ids.repeat(count, 1),
-            self.attention_mask.repeat(count, 1),
+            self.attention_mask.repeat(count, *[1] * (self.attention_mask.dim() - 1)),
             self.row.repeat(count) + shift,
-            *(t.repeat(count) for t in (self.position, self.token, self.entry)),
+            self.position.repeat(count),
+            self.token.repeat(count),
+            self.entry.repeat(count),
+            None if self.position_ids is None else self.position_ids.repeat(count, 1),
         )
 
     def places(self) -> tuple[Batch, Tensor, Tensor]:
@@ -116,6 +171,7 @@ class EncodedSamples:
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
         context = context_length(model)
+        self._branching = branching_length(model)
         closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
 
         def tokens(text: str) -> list[int]:
@@ -141,7 +197,7 @@ class EncodedSamples:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(answer.row) for answer in self._flat)
+        return max(len(row.tokens) for row in self._rows(range(len(self._flat))))
 
     def batches(self, samples: Iterable[int] | None = None, *, tokens: int | None = None) -> list[Batch]:
         """Batches by length that read every answer of these samples (of all).
@@ -159,30 +215,55 @@ class EncodedSamples:
 
     def _batches(self, answers: Sequence[int], tokens: int | None = None) -> list[Batch]:
         """Batches of the distinct rows: answers of one token share the row of their prompt."""
-        readers: dict[tuple[int, ...], list[int]] = {}
-        for answer in answers:
-            readers.setdefault(self._flat[answer].row, []).append(answer)
-        batches: list[list[tuple[int, ...]]] = []
-        for row in sorted(readers, key=len):
-            full = self.batch_size if tokens is None else max(1, tokens // len(row))
+        rows = self._rows(answers)
+        batches: list[list[Row]] = []
+        for row in sorted(rows, key=lambda row: len(row.tokens)):
+            full = self.batch_size if tokens is None else max(1, tokens // len(row.tokens))
             if not batches or len(batches[-1]) >= full:
                 batches.append([])
             batches[-1].append(row)
-        return [self._batch(rows, readers) for rows in batches]
+        return [self._batch(batch, rows) for batch in batches]
 
-    def _batch(self, rows: Sequence[tuple[int, ...]], readers: dict[tuple[int, ...], list[int]]) -> Batch:
-        longest = max(map(len, rows))
+    def _rows(self, answers: Sequence[int]) -> dict[Row, list[tuple[int, list[int]]]]:
+        """Every distinct row, with the answers it reads and the places of their tokens.
+
+        Longer choices of one sample branch off its prompt, if the model allows for it at that length.
+        """
+        owner = np.searchsorted(self.starts, np.asarray(answers), side="right")
+        rows: dict[Row, list[tuple[int, list[int]]]] = {}
+        for _, mine in itertools.groupby(zip(owner, answers, strict=True), key=lambda pair: pair[0]):
+            readers = [answer for _, answer in mine]
+            sequences = list(dict.fromkeys(self._flat[answer].row for answer in readers))
+            joint = Row.of(sequences)
+            together = len(joint.tokens) <= self._branching
+            for answer in readers:
+                sequence = self._flat[answer].row
+                row = joint if together else Row.of([sequence])
+                rows.setdefault(row, []).append((answer, row.places(sequences.index(sequence) if together else 0)))
+        return rows
+
+    def _batch(self, rows: Sequence[Row], readers: dict[Row, list[tuple[int, list[int]]]]) -> Batch:
+        longest = max(len(row.tokens) for row in rows)
         entries = [
-            (r, len(row) - len(self._flat[a].tokens) + t, token, self.token_starts[a] + t)
-            for r, row in enumerate(rows)
-            for a in readers[row]
+            (number, places[t - len(self._flat[a].tokens)], token, self.token_starts[a] + t)
+            for number, row in enumerate(rows)
+            for a, places in readers[row]
             for t, token in enumerate(self._flat[a].tokens)
         ]
-        return Batch(
-            torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.device),
-            torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=self.device),
-            *torch.tensor(entries, device=self.device).unbind(-1),
-        )
+
+        def padded(values: Iterable[Iterable[int]]) -> Tensor:
+            lists = [list(value) for value in values]
+            return torch.tensor([[*value, *[0] * (longest - len(value))] for value in lists], device=self.device)
+
+        input_ids = padded(row.tokens for row in rows)
+        row_of, position, token, entry = torch.tensor(entries, device=self.device).unbind(-1)
+        if not any(row.branches for row in rows):
+            return Batch(input_ids, padded([1] * len(row.tokens) for row in rows), row_of, position, token, entry)
+        sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself
+        for mask, row in zip(sees, rows, strict=True):
+            mask[0, : len(row.tokens), : len(row.tokens)] = row.sees()
+        positions = padded(row.positions for row in rows)
+        return Batch(input_ids, sees.to(self.device), row_of, position, token, entry, positions)
 
 
 def _encode(

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -167,6 +168,18 @@ def _guessed_roles(layer: nn.Module) -> dict[str, str]:
 def layers_path(model: nn.Module) -> str:
     """Path of the list that holds the model's layers; empty where there is none."""
     return _layout(model)[0]
+
+
+def branching_length(model: nn.Module) -> int:
+    """Most tokens of a row with branches (positions and a mask of its own), 0 where the model cannot run one.
+
+    All architectures of the table can, with attention that takes a mask, on rows that fit their windows.
+    """
+    config: Any = getattr(model, "config", None)
+    if _model_type(model) not in ARCHITECTURES or config._attn_implementation not in ("eager", "sdpa"):
+        return 0
+    windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "max_position_embeddings"))
+    return min([window for window in windows if window], default=1 << 30)
 
 
 def _model_type(model: nn.Module) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import make_samples
+from tiny import CONFIGS, make_model, make_samples
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +22,7 @@ def plain_log_prob(model, tokenizer, text, answer):
     return sum(log_probs[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
 
 
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
 @pytest.mark.parametrize("limit", [{}, {"tokens": 1}, {"tokens": 20}])
 def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, limit):
     model = model_of(architecture)
@@ -31,6 +31,26 @@ def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, 
     read = torch.zeros(len(encoded.tokens))
     with torch.no_grad():
         for batch in encoded.batches(**limit):
+            read[batch.entry] += batch.read(model)[0]
+        expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
+    answers = np.add.reduceat(read.numpy(), encoded.token_starts)
+    np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
+
+
+CHOICES = ("d e f", "g", "h i", "d e", "h j k l")
+
+
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"attn_implementation": "eager"}], ids=str)
+def test_longer_choices_branch_off_one_prompt_and_read_what_rows_of_their_own_give(tokenizer, architecture, options):
+    model = make_model(architecture, **options)
+    samples = [Sample("a b c", choices=CHOICES, label=2), Sample("b c", choices=CHOICES[:3], label=0), *make_samples(5)]
+    encoded = encode(samples, model, tokenizer)
+    branching = architecture != "bloom" and getattr(model.config, "sliding_window", None) != 4  # Qwen asks for more
+    assert sum(len(batch.input_ids) for batch in encoded.batches()) == 5 + (2 if branching else 5 + 3)
+    read = torch.zeros(len(encoded.tokens))
+    with torch.no_grad():
+        for batch in encoded.batches():
             read[batch.entry] += batch.read(model)[0]
         expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
     answers = np.add.reduceat(read.numpy(), encoded.token_starts)
