@@ -6,21 +6,25 @@ as the papers' own code does it or, where there is none, as a reader of the pape
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri import Sample
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import Measurement, evaluate
-from lasertri.settings import BLOCK_COUNTS, RATIOS
+from lasertri.settings import BLOCK_COUNTS
+from lasertri.strategies import LASER_RATIOS
 
+Candidate = tuple[str, int, float]  # matrix, K, ρ
 LASER_RATES = (1, 2, 4, 6, 8, 9, 9.5, 9.9, 9.95)
 FEVER_VALIDATION = 2617  # one fifth of FEVER, on which LASER measures every candidate
 
@@ -70,7 +74,7 @@ def laser_trials(
     encoded = EncodedSamples(samples[:sample_limit], model=model, tokenizer=tokenizer, batch_size=1)
     grid = laser_grid(mlp_weights(model))
     phases, trials = Phases(), []
-    for name, rate in spread(grid, limit):
+    for name, rate in tqdm(spread(grid, limit), "LASER", leave=False):
         weight = mlp_weights(model)[name]
         with torch.no_grad():
             base = weight.clone()
@@ -137,13 +141,16 @@ def paper_search(
     dtype: torch.dtype = torch.float32,
     count: int = 5,
     block_counts: Sequence[int] = BLOCK_COUNTS,
-    ratios: Sequence[float] = RATIOS,
+    ratios: Sequence[float] = LASER_RATIOS,
     batch_size: int = 16,
+    limit: int | None = None,
 ) -> dict[str, object]:
     """Score every matrix by its gradient, measure the grid of the `count` best, choose the best trial.
 
     Args:
         dtype: of the SVDs; float64 makes chosen edits comparable to those of an exact route.
+        limit: candidates measured, spread over the grid; those left out are counted at the mean seconds of the others,
+            and the chosen edit is the best measured. All by default.
     """
     phases = Phases()
     with phases("encode"):
@@ -159,29 +166,49 @@ def paper_search(
     ranking = sorted(score, key=lambda name: -score[name])
     with phases("trials: forward"):
         baseline = evaluate(model, encoded)
-    trials = []
-    for name in ranking[:count]:
-        for blocks in block_counts:
-            for ratio in ratios:
-                measured = _trial(model, weights[name], blocks, ratio, dtype, encoded, phases)
-                trials.append({"target": name, "blocks": blocks, "rho": ratio, **_figures(measured)})
+    grid = [(name, blocks, ratio) for name in ranking[:count] for blocks in block_counts for ratio in ratios]
+    chosen, trials, one_reading = scattered(grid, limit), [], phases.seconds["trials: forward"]
+    for name, blocks, ratio in tqdm(chosen, f"paper, {dtype}", leave=False):
+        measured = _trial(model, weights[name], blocks, ratio, dtype, encoded, phases)
+        trials.append({"target": name, "blocks": blocks, "rho": ratio, **_figures(measured)})
+    measured_seconds = dict(phases.seconds)
+    factor = len(grid) / len(chosen)
+    phases.seconds["trials: truncate"] *= factor
+    phases.seconds["trials: forward"] = one_reading + factor * (phases.seconds["trials: forward"] - one_reading)
     order = list(weights)
-    best = max(trials, key=lambda t: (t["accuracy"], -t["log_loss"], t["rho"], -t["blocks"], -order.index(t["target"])))
+    best = max(trials, key=lambda trial: quality(trial, order))
     return {
         "chosen": {key: best[key] for key in ("target", "blocks", "rho")},
         "before": _figures(baseline),
         "after": {key: best[key] for key in ("accuracy", "log_loss")},
         "scores": [{"target": name, "score": score[name]} for name in ranking],
         "trials": trials,
+        "candidates": len(grid),
+        "extrapolated": len(chosen) < len(grid),
+        "measured_seconds": measured_seconds,
         "seconds": {**phases.seconds, "all": sum(phases.seconds.values())},
-        "sample_forwards": (len(trials) + 1) * rows(encoded) + rows(encoded, gold=True),
+        "sample_forwards": (len(grid) + 1) * rows(encoded) + rows(encoded, gold=True),
     }
+
+
+def quality(trial: Mapping[str, object], order: Sequence[str]) -> tuple[float, ...]:
+    """Accuracy, then the lower log loss, the larger ρ, the smaller K, the earlier matrix; greater is better."""
+    log_loss = math.inf if trial["log_loss"] is None else trial["log_loss"]
+    return trial["accuracy"], -log_loss, trial["rho"], -trial["blocks"], -order.index(trial["target"])
+
+
+def scattered(grid: Sequence[Candidate], limit: int | None) -> list[Candidate]:
+    """Steps of the golden section through the grid: any number of them is even over targets, K and ρ."""
+    size = len(grid)
+    step = next(s for s in range(max(1, round(0.618 * size)), 2 * size + 1) if math.gcd(s, size) == 1)
+    taken = range(size if limit is None else min(limit, size))
+    return [grid[i] for i in sorted(i * step % size for i in taken)]
 
 
 def all_gradients(model: nn.Module, weights: dict[str, nn.Parameter], encoded: EncodedSamples) -> dict[str, Tensor]:
     """Gradients of the right answers' negative log-likelihood, of all matrices at once."""
     with _only_trained(model, weights):
-        for batch in encoded.gold_batches:
+        for batch in encoded.gold_batches():
             log_probs, _ = batch.read(model)
             (-log_probs.sum() / len(encoded)).backward()
         return {name: weight.grad for name, weight in weights.items()}
@@ -255,7 +282,7 @@ def floor(
 
 def rows(encoded: EncodedSamples, *, gold: bool = False) -> int:
     """Sequences that one measurement (or, `gold`, one gradient) runs through the model."""
-    return sum(len(batch.input_ids) for batch in (encoded.gold_batches if gold else encoded.batches))
+    return sum(len(batch.input_ids) for batch in (encoded.gold_batches() if gold else encoded.batches()))
 
 
 def _best(rounds: int, work: Callable[[], object]) -> float:

@@ -1,0 +1,273 @@
+"""What adapting takes from end to end, route by route on one model: `python -m benchmarks.adapt --model demo`.
+
+Every route gets the same model, samples, threads and grid (the paper's 9 ratios, K = 1, 2, 4, 8, the 5 best matrices).
+Seconds are of the search: encoding, preflight and the held-out report of `adapt` are recorded beside it. Peak memory is
+over what was resident before. Sample forwards count as in the paper: one for every sample that a trial reads, one for
+every sample of the baseline, and 2.41 for a sample's gradient.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.adapt import plain, random_gptj
+from benchmarks.adapt.deep_recall import deep_recall
+from benchmarks.memory import MIB, peak
+from benchmarks.record import machine_record, write_record
+from lasertri import Adaptation, Sample, adapt, load_model, load_tokenizer
+from lasertri.demo import MODEL_DIR, recall
+from lasertri.models import checkpoint_files
+from lasertri.settings import BLOCK_COUNTS
+from lasertri.strategies import LASER_RATIOS, Candidate
+from lasertri.targets import Target, layers_path
+
+T = TypeVar("T")
+MODELS = ("demo", "deep", "random")
+SAMPLES, COUNT = 100, 5
+GRADIENT = 2.41  # sample forwards that one sample's gradient counts for in the paper
+SEED, HELD_OUT_SEED, SECOND_SEED = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and its task; `laser` limits what of LASER is measured."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    samples: Callable[[int, int], list[Sample]]
+    files: Sequence[Path]
+    laser: dict[str, int]
+
+    @classmethod
+    def make(cls, name: str) -> Case:
+        if name == "random":
+            laser = {"limit": 18, "sample_limit": 20}
+            return cls(random_gptj.make_model(), random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser)
+        folder = MODEL_DIR if name == "demo" else deep_recall()
+        laser = {"limit": 36, "sample_limit": 100} if name == "demo" else {"limit": 18, "sample_limit": 50}
+        return cls(load_model(folder), load_tokenizer(folder), recall.samples, checkpoint_files(folder), laser)
+
+
+def main(
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}, or all.")] = "demo",
+    trials: Annotated[int | None, typer.Option(help="Candidates of the plain route measured; all by default.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    output: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+) -> None:
+    """Measure, check, print and record."""
+    if model not in (*MODELS, "all"):
+        raise typer.BadParameter(f"expected one of {[*MODELS, 'all']}, came {model!r}", param_hint="--model")
+    torch.set_num_threads(threads)
+    agreed = True
+    for name in MODELS if model == "all" else (model,):
+        machine = machine_record()
+        figures = compare(Case.make(name), trials)
+        name = f"bench_adapt_{name}"
+        path = write_record(name, figures, None if output is None else output / f"{name}.json", machine)
+        typer.echo(f"{name}, {threads} threads\n{table(figures['rows'])}")
+        typer.echo(notes(figures))
+        typer.echo(path)
+        agreed &= figures["check"]["agrees"]
+    if not agreed:
+        raise typer.Exit(1)
+
+
+def compare(case: Case, trials: int | None = None) -> dict[str, object]:
+    """All routes, and whether the plain one and lasertri's full grid find the same."""
+    samples = case.samples(SAMPLES, SEED)
+    context = case.model, case.tokenizer, samples
+    rows: list[dict[str, object]] = []
+
+    def row(route: str, seconds: float, forwards: float, memory: int | None, **more: object) -> None:
+        entry = {"route": route, "seconds": seconds, "peak_mib": None if memory is None else memory / MIB}
+        rows.append({**entry, "sample_forwards": forwards, **more})
+
+    passes, memory = measured(lambda: plain.floor(*context))
+    least = passes["gradient"] + passes["forward"]
+    row("floor", least, (1 + GRADIENT) * SAMPLES, memory, passes=passes)
+
+    laser, memory = measured(lambda: plain.laser_trials(*context, **case.laser))
+    for whole in laser["extrapolated"]:
+        forwards = (whole["candidates"] + 1) * whole["samples"]
+        row(f"(a) LASER, {whole['samples']}", whole["seconds"], forwards, memory, extrapolated=True)
+
+    paper, memory = measured(lambda: plain.paper_search(*context, count=COUNT, limit=trials))
+    forwards = (paper["candidates"] + 1 + GRADIENT) * SAMPLES
+    row("(b) paper", paper["seconds"]["all"], forwards, memory, extrapolated=paper["extrapolated"], phases=paper)
+
+    def lasertri(route: str, task: Sequence[Sample], race: bool) -> Adaptation:
+        start = time.perf_counter()
+        result, memory = measured(lambda: adapted(case, task, race=race))
+        wall = time.perf_counter() - start
+        read = sum(trial.measurement.n for trial in result.trials)
+        seconds = sum(result.seconds.get(phase, 0.0) for phase in ("factor", "score", "trials"))
+        forwards = read + (1 + GRADIENT) * SAMPLES
+        row(route, seconds, forwards, memory, phases=result.seconds, wall=wall, trials=len(result.trials))
+        return result
+
+    with cache():
+        full = lasertri("(c) full grid", samples, race=False)
+    with cache():
+        lasertri("(d) racing", samples, race=True)
+        lasertri("(e) second task", case.samples(SAMPLES, SECOND_SEED), race=True)
+    base = next(entry["seconds"] for entry in rows if entry["route"] == "(b) paper")
+    for entry in rows:
+        entry |= {"times_faster_than_b": base / entry["seconds"], "times_floor": entry["seconds"] / least}
+    exact = plain.paper_search(*context, count=COUNT, limit=trials, dtype=torch.float64)
+    share = layer_share(case.model, list(full.ranking)[:COUNT])
+    bound = passes["gradient"] + (1 + share * len(full.trials)) * passes["forward"]
+    return {
+        "samples": SAMPLES,
+        "threads": torch.get_num_threads(),
+        "parameters": sum(p.numel() for p in case.model.parameters()),
+        "rows": rows,
+        "layer_share": share,
+        "bound_seconds": bound,
+        "laser": laser["measured"],
+        "check": agreement(exact, full),
+    }
+
+
+def adapted(case: Case, samples: Sequence[Sample], *, race: bool) -> Adaptation:
+    """The search on these samples, with as little held out as can be."""
+    return adapt(
+        case.model,
+        samples,
+        held_out=case.samples(SAMPLES, HELD_OUT_SEED),
+        held_out_limit=1,
+        tokenizer=case.tokenizer,
+        files=case.files,
+        calibration=SAMPLES,
+        count=COUNT,
+        ratios=LASER_RATIOS,
+        blocks=BLOCK_COUNTS,
+        race=race,
+        accept="best",
+    )
+
+
+def agreement(paper: dict[str, object], full: Adaptation) -> dict[str, object]:
+    """Compare the plain route's trials, with FP64 SVDs, with lasertri's of the same edits, and the chosen edits.
+
+    Where the ranking or a part measured differs, the choice is compared among the trials that both measured.
+    """
+    targets = {str(target): target for target in full.ranking}
+    order = sorted(targets, key=lambda name: (targets[name].layer, name))
+    ours = {trial.candidate.effect: trial for trial in full.trials}
+
+    def effect(named: dict[str, object]) -> tuple[object, ...]:
+        return Candidate(targets[named["target"]], named["blocks"], named["rho"]).effect
+
+    shared = [trial for trial in paper["trials"] if effect(trial) in ours]
+    theirs = max(shared, key=lambda t: plain.quality(t, order))
+    mine = max(
+        (ours[effect(trial)] for trial in shared),
+        key=lambda t: plain.quality(t.candidate.to_dict() | t.measurement.to_dict(), order),
+    )
+    differences = []
+    for trial in shared:
+        accuracy = ours[effect(trial)].measurement.accuracy
+        off = round(SAMPLES * (trial["accuracy"] - accuracy))
+        if off:
+            differences.append({**trial, "lasertri": accuracy, "samples": off})
+    decided = full.decision.accepted or full.decision.rejected
+    ranked = [score["target"] for score in paper["scores"]][:COUNT]
+    same_choice = effect(theirs) == mine.candidate.effect
+    whole = not paper["extrapolated"] and set(ranked) == {str(target) for target in list(full.ranking)[:COUNT]}
+    if whole:
+        same_choice = effect(paper["chosen"]) == decided.candidate.effect
+    return {
+        "agrees": same_choice and all(abs(entry["samples"]) <= 1 for entry in differences),
+        "same_choice": same_choice,
+        "choice_among": "all trials" if whole else "shared trials",
+        "shared": len(shared),
+        "paper_targets": ranked,
+        "lasertri_targets": [str(target) for target in list(full.ranking)[:COUNT]],
+        "paper_choice": theirs,
+        "lasertri_choice": (decided if whole else mine).to_dict(),
+        "largest_log_loss_difference": max(
+            abs(trial["log_loss"] - ours[effect(trial)].measurement.log_loss) for trial in shared
+        ),
+        "differences": differences,
+        "paper_fp64_seconds": paper["seconds"],
+    }
+
+
+def layer_share(model: PreTrainedModel, targets: Sequence[Target]) -> float:
+    """Mean share of layers from a target's on: what of a forward pass a replayed trial still runs."""
+    count = len(list(model.get_submodule(layers_path(model)).children()))
+    return mean((count - target.layer) / count for target in targets)
+
+
+def measured(work: Callable[[], T]) -> tuple[T, int]:
+    """What the work gives, and its peak memory over what was resident."""
+    results: list[T] = []
+    size = peak(lambda: results.append(work()))
+    return results[0], size
+
+
+@contextmanager
+def cache() -> Iterator[None]:
+    """Within, an empty cache of lasertri's in a folder of its own."""
+    before = os.environ.get("LASERTRI_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["LASERTRI_CACHE"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["LASERTRI_CACHE"]
+            if before is not None:
+                os.environ["LASERTRI_CACHE"] = before
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    lines = [f"{'':18}{'seconds':>10}{'peak MiB':>10}{'forwards':>12}{'(b) / it':>10}{'it / floor':>11}"]
+    lines += [
+        f"{row['route']:18}{row['seconds']:10.2f}{row['peak_mib']:10.1f}{row['sample_forwards']:12,.0f}"
+        f"{row['times_faster_than_b']:10.2f}{row['times_floor']:11.1f}"
+        + ("  extrapolated" if row.get("extrapolated") else "")
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def notes(figures: dict[str, object]) -> str:
+    """Phases, the arithmetic bound, and the check."""
+    check = figures["check"]
+    lines = []
+    for row in figures["rows"]:
+        if "wall" in row:
+            phases = ", ".join(f"{name} {seconds:.3f}" for name, seconds in row["phases"].items())
+            lines.append(f"{row['route']}: {row['trials']} trials; {phases}; whole call {row['wall']:.3f} s")
+        elif row["route"] == "(b) paper":
+            lines.append("(b): " + ", ".join(f"{n} {s:.3f}" for n, s in row["phases"]["seconds"].items()))
+    lines.append(
+        f"layers from a chosen target on: {figures['layer_share']:.0%}, so (c) is worth "
+        f"{figures['bound_seconds']:.2f} s of the floor's own passes"
+    )
+    lines.append(
+        f"check against FP64 SVDs: {'agrees' if check['agrees'] else 'DIFFERS'}; {check['shared']} shared trials, "
+        f"same choice among {check['choice_among']}: {check['same_choice']}, log loss apart by at most "
+        f"{check['largest_log_loss_difference']:.1e}"
+    )
+    lines += [
+        f"  {d['target']} K = {d['blocks']}, ρ = {d['rho']:g}: {d['accuracy']:.2f} against {d['lasertri']:.2f}"
+        for d in check["differences"]
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
