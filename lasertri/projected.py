@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +64,34 @@ class ProjectedTrials:
         samples: Sequence[int],
         readings: Readings,
         beside: Readings,
+        advance: Callable[[int], object] = lambda _: None,
     ) -> Readings:
         """Read these samples' answers under `candidates[i]` into `readings[i]` for every number i.
 
         Args:
             beside: `beside[i]` takes the baseline's, from the same batches.
+            advance: is told how many tokens of answers were read.
 
         Returns:
             The baseline's own readings, from an ordinary forward pass.
         """
+        while True:
+            try:
+                return self._read(candidates, numbers, samples, readings, beside, advance)
+            except torch.OutOfMemoryError:  # the estimate was too high, or another program took memory
+                if self.tokens <= 2 * self.samples.longest:
+                    raise
+                self.tokens //= 2
+
+    def _read(
+        self,
+        candidates: Sequence[Candidate],
+        numbers: Sequence[int],
+        samples: Sequence[int],
+        readings: Readings,
+        beside: Readings,
+        advance: Callable[[int], object],
+    ) -> Readings:
         by_target: dict[Target, list[int]] = {}
         for i in sorted(numbers, key=lambda i: candidates[i].blocks):
             by_target.setdefault(candidates[i].target, []).append(i)
@@ -90,6 +109,7 @@ class ProjectedTrials:
                     for copy, i in enumerate(chunk, start=1):
                         readings[i].record(batch, log_probs[copy], greedy[copy])
                         beside[i].record(batch, log_probs[0], greedy[0])
+                    advance(len(chunk) * len(batch.entry))
         return baseline
 
     def _copies(self, counts: Sequence[int]) -> int:
@@ -109,7 +129,7 @@ class ProjectedTrials:
             ratios = [candidate.ratio for candidate in group]
             factors = self.factors.of(target, blocks, dimension)
             outputs[done : done + len(ratios)] = linear_blocks(
-                replay.input,
+                replay.input.to(weight.device),
                 target.view(weight),
                 bias,
                 **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),

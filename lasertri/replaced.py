@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -21,6 +21,7 @@ def read_replaced(
     samples: EncodedSamples,
     factors: FactorStore,
     readings: Readings,
+    advance: Callable[[int], object],
 ) -> None:
     """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i."""
     for i in numbers:
@@ -29,3 +30,4 @@ def read_replaced(
         with replaced(candidate.target, model, edit.weight):
             for batch in samples.batches(chosen):
                 readings[i].record(batch, *batch.read(model))
+                advance(len(batch.entry))

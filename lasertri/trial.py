@@ -67,19 +67,18 @@ def measure(
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
     seen_by: dict[int, list[int]] = {}
-    total = len(samples) * len(candidates)
-    with tqdm(total=total, desc="trials", unit="answer", disable=not progress) as bar:
+    total = len(samples.tokens) * len(candidates)
+    with tqdm(total=total, desc="trials", unit="token", disable=not progress) as bar:
         for part in parts:
             start, seen = time.perf_counter(), seen + part
             fast = [i for i in alive if projected.supports(candidates[i])]
-            baseline.update(projected.read(candidates, fast, part, readings, beside))
+            baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
             slow = [i for i in alive if not projected.supports(candidates[i])]
-            read_replaced(model, candidates, slow, part, samples, factors, readings)
+            read_replaced(model, candidates, slow, part, samples, factors, readings, bar.update)
             for i in slow:
                 beside[i].update(baseline)
             seconds[alive] += (time.perf_counter() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
-            bar.update(len(part) * len(alive))
             if len(seen) < len(samples):
                 alive = _survivors(alive, readings, baseline, samples, seen, normalize=normalize, accept=accept)
                 factors.retain(candidates[i].factors for i in alive)

@@ -14,6 +14,7 @@ from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import reduce_blocks
 from lasertri.projected import ProjectedTrials
+from lasertri.replay import Replay
 from lasertri.strategies import Candidate
 from lasertri.targets import find_targets
 from lasertri.trial import measure
@@ -99,6 +100,27 @@ def test_how_copies_are_batched_makes_no_difference(model, tokenizer, tokens):
     expected, *_ = trial_log_probs(model, samples, candidates)
     found, *_ = trial_log_probs(model, samples, candidates, tokens=tokens)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_batches_that_do_not_fit_are_halved(model, tokenizer, monkeypatch):
+    samples, candidates, asked, original = encode(model, tokenizer), candidates_of(model), [], Replay.read
+    expected, *_ = trial_log_probs(model, samples, candidates)
+
+    def read(replay, model, outputs):
+        asked.append(outputs.shape[:-1].numel())
+        if asked[-1] > 60:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(replay, model, outputs)
+
+    monkeypatch.setattr(Replay, "read", read)
+    found, *_ = trial_log_probs(model, samples, candidates)
+    assert max(asked) > 60
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    monkeypatch.setattr(
+        "lasertri.projected.Replay", type("None", (Replay,), {"read": lambda *_: read(*_[:2], torch.ones(99, 1))})
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        trial_log_probs(model, samples, candidates)
 
 
 def test_only_layers_from_the_target_on_run(model, tokenizer, monkeypatch):
