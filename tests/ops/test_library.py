@@ -44,13 +44,14 @@ def test_opcheck_reduce_blocks(matrix, order, reuse, precision, backend):
     torch.library.opcheck(library.reduce_blocks, (matrix, basis, ranks, OFFSETS, order, backend, precision))
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["x alone", "bias and output"])
+@pytest.mark.parametrize("given", [False, True], ids=["x alone", "all that may be known"])
 def test_opcheck_linear_blocks(order, given, backend):
     matrix = gapped(10, 13, dtype=torch.float32)
     basis = library.block_svd(matrix, OFFSETS, order, backend, "auto")[0]
     x = gaussian(4, 13, dtype=torch.bfloat16)
     bias, output = (torch.ones(10), x.float() @ matrix.mT) if given else (None, None)
-    arguments = (x, matrix, bias, output, basis, [1, 2, 1, 3, 3, 3], OFFSETS, order, backend)
+    projected = torch.ones(10, basis.shape[-1]) if given else None
+    arguments = (x, matrix, bias, output, projected, basis, [1, 2, 1, 3, 3, 3], OFFSETS, order, backend)
     torch.library.opcheck(library.linear_blocks, arguments)
 
 

@@ -7,6 +7,7 @@ from matrices import gapped, gaussian
 from torch.nn.functional import linear
 
 from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
+from lasertri.ops import project_blocks
 from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
@@ -59,6 +60,24 @@ def test_a_known_output_is_used_and_changes_nothing(dtype, backend):
     assert_outputs(stack, x, weight, bias, oracle.row_lists(12, 3))
     if backend != "reference":
         zero = linear_blocks(x, weight, ratios=0.5, factors=factors, output=torch.zeros_like(output), backend=backend)
+        assert not zero.any()
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_known_projections_are_used_and_change_nothing(dtype, ordered, backend):
+    weight, x, bias = gapped(31, 7, dtype=dtype), gaussian(5, 7, dtype=dtype), gaussian(31, dtype=dtype)
+    order = torch.randperm(31, generator=torch.Generator().manual_seed(3)) if ordered else None
+    partition = Partition((0, 9, 26, 31), order)  # tall blocks, and one that is not
+    factors = block_svd(weight, blocks=partition, backend=backend)
+    projected = project_blocks(weight, factors)
+    rows = torch.arange(31) if order is None else order
+    clusters = [rows[a:b].tolist() for a, b in itertools.pairwise(partition.offsets)]
+    stack = linear_blocks(x, weight, bias, ratios=RATIOS, factors=factors, projected=projected, backend=backend)
+    assert_outputs(stack, x, weight, bias, clusters)
+    if backend != "reference":
+        nothing = torch.zeros_like(projected)
+        zero = linear_blocks(x, weight, ratios=0.5, factors=factors, projected=nothing, backend=backend)
         assert not zero.any()
 
 
@@ -119,6 +138,7 @@ def test_no_activations_give_no_outputs(backend):
         ({"factors": torch.ones(4)}, "BlockFactors that block_svd returned, came Tensor"),
         ({"bias": torch.ones(8)}, r"bias \[12\].*came \[8\]"),
         ({"output": torch.ones(3, 8)}, r"output \[3, 12\].*came \[3, 8\]"),
+        ({"projected": torch.ones(12, 7)}, r"projected \[12, 8\].*came \[12, 7\]"),
         ({"output": torch.ones(3, 12, dtype=torch.bfloat16)}, "FP32 or FP64.*torch.bfloat16"),
         ({"ranks": 9}, "ranks from 0 to 8, came 9"),
         ({"backend": "magma"}, "came 'magma'"),
