@@ -52,11 +52,10 @@ class Case:
 
     @classmethod
     def make(cls, name: str) -> Case:
+        laser = {"limit": 36, "sample_limit": 100} if name == "demo" else {"limit": 18, "sample_limit": 20}
         if name == "random":
-            laser = {"limit": 18, "sample_limit": 20}
             return cls(random_gptj.make_model(), random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser)
         folder = MODEL_DIR if name == "demo" else deep_recall()
-        laser = {"limit": 36, "sample_limit": 100} if name == "demo" else {"limit": 18, "sample_limit": 50}
         return cls(load_model(folder), load_tokenizer(folder), recall.samples, checkpoint_files(folder), laser)
 
 
@@ -90,31 +89,29 @@ def compare(case: Case, trials: int | None = None) -> dict[str, object]:
     context = case.model, case.tokenizer, samples
     rows: list[dict[str, object]] = []
 
-    def row(route: str, seconds: float, forwards: float, memory: int | None, **more: object) -> None:
-        entry = {"route": route, "seconds": seconds, "peak_mib": None if memory is None else memory / MIB}
-        rows.append({**entry, "sample_forwards": forwards, **more})
+    def row(route: str, seconds: float, forwards: float, use: dict[str, float], **more: object) -> None:
+        rows.append({"route": route, "seconds": seconds, "sample_forwards": forwards, **use, **more})
+        typer.echo(f"{route}: {seconds:.2f} s of search, {use['cpu_share']:.0%} on a CPU", err=True)
 
-    passes, memory = measured(lambda: plain.floor(*context))
+    passes, use = measured(lambda: plain.floor(*context))
     least = passes["gradient"] + passes["forward"]
-    row("floor", least, (1 + GRADIENT) * SAMPLES, memory, passes=passes)
+    row("floor", least, (1 + GRADIENT) * SAMPLES, use, passes=passes)
 
-    laser, memory = measured(lambda: plain.laser_trials(*context, **case.laser))
+    laser, use = measured(lambda: plain.laser_trials(*context, **case.laser))
     for whole in laser["extrapolated"]:
         forwards = (whole["candidates"] + 1) * whole["samples"]
-        row(f"(a) LASER, {whole['samples']}", whole["seconds"], forwards, memory, extrapolated=True)
+        row(f"(a) LASER, {whole['samples']}", whole["seconds"], forwards, use, extrapolated=True)
 
-    paper, memory = measured(lambda: plain.paper_search(*context, count=COUNT, limit=trials))
+    paper, use = measured(lambda: plain.paper_search(*context, count=COUNT, limit=trials))
     forwards = (paper["candidates"] + 1 + GRADIENT) * SAMPLES
-    row("(b) paper", paper["seconds"]["all"], forwards, memory, extrapolated=paper["extrapolated"], phases=paper)
+    row("(b) paper", paper["seconds"]["all"], forwards, use, extrapolated=paper["extrapolated"], phases=paper)
 
     def lasertri(route: str, task: Sequence[Sample], race: bool) -> Adaptation:
-        start = time.perf_counter()
-        result, memory = measured(lambda: adapted(case, task, race=race))
-        wall = time.perf_counter() - start
+        result, use = measured(lambda: adapted(case, task, race=race))
         read = sum(trial.measurement.n for trial in result.trials)
         seconds = sum(result.seconds.get(phase, 0.0) for phase in ("factor", "score", "trials"))
         forwards = read + (1 + GRADIENT) * SAMPLES
-        row(route, seconds, forwards, memory, phases=result.seconds, wall=wall, trials=len(result.trials))
+        row(route, seconds, forwards, use, phases=result.seconds, trials=len(result.trials))
         return result
 
     with cache():
@@ -211,11 +208,16 @@ def layer_share(model: PreTrainedModel, targets: Sequence[Target]) -> float:
     return mean((count - target.layer) / count for target in targets)
 
 
-def measured(work: Callable[[], T]) -> tuple[T, int]:
-    """What the work gives, and its peak memory over what was resident."""
+def measured(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
+    """What the work gives, its peak memory over what was resident, its wall time, and the share of it on a CPU.
+
+    With one thread a share well below 1 says that something else ran on the machine.
+    """
     results: list[T] = []
+    wall, cpu = time.perf_counter(), time.process_time()
     size = peak(lambda: results.append(work()))
-    return results[0], size
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return results[0], {"peak_mib": size / MIB, "wall": wall, "cpu_share": cpu / wall}
 
 
 @contextmanager
@@ -233,10 +235,10 @@ def cache() -> Iterator[None]:
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    lines = [f"{'':18}{'seconds':>10}{'peak MiB':>10}{'forwards':>12}{'(b) / it':>10}{'it / floor':>11}"]
+    lines = [f"{'':18}{'seconds':>10}{'peak MiB':>10}{'forwards':>12}{'(b) / it':>10}{'it / floor':>11}{'on CPU':>8}"]
     lines += [
         f"{row['route']:18}{row['seconds']:10.2f}{row['peak_mib']:10.1f}{row['sample_forwards']:12,.0f}"
-        f"{row['times_faster_than_b']:10.2f}{row['times_floor']:11.1f}"
+        f"{row['times_faster_than_b']:10.2f}{row['times_floor']:11.1f}{row['cpu_share']:8.0%}"
         + ("  extrapolated" if row.get("extrapolated") else "")
         for row in rows
     ]
@@ -248,7 +250,7 @@ def notes(figures: dict[str, object]) -> str:
     check = figures["check"]
     lines = []
     for row in figures["rows"]:
-        if "wall" in row:
+        if "trials" in row:
             phases = ", ".join(f"{name} {seconds:.3f}" for name, seconds in row["phases"].items())
             lines.append(f"{row['route']}: {row['trials']} trials; {phases}; whole call {row['wall']:.3f} s")
         elif row["route"] == "(b) paper":
