@@ -29,6 +29,7 @@ from benchmarks.record import machine_record, write_record
 from lasertri import Adaptation, Sample, adapt, load_model, load_tokenizer
 from lasertri.demo import MODEL_DIR, recall
 from lasertri.models import checkpoint_files
+from lasertri.search import Round
 from lasertri.settings import BLOCK_COUNTS
 from lasertri.strategies import LASER_RATIOS, Candidate
 from lasertri.targets import Target, layers_path
@@ -106,13 +107,14 @@ def compare(case: Case, trials: int | None = None) -> dict[str, object]:
     forwards = (paper["candidates"] + 1 + GRADIENT) * SAMPLES
     row("(b) paper", paper["seconds"]["all"], forwards, use, extrapolated=paper["extrapolated"], phases=paper)
 
-    def lasertri(route: str, task: Sequence[Sample], race: bool) -> Adaptation:
+    def lasertri(route: str, task: Sequence[Sample], race: bool) -> Round:
         result, use = measured(lambda: adapted(case, task, race=race))
-        read = sum(trial.measurement.n for trial in result.trials)
+        found = result.rounds[0]
+        read = sum(trial.measurement.n for trial in found.trials)
         seconds = sum(result.seconds.get(phase, 0.0) for phase in ("factor", "score", "trials"))
         forwards = read + (1 + GRADIENT) * SAMPLES
-        row(route, seconds, forwards, use, phases=result.seconds, trials=len(result.trials))
-        return result
+        row(route, seconds, forwards, use, phases=result.seconds, trials=len(found.trials))
+        return found
 
     with cache():
         full = lasertri("(c) full grid", samples, race=False)
@@ -155,7 +157,7 @@ def adapted(case: Case, samples: Sequence[Sample], *, race: bool) -> Adaptation:
     )
 
 
-def agreement(paper: dict[str, object], full: Adaptation) -> dict[str, object]:
+def agreement(paper: dict[str, object], full: Round) -> dict[str, object]:
     """Compare the plain route's trials, with FP64 SVDs, with lasertri's of the same edits, and the chosen edits.
 
     Where the ranking or a part measured differs, the choice is compared among the trials that both measured.
