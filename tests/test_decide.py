@@ -8,6 +8,7 @@ from test_significance import simulated
 
 from lasertri.decide import decide
 from lasertri.evaluate import Measurement
+from lasertri.race import beaten
 from lasertri.strategies import Candidate, distinct
 from lasertri.targets import Target
 from lasertri.trial import Trial
@@ -64,6 +65,32 @@ def test_with_no_effect_about_five_percent_of_runs_accept_an_edit():
         ]
         accepted += decide(trials, measured[0], [str(i) for i in range(80)], seed=run).accepted is not None
     assert 2 <= accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
+
+
+def test_racing_does_not_accept_more_often_where_there_is_no_effect():
+    rng, runs, accepted, dropped = np.random.default_rng(8), 200, 0, 0
+    names = [str(i) for i in range(80)]
+    for run in range(runs):
+        baseline, correct = simulated(rng, candidates=20, n=80)
+        alive, seen = set(range(20)), dict.fromkeys(range(20), 0)
+        for stop in (8, 16, 32, 56, 80):
+            seen |= dict.fromkeys(alive, stop)
+            order = sorted(alive)
+            so_far = correct[order, :stop]
+            best = max(range(len(order)), key=lambda k: so_far[k].sum())
+            leader = max(so_far[best], baseline[:stop], key=np.sum)
+            lost = beaten(so_far, leader, names[:stop])
+            alive = {i for k, i in enumerate(order) if k == best or not lost[k]}
+        trials = []
+        for i, n in seen.items():
+            measured = Measurement(correct[i, :n].mean(), 0.5, None, 1.0, False, n, correct[i, :n])
+            gain = np.where(np.arange(80) < n, correct[i].astype(int) - baseline, 0)
+            trials.append(Trial(trial(0, layer=i).candidate, measured, 0.0, gain))
+        dropped += sum(n < 80 for n in seen.values())
+        whole = Measurement(baseline.mean(), 0.5, None, 1.0, False, 80, baseline)
+        accepted += decide(trials, whole, names, seed=run).accepted is not None
+    assert dropped
+    assert accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
 
 
 def test_a_collapsed_or_unbalanced_winner_is_passed_over():
