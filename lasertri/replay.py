@@ -6,6 +6,7 @@ returned, so that an ordinary `model(...)` call does only the work that the targ
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,23 +54,17 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
     """Watch one forward pass: a plan for every target, and the bytes of a layer's activations for one token."""
     clock, spans, sizes = itertools.count(), dict[str, list[tuple[int, int]]](), dict[str, int]()
 
-    def watched(name: str) -> Callable[[Forward], Forward]:
-        def wrap(forward: Forward) -> Forward:
-            def run(*arguments: Any, **options: Any) -> Any:
-                start = next(clock)
-                output = forward(*arguments, **options)
-                spans.setdefault(name, []).append((start, next(clock)))
-                layer = name.removeprefix(f"{layers}.").split(".")[0] if name.startswith(f"{layers}.") else ""
-                held = sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
-                sizes[layer] = sizes.get(layer, 0) + held
-                return output
-
-            return run
-
-        return wrap
+    def watch(name: str, forward: Forward, /, *arguments: Any, **options: Any) -> Any:
+        start = next(clock)
+        output = forward(*arguments, **options)
+        spans.setdefault(name, []).append((start, next(clock)))
+        layer = name.removeprefix(f"{layers}.").split(".")[0] if name.startswith(f"{layers}.") else ""
+        held = sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
+        sizes[layer] = sizes.get(layer, 0) + held
+        return output
 
     layers = layers_path(model)
-    with forwards(model, {name: watched(name) for name, _ in model.named_modules() if name}):
+    with forwards(model, {name: functools.partial(watch, name) for name, _ in model.named_modules() if name}):
         batch.read(model)
     last = len(list(model.get_submodule(layers).children())) - 1 if layers else -1
     plans = {target: _plan(target, spans, layers, last) for target in targets}
@@ -97,14 +92,14 @@ def _parents(name: str) -> Iterator[str]:
 
 
 @contextmanager
-def forwards(model: nn.Module, wrappers: Mapping[str, Callable[[Forward], Forward]]) -> Iterator[None]:
-    """Within, the modules at these paths run another function, made from their own, in place of `forward`."""
+def forwards(model: nn.Module, others: Mapping[str, Forward]) -> Iterator[None]:
+    """Within, the modules at these paths run another function in place of `forward`, which it is given first."""
     changed: list[tuple[nn.Module, Forward | None]] = []
     try:
-        for name, wrap in wrappers.items():
+        for name, other in others.items():
             module = model.get_submodule(name)
             changed.append((module, module.__dict__.get("forward")))  # set on a module that accelerate has split
-            module.__dict__["forward"] = wrap(module.forward)
+            module.__dict__["forward"] = functools.partial(other, module.forward)
         yield
     finally:
         for module, own in reversed(changed):
@@ -119,21 +114,15 @@ def recorded(model: nn.Module, batch: Batch, plans: Sequence[Plan]) -> Iterator[
     """Within, a forward pass of the batch records what these plans replay, and their targets' inputs and outputs."""
     recording, targets = Recording(*batch.input_ids.shape), {plan.module for plan in plans}
 
-    def watched(name: str) -> Callable[[Forward], Forward]:
-        def wrap(forward: Forward) -> Forward:
-            def run(*arguments: Any, **options: Any) -> Any:
-                if name in targets:
-                    recording.inputs[name] = arguments[0]
-                output = forward(*arguments, **options)
-                recording.outputs.setdefault(name, []).append(output)
-                return output
-
-            return run
-
-        return wrap
+    def record(name: str, forward: Forward, /, *arguments: Any, **options: Any) -> Any:
+        if name in targets:
+            recording.inputs[name] = arguments[0]
+        output = forward(*arguments, **options)
+        recording.outputs.setdefault(name, []).append(output)
+        return output
 
     sources = {source for plan in plans for source in plan.replayed.values()} | targets
-    with forwards(model, {name: watched(name) for name in sources}):
+    with forwards(model, {name: functools.partial(record, name) for name in sources}):
         yield recording
 
 
@@ -160,15 +149,15 @@ class Replay:
         """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target."""
         tiled: dict[str, list[Any]] = {}
 
-        def replayed(source: str) -> Callable[[Forward], Forward]:
+        def replayed(source: str) -> Forward:
             if source not in tiled:
                 tiled[source] = [tree_map(self._tiled, output) for output in self._recording.outputs[source]]
             calls = iter(tiled[source])
-            return lambda _: lambda *arguments, **options: next(calls)
+            return lambda *_, **__: next(calls)
 
-        wrappers = {name: replayed(source) for name, source in self._plan.replayed.items()}
-        wrappers[self._plan.module] = lambda _: lambda *arguments, **options: outputs.flatten(0, 1)
-        with forwards(model, wrappers):
+        others = {name: replayed(source) for name, source in self._plan.replayed.items()}
+        others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
+        with forwards(model, others):
             log_probs, greedy = self._batch.read(model)
         return log_probs.unflatten(0, (self._copies, -1)), greedy.unflatten(0, (self._copies, -1))
 
