@@ -119,5 +119,6 @@ def _survivors(
     else:
         best = order[0]
     leader: np.ndarray = correct[best] if quality[best] > (base.sum(), base_log_probs.sum()) else base
-    lost = beaten(correct, leader, [samples.groups[i] for i in seen])
+    groups = samples.groups
+    lost = beaten(correct, leader, [groups[i] for i in seen])
     return [i for k, i in enumerate(alive) if k == best or not lost[k]]
