@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from spectra import LASER_RATIOS, Spectrum, stacked
+from spectra import Spectrum, stacked
 from torch import Tensor
 
 from lasertri import BlockScores, reduce_blocks, score_blocks
 from lasertri.ops.backends import BACKENDS
+from lasertri.strategies import LASER_RATIOS
 
 SHAPES = {
     "768x3072": (768, 3072, 1),

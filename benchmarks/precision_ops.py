@@ -13,10 +13,11 @@ from typing import Annotated
 import torch
 import typer
 from record import write_record
-from spectra import LASER_RATIOS, Spectrum, gaussian, power_law, spiked, stacked
+from spectra import Spectrum, gaussian, power_law, spiked, stacked
 from torch import Tensor
 
 from lasertri import reduce_blocks, score_blocks
+from lasertri.strategies import LASER_RATIOS
 
 SPECTRA: dict[str, Spectrum] = {
     "gaussian": gaussian,

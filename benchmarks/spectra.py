@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)  # the retained ratios of LASER's own search
 Spectrum = Callable[[int, int, int], Tensor]  # rows, columns, seed
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
-from benchmarks.spectra import LASER_RATIOS
 from lasertri.ops.kernels.diagonal import diagonal
 from lasertri.ops.kernels.gram import gram
 from lasertri.ops.kernels.prefix_product import prefix_product
 from lasertri.ops.kernels.tiles import arithmetic
 from lasertri.ops.triton import FP32
+from lasertri.strategies import LASER_RATIOS
 
 
 @dataclass(frozen=True)
