@@ -49,6 +49,7 @@ class ProjectedTrials:
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.plans[target]
+        self._longest = samples.longest
         self.tokens = max(1, _free_bytes(model, factors) // max(1, token_bytes))
         if not any(parameter.is_cuda for parameter in model.parameters()):
             self.tokens = min(self.tokens, CPU_TOKENS)
@@ -79,7 +80,7 @@ class ProjectedTrials:
             try:
                 return self._read(candidates, numbers, samples, readings, beside, advance)
             except torch.OutOfMemoryError:  # the estimate was too high, or another program took memory
-                if self.tokens <= 2 * self.samples.longest:
+                if self.tokens <= 2 * self._longest:
                     raise
                 self.tokens //= 2
 
@@ -95,12 +96,13 @@ class ProjectedTrials:
         by_target: dict[Target, list[int]] = {}
         for i in sorted(numbers, key=lambda i: candidates[i].blocks):
             by_target.setdefault(candidates[i].target, []).append(i)
-        copies = self._copies([len(mine) for mine in by_target.values()])
+        copies_of = {target: self._copies(len(mine)) for target, mine in by_target.items()}
         baseline = Readings.empty(self.samples)
-        for batch in self.samples.batches(samples, tokens=max(1, self.tokens // copies)):
+        for batch in self.samples.batches(samples, tokens=max(1, self.tokens // max(copies_of.values(), default=1))):
             with recorded(self.model, batch, [self.plans[target] for target in by_target]) as recording:
                 baseline.record(batch, *batch.read(self.model))
             for target, mine in by_target.items():
+                copies = copies_of[target]
                 replay = Replay(batch, recording, self.plans[target], copies)
                 for start in range(0, len(mine), copies - 1):
                     chunk = mine[start : start + copies - 1]
@@ -112,13 +114,13 @@ class ProjectedTrials:
                     advance(len(chunk) * len(batch.entry))
         return baseline
 
-    def _copies(self, counts: Sequence[int]) -> int:
-        """Copies in a batch, the same for every target: as few rows as hold all candidates, each with a baseline."""
-        most = min(1 + max(counts, default=1), max(2, self.tokens // self.samples.longest))
-        return min(range(2, most + 1), key=lambda c: (sum(-(-count // (c - 1)) * c for count in counts), -c))
+    def _copies(self, count: int) -> int:
+        """Copies in a batch of a target with so many candidates: as few batches as memory allows, evenly filled."""
+        most = max(1, self.tokens // self._longest - 1)
+        return 1 + -(-count // -(-count // most))
 
     def _outputs(self, target: Target, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
-        """What the target gives in every copy: its recorded output, then each candidate's, then padding."""
+        """What the target gives in every copy: its recorded output, then each candidate's; as padding the former."""
         weight = target.parameter(self.model)
         bias = getattr(self.model.get_submodule(self.plans[target].module), "bias", None)
         outputs = replay.output.new_empty(copies, *replay.output.shape)

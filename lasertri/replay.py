@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lasertri.encode import Batch
-from lasertri.targets import MLP_ROLES, Target, layers_path
+from lasertri.targets import MLP_ROLES, Target, last_mlp_path, layers_path
 
 Forward = Callable[..., Any]
 
@@ -32,12 +33,15 @@ class Plan:
             returns: its own, but for the layers before the target's that of the last of them.
         calls: how often the target's module runs in one forward pass.
         pointwise: nothing after the target mixes positions, so that only those that are read need to run.
+        last_mlp: path of the MLP of the last layer, where it comes after the target: it needs only the positions that
+            are read; empty where there is none that is a module of its own.
     """
 
     module: str
     replayed: dict[str, str]
     calls: int
     pointwise: bool
+    last_mlp: str
 
 
 @dataclass
@@ -67,11 +71,12 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
     with forwards(model, {name: functools.partial(watch, name) for name, _ in model.named_modules() if name}):
         batch.read(model)
     last = len(list(model.get_submodule(layers).children())) - 1 if layers else -1
-    plans = {target: _plan(target, spans, layers, last) for target in targets}
+    mlp = last_mlp_path(model)
+    plans = {target: _plan(target, spans, layers, last, mlp) for target in targets}
     return plans, max(sizes.values()) // batch.input_ids.numel()
 
 
-def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: str, last: int) -> Plan:
+def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: str, last: int, mlp: str) -> Plan:
     module = target.name.rpartition(".")[0]
     calls = spans.get(module, [])
     start = calls[0][0] if calls else 0
@@ -82,7 +87,8 @@ def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: st
     earlier = [name for name in outermost if layers and name.rpartition(".")[0] == layers]
     replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
     pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
-    return Plan(module, replayed, len(calls), pointwise)
+    later = mlp in spans and spans[mlp][0][0] > start
+    return Plan(module, replayed, len(calls), pointwise, mlp if later else "")
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -157,9 +163,18 @@ class Replay:
 
         others = {name: replayed(source) for name, source in self._plan.replayed.items()}
         others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
+        if self._plan.last_mlp:
+            others[self._plan.last_mlp] = self._where_read
         with forwards(model, others):
             log_probs, greedy = self._batch.read(model)
         return log_probs.unflatten(0, (self._copies, -1)), greedy.unflatten(0, (self._copies, -1))
+
+    def _where_read(self, forward: Forward, /, hidden: Tensor) -> Tensor:
+        """An MLP at the positions that are read, and zeros at the others, which nothing looks at."""
+        row, position = (place.to(hidden.device) for place in (self._batch.row, self._batch.position))
+        output = torch.zeros_like(hidden)
+        output[row, position] = forward(hidden[row, position].unsqueeze(1)).squeeze(1)
+        return output
 
     def _narrowed(self, value: Any) -> Any:
         """The positions that are run of what has positions, in rows or flat."""

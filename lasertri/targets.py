@@ -170,6 +170,16 @@ def layers_path(model: nn.Module) -> str:
     return _layout(model)[0]
 
 
+def last_mlp_path(model: nn.Module) -> str:
+    """Path of the module that is the MLP of the last layer, in the table's architectures; empty where none is."""
+    known = ARCHITECTURES.get(_model_type(model))
+    if known is None:
+        return ""
+    parents = {path.rpartition(".")[0] for role, path in known.roles.items() if role in MLP_ROLES}
+    count = len(list(model.get_submodule(known.layers).children()))
+    return f"{known.layers}.{count - 1}.{parents.pop()}" if parents != {""} else ""
+
+
 def branching_length(model: nn.Module) -> int:
     """Most tokens of a row with branches (positions and a mask of its own), 0 where the model cannot run one.
 
