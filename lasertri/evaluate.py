@@ -156,7 +156,7 @@ class Readings:
     def _judged(
         self, samples: EncodedSamples, chosen: Sequence[int], normalize: bool
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of the chosen samples: the choice taken, whether that is right, and the right answer's log-probability.
+        """`[…, chosen]` each: the choice taken, whether the answer is right, and the right one's log-probability.
 
         Of equally probable choices the first is taken. A sample with NaN among its answers is answered wrongly.
         """
@@ -171,9 +171,10 @@ class Readings:
         right = np.where(samples.free, same, taken == samples.gold)[..., chosen]
         for place, i in enumerate(chosen):
             sample = samples.samples[i]
-            if sample.match != "tokens":
-                accepted = np.vectorize(sample.accepts, otypes=[bool])(self._texts(samples, i))
-                right[..., place] = accepted | (right[..., place] if sample.match == "text" else False)
+            if sample.match == "tokens":
+                continue
+            accepted = np.vectorize(sample.accepts, otypes=[bool])(self._texts(samples, i))
+            right[..., place] = accepted if sample.window else accepted | right[..., place]
         right &= ~np.logical_or.reduceat(failed, samples.starts, axis=-1)[..., chosen]
         return (taken - samples.starts)[..., chosen], right, log_probs[..., samples.gold[chosen]]
 

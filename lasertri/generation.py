@@ -32,7 +32,7 @@ def written(
             batch = mine[start : start + samples.batch_size]
             prompts = [torch.tensor(samples.prompts[i], device=samples.device) for i in batch]
             for i, tokens in zip(batch, _continued(model, prompts, window, ends), strict=True):
-                yield i, samples.text(tokens)
+                yield i, str(samples.tokenizer.decode(tokens))
 
 
 @torch.no_grad()
