@@ -53,6 +53,13 @@ Prompt = Annotated[str, typer.Option(help=r"Template over a row's fields, such a
 Choices = Annotated[str, typer.Option(help="Field that lists the choices, or a JSON list that all rows share.")]
 Label = Annotated[str, typer.Option(help="Field with the right choice: its index or its text.")]
 Completion = Annotated[str, typer.Option(help="Template of the text that should follow, for rows without choices.")]
+Match = Annotated[
+    Literal["tokens", "text", "contains", "contains-with-prompt"],
+    typer.Option(
+        help="A completion is right if it is what the model gives, as tokens or as text, or in what it writes."
+    ),
+]
+Window = Annotated[int, typer.Option(help="Tokens the model writes, for --match contains.")]
 Group = Annotated[str, typer.Option(help="Field that keeps related rows on one side of the split.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -102,6 +109,8 @@ def adapt(
     label: Label = "label",
     completion: Completion = "{completion}",
     group: Group = "group",
+    match: Match = "tokens",
+    window: Window = 0,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -165,7 +174,7 @@ def adapt(
         )
     from lasertri.tasks.files import as_samples
 
-    fields = _fields(prompt, choices, label, completion, group)
+    fields = _fields(prompt, choices, label, completion, group, match, window)
     samples = as_samples(data, fields)
     others = None if held_out is None else as_samples(held_out, fields)
     _run(model, samples, others, settings, output, overwrite, as_json, revision=revision, dtype=dtype, device=device)
@@ -220,6 +229,8 @@ def evaluate_command(
     label: Label = "label",
     completion: Completion = "{completion}",
     group: Group = "group",
+    match: Match = "tokens",
+    window: Window = 0,
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
@@ -234,7 +245,7 @@ def evaluate_command(
     from lasertri.summary import measurement
     from lasertri.tasks.files import as_samples
 
-    samples = as_samples(data, _fields(prompt, choices, label, completion, group))
+    samples = as_samples(data, _fields(prompt, choices, label, completion, group, match, window))
     loaded, tokenizer = _load(model, revision, dtype, device)
     encoded = EncodedSamples(samples, model=loaded, tokenizer=tokenizer, delimiter=delimiter, batch_size=batch_size)
     result = evaluate(loaded, encoded, normalize=normalize, progress="eval").to_dict()
@@ -328,12 +339,14 @@ def _usage() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _fields(prompt: str, choices: str, label: str, completion: str, group: str) -> Fields:
+def _fields(prompt: str, choices: str, label: str, completion: str, group: str, match: str, window: int) -> Fields:
     from lasertri.tasks.files import Fields
 
     # a shell passes the two characters \\n on; in a template they mean a line break
     with _usage():
-        return Fields(prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group)
+        return Fields(
+            prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group, match, window
+        )
 
 
 def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Number, ...]:

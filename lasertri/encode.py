@@ -155,6 +155,10 @@ class EncodedSamples:
     Attributes:
         answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
         tokens: `[E]`, of all answers one after the other; `token_starts` is where each answer begins.
+        owner, characters: `[A]`, of every answer its sample and its length as text.
+        gold, free: `[S]`, of every sample the index of its right answer among all, and whether it is a completion.
+        prompts: the tokens that a text is written after, by the indices of those samples that ask for one.
+        work: tokens that are read, and those that are written.
 
     Raises:
         LasertriError: an answer without tokens, or a sample longer than the model's context.
@@ -170,6 +174,7 @@ class EncodedSamples:
         batch_size: int = 16,
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
+        self.tokenizer = tokenizer
         context = context_length(model)
         self._branching = branching_length(model)
         closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
@@ -185,6 +190,13 @@ class EncodedSamples:
         self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
         self.starts = np.cumsum([0, *map(len, self.answers)])[:-1]
         self.token_starts = np.cumsum([0, *(len(answer.tokens) for answer in self._flat)])[:-1]
+        self.owner = np.repeat(np.arange(len(self.answers)), [len(answers) for answers in self.answers])
+        self.characters = np.array([len(text) for sample in self.samples for text in sample.answers])
+        self.gold = self.starts + [sample.gold for sample in self.samples]
+        self.free = np.array([not sample.choices for sample in self.samples])
+        self.prompts = {i: _prompt(tokens, s, context) for i, s in enumerate(self.samples) if s.window}
+        self.work = len(self.tokens) + sum(sample.window for sample in self.samples)
+        self._texts: dict[tuple[int, ...], str] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -199,6 +211,13 @@ class EncodedSamples:
         """Tokens of the longest row."""
         return max(len(row.tokens) for row in self._rows(range(len(self._flat))))
 
+    def text(self, tokens: Sequence[int]) -> str:
+        """What these tokens read; the same ones, which trials give again and again, are decoded once."""
+        key = tuple(tokens)
+        if key not in self._texts:
+            self._texts[key] = str(self.tokenizer.decode(list(key)))
+        return self._texts[key]
+
     def batches(self, samples: Iterable[int] | None = None, *, tokens: int | None = None) -> list[Batch]:
         """Batches by length that read every answer of these samples (of all).
 
@@ -211,9 +230,9 @@ class EncodedSamples:
 
     def gold_batches(self) -> list[Batch]:
         """Batches by length that read the right answer of every sample."""
-        return self._batches([start + sample.gold for start, sample in zip(self.starts, self.samples, strict=True)])
+        return self._batches(self.gold)
 
-    def _batches(self, answers: Sequence[int], tokens: int | None = None) -> list[Batch]:
+    def _batches(self, answers: Sequence[int] | np.ndarray, tokens: int | None = None) -> list[Batch]:
         """Batches of the distinct rows: answers of one token share the row of their prompt."""
         rows = self._rows(answers)
         batches: list[list[Row]] = []
@@ -224,7 +243,7 @@ class EncodedSamples:
             batches[-1].append(row)
         return [self._batch(batch, rows) for batch in batches]
 
-    def _rows(self, answers: Sequence[int]) -> dict[Row, list[tuple[int, list[int]]]]:
+    def _rows(self, answers: Sequence[int] | np.ndarray) -> dict[Row, list[tuple[int, list[int]]]]:
         """Every distinct row, with the answers it reads and the places of their tokens.
 
         Longer choices of one sample branch off its prompt, if the model allows for it at that length.
@@ -277,9 +296,20 @@ def _encode(
     tokens = whole[start:]
     if not start or not tokens:
         raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
-    if context is not None and len(whole) - 1 > context:
+    _check_length(len(whole) - 1, sample, context)
+    return Answer(tuple(whole[:-1]), tuple(tokens))
+
+
+def _prompt(tokenize: Callable[[str], list[int]], sample: Sample, context: int | None) -> tuple[int, ...]:
+    """White space at the end is the model's to write: it may be part of the first token of an answer."""
+    prompt = tokenize(sample.prompt.rstrip())
+    _check_length(len(prompt) + sample.window - 1, sample, context)
+    return tuple(prompt)
+
+
+def _check_length(count: int, sample: Sample, context: int | None) -> None:
+    if context is not None and count > context:
         raise LasertriError(
-            f"{sample.source}: expected at most {context:,} tokens, the model's context, came {len(whole) - 1:,}; "
+            f"{sample.source}: expected at most {context:,} tokens, the model's context, came {count:,}; "
             "shorten the prompt or leave the row out"
         )
-    return Answer(tuple(whole[:-1]), tuple(tokens))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
+from lasertri.generation import written
 from lasertri.tasks import Sample
 
 
@@ -26,8 +27,8 @@ class Measurement:
         majority_rate: accuracy of giving the most frequent right answer to everything.
         balanced_accuracy: mean recall over the labels; None where samples do not share one label set.
         log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples.
-        collapsed: one answer takes at least 95 % of the predictions, and (where labels are shared) balanced
-            accuracy is at most 1/C + 0.05.
+        collapsed: one answer takes at least 95 % of the predictions, and balanced accuracy is at most 1/C + 0.05, or
+            where samples do not share labels, it is right in less than 95 % of them.
         n: number of samples.
         correct: `[n]` bool, sample by sample.
     """
@@ -71,8 +72,8 @@ def evaluate(
         LasertriError: the model gave NaN instead of probabilities.
     """
     readings = Readings.empty(samples)
-    for batch in tqdm(samples.batches(), progress, disable=progress is None):
-        readings.record(batch, *batch.read(model))
+    with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
+        readings.read(model, samples, advance=bar.update)
     if not may_fail:
         readings.check()
     return readings.measure(samples, normalize=normalize)
@@ -85,16 +86,33 @@ class Readings:
     Attributes:
         log_probs: `[…, E]`, FP64; NaN where nothing was read.
         greedy: `[…, E]`, the most probable token in its place.
+        written: `[…, S]`, the text after the prompt, empty where none was written.
     """
 
     log_probs: np.ndarray
     greedy: np.ndarray
+    written: np.ndarray
 
     @classmethod
     def empty(cls, samples: EncodedSamples, *models: int) -> Readings:
         """Nothing read yet, of one model or of an array of them."""
         shape = *models, len(samples.tokens)
-        return cls(np.full(shape, np.nan), np.full(shape, -1))
+        return cls(np.full(shape, np.nan), np.full(shape, -1), np.full((*models, len(samples)), "", dtype=object))
+
+    def read(
+        self,
+        model: nn.Module,
+        samples: EncodedSamples,
+        chosen: Sequence[int] | None = None,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Keep all that a model gives for the chosen samples (for all); `advance` is told how many tokens that were."""
+        for batch in samples.batches(chosen):
+            self.record(batch, *batch.read(model))
+            advance(len(batch.entry))
+        for i, text in written(model, samples, chosen):
+            self.written[i] = text
+            advance(samples.samples[i].window)
 
     def record(self, batch: Batch, log_probs: Tensor, greedy: Tensor) -> None:
         """Keep what a batch gave, `[…, N]` each."""
@@ -104,11 +122,12 @@ class Readings:
 
     def update(self, other: Readings) -> None:
         """Take over what the other has read."""
-        read = other.greedy >= 0
+        read, wrote = other.greedy >= 0, other.written != ""
         self.log_probs[read], self.greedy[read] = other.log_probs[read], other.greedy[read]
+        self.written[wrote] = other.written[wrote]
 
     def __getitem__(self, model: int | Sequence[int]) -> Readings:
-        return Readings(self.log_probs[model], self.greedy[model])
+        return Readings(self.log_probs[model], self.greedy[model], self.written[model])
 
     def check(self) -> None:
         """Raise if a probability is NaN."""
@@ -119,67 +138,77 @@ class Readings:
         self, samples: EncodedSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Whether each sample was answered rightly `[…, S]`, and the right answer's log-probability `[…, S]`."""
-        log_probs, matches, failed = self._answers(samples)
-        correct, gold = [], []
-        for i in range(len(samples)) if chosen is None else chosen:
-            sample, start = samples.samples[i], samples.starts[i]
-            mine = slice(start, start + len(sample.answers))
-            if sample.choices:
-                right = _choice(log_probs[..., mine], sample, normalize) == sample.gold
-            else:
-                right = matches[..., start]
-            correct.append(right & ~failed[..., mine].any(axis=-1))
-            gold.append(log_probs[..., start + sample.gold])
-        return np.stack(correct, axis=-1), np.stack(gold, axis=-1)
+        _, correct, gold = self._judged(samples, range(len(samples)) if chosen is None else chosen, normalize)
+        return correct, gold
 
     def measure(
         self, samples: EncodedSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
     ) -> Measurement:
         """Measure one model on the chosen samples (on all), all of which were read."""
-        indices = list(range(len(samples)) if chosen is None else chosen)
-        correct, gold = self.outcomes(samples, indices, normalize=normalize)
-        log_probs, _, _ = self._answers(samples)
-        predictions: list[object] = []
-        for i in indices:
-            sample, start = samples.samples[i], samples.starts[i]
-            if sample.choices:
-                mine = log_probs[start : start + len(sample.answers)]
-                predictions.append(sample.choices[int(_choice(mine, sample, normalize))])
-            else:
-                first = samples.token_starts[start]
-                predictions.append(tuple(self.greedy[first : first + len(samples.answers[i][0].tokens)]))
+        indices = range(len(samples)) if chosen is None else chosen
+        given, correct, gold = self._judged(samples, indices, normalize)
+        predictions = [
+            self._texts(samples, i).item() if samples.free[i] else samples.samples[i].choices[answer]
+            for i, answer in zip(indices, given.tolist(), strict=True)
+        ]
         return _measurement([samples.samples[i] for i in indices], predictions, correct, float(-gold.mean()))
 
-    def _answers(self, samples: EncodedSamples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Per answer `[…, A]`: log-probability, whether a greedy choice gives it, and whether it came as NaN."""
-        sums = np.add.reduceat(self.log_probs, samples.token_starts, axis=-1)
-        matches = np.logical_and.reduceat(self.greedy == samples.tokens, samples.token_starts, axis=-1)
-        failed = np.isnan(sums)
-        return np.where(failed, -np.inf, sums), matches, failed
+    def _judged(
+        self, samples: EncodedSamples, chosen: Sequence[int], normalize: bool
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`[…, chosen]` each: the choice taken, whether the answer is right, and the right one's log-probability.
 
+        Of equally probable choices the first is taken. A sample with NaN among its answers is answered wrongly.
+        """
+        log_probs = np.add.reduceat(self.log_probs, samples.token_starts, axis=-1)
+        failed = np.isnan(log_probs)
+        log_probs = np.where(failed, -np.inf, log_probs)
+        scores = log_probs / samples.characters if normalize else log_probs
+        best = scores == np.maximum.reduceat(scores, samples.starts, axis=-1)[..., samples.owner]
+        numbers = np.arange(len(samples.owner))
+        taken = np.minimum.reduceat(np.where(best, numbers, len(numbers)), samples.starts, axis=-1)
+        same = np.logical_and.reduceat(self.greedy == samples.tokens, samples.token_starts, axis=-1)[..., samples.gold]
+        right = np.where(samples.free, same, taken == samples.gold)[..., chosen]
+        for place, i in enumerate(chosen):
+            sample = samples.samples[i]
+            if sample.match == "tokens":
+                continue
+            accepted = np.vectorize(sample.accepts, otypes=[bool])(self._texts(samples, i))
+            right[..., place] = accepted if sample.window else accepted | right[..., place]
+        right &= ~np.logical_or.reduceat(failed, samples.starts, axis=-1)[..., chosen]
+        return (taken - samples.starts)[..., chosen], right, log_probs[..., samples.gold[chosen]]
 
-def _choice(log_probs: np.ndarray, sample: Sample, normalize: bool) -> np.ndarray:
-    """Index of the most probable choice, `[…, choices]` -> `[…]`."""
-    return np.argmax(log_probs / [len(choice) if normalize else 1 for choice in sample.choices], axis=-1)
+    def _texts(self, samples: EncodedSamples, sample: int) -> np.ndarray:
+        """What was given for a completion, `[…]` of text: what was written, or its most probable tokens."""
+        if samples.samples[sample].window:
+            return self.written[..., sample]
+        start = samples.token_starts[samples.starts[sample]]
+        tokens = self.greedy[..., start : start + len(samples.answers[sample][0].tokens)]
+        texts = [samples.text(row) for row in tokens.reshape(-1, tokens.shape[-1]).tolist()]
+        return np.array(texts, dtype=object).reshape(tokens.shape[:-1])
 
 
 def _measurement(
-    samples: Sequence[Sample], predictions: list[object], correct: np.ndarray, log_loss: float
+    samples: Sequence[Sample], predictions: list[str], correct: np.ndarray, log_loss: float
 ) -> Measurement:
     gold = [sample.answers[sample.gold] for sample in samples]
     shared = len({frozenset(sample.choices) for sample in samples}) == 1 and bool(samples[0].choices)
     balanced = None
     if shared:
-        recalls = [correct[[g == label for g in gold]].mean() for label in sorted(set(gold))]
-        balanced = float(np.mean(recalls))
-    top = Counter(predictions).most_common(1)[0][1] / len(predictions)
-    chance = 1 / len(samples[0].choices) if shared else 0.0
+        _, label = np.unique(gold, return_inverse=True)
+        balanced = float(np.mean(np.bincount(label, correct) / np.bincount(label)))
+    top, count = Counter(predictions).most_common(1)[0]
+    one_answer = count >= 0.95 * len(predictions)
+    if balanced is None:
+        undeserved = correct[[prediction == top for prediction in predictions]].mean() < 0.95
+    else:
+        undeserved = balanced <= 1 / len(samples[0].choices) + 0.05
     return Measurement(
         accuracy=float(correct.mean()),
         majority_rate=Counter(gold).most_common(1)[0][1] / len(gold),
         balanced_accuracy=balanced,
         log_loss=log_loss,
-        collapsed=top >= 0.95 and (balanced is None or balanced <= chance + 0.05),
+        collapsed=one_answer and bool(undeserved),
         n=len(correct),
         correct=correct,
     )

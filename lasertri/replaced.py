@@ -1,4 +1,4 @@
-"""Trials with the truncated weight in place: for models whose forward pass cannot be replayed."""
+"""Trials with the truncated weight in place: where the model cannot be replayed, or writes token by token."""
 
 from __future__ import annotations
 
@@ -28,6 +28,4 @@ def read_replaced(
         candidate = candidates[i]
         edit = Edit.build(candidate, model, factors)
         with replaced(candidate.target, model, edit.weight):
-            for batch in samples.batches(chosen):
-                readings[i].record(batch, *batch.read(model))
-                advance(len(batch.entry))
+            readings[i].read(model, samples, chosen, advance)

@@ -62,18 +62,22 @@ def measure(
     `preserved(model)`.
     """
     parts = stages(samples.samples, seed=seed) if race else [list(range(len(samples)))]
-    projected = ProjectedTrials(model, samples, candidates, factors)
+    # what is written token by token cannot be read off one replayed forward pass
+    projected = ProjectedTrials(model, samples, [] if samples.prompts else candidates, factors)
     baseline = Readings.empty(samples)
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
     seen_by: dict[int, list[int]] = {}
-    total = len(samples.tokens) * len(candidates)
+    total = samples.work * len(candidates)
     with tqdm(total=total, desc="trials", unit="token", disable=not progress) as bar:
         for part in parts:
             start, seen = time.perf_counter(), seen + part
             fast = [i for i in alive if projected.supports(candidates[i])]
-            baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
             slow = [i for i in alive if not projected.supports(candidates[i])]
+            if fast:
+                baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
+            else:
+                baseline.read(model, samples, part)
             read_replaced(model, candidates, slow, part, samples, factors, readings, bar.update)
             for i in slow:
                 beside[i].update(baseline)
@@ -88,9 +92,9 @@ def measure(
     for i, candidate in enumerate(candidates):
         chosen = sorted(seen_by[i])
         gain = np.zeros(len(samples), dtype=int)
-        won, lost = (r[i].outcomes(samples, chosen, normalize=normalize)[0].astype(int) for r in (readings, beside))
-        gain[chosen] = won - lost
         measurement = readings[i].measure(samples, chosen, normalize=normalize)
+        base, _ = beside[i].outcomes(samples, chosen, normalize=normalize)
+        gain[chosen] = measurement.correct.astype(int) - base
         trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
     return baseline.measure(samples, normalize=normalize), trials
 

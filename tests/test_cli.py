@@ -15,6 +15,7 @@ from tiny import make_samples
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from lasertri import Sample
 from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.cli import app
 from lasertri.demo import MODEL_DIR
@@ -84,6 +85,15 @@ def test_eval_reads_other_fields(folder, tmp_path):
     assert json.loads(result.stdout)["n"] == 2
 
 
+def test_eval_looks_for_answers_in_what_is_written(folder, tmp_path):
+    path = write(tmp_path / "x.jsonl", [Sample("a b", "b"), Sample("c d", "d")])
+    rules = [("contains", 0), ("contains-with-prompt", 1)]
+    for match, least in rules:
+        result = run("eval", folder, "--data", path, "--match", match, "--window", "2", "--json")
+        assert json.loads(result.stdout)["accuracy"] >= least
+    assert "window: expected a number" in run("eval", folder, "--data", path, "--match", "contains").stderr
+
+
 def test_info_names_every_backend_and_what_it_can_do():
     result = run("info", "--json")
     backends = json.loads(result.stdout)["backends"]
@@ -125,6 +135,7 @@ def test_help(command):
         ["--batch-size", "0"],
         ["--memory-budget", "nan"],
         ["--prompt", "no field"],
+        ["--match", "contains"],
         ["--unknown"],
     ],
 )

@@ -160,6 +160,31 @@ def test_samples_from_python_are_checked_too():
         as_samples([Sample("a", "b"), Sample("a", choices=("x", "y"), label=0)])
 
 
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"match": "regex"}, r"match: expected one of \['tokens', 'text', .*came 'regex'"),
+        ({"match": "contains"}, "window: expected a number of tokens to write.*'contains', came 0"),
+        ({"match": "contains-with-prompt", "window": -1}, "window: expected a number of tokens"),
+        ({"match": "contains", "window": 2.5}, "window: expected a number of tokens.*came 2.5"),
+        ({"match": "contains", "window": True}, "window: expected a number of tokens.*came True"),
+        ({"match": "text", "window": 3}, "window: expected 0, no text is written, with match 'text', came 3"),
+        ({"window": 3}, "window: expected 0"),
+    ],
+)
+def test_rules_for_completions_are_checked(rule, message):
+    for make in (lambda: Sample("a", "b", **rule), lambda: Fields(**rule)):
+        with pytest.raises(LasertriError, match=message):
+            make()
+
+
+def test_one_rule_for_all_completions_of_a_file(tmp_path):
+    path, fields = write(tmp_path / "x.jsonl", {"prompt": "a", "completion": "b"}), Fields(match="contains", window=15)
+    assert as_samples(path, fields) == [Sample("a", "b", match="contains", window=15)]
+    with pytest.raises(LasertriError, match="y.jsonl:1, match: expected a completion for 'contains', came choices"):
+        as_samples(write(tmp_path / "y.jsonl", GOOD), fields)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "x.parquet").write_text("not one")
     with pytest.raises(LasertriError, match="expected a parquet file"):

@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any
 
 from lasertri.errors import LasertriError
-from lasertri.tasks import Sample
+from lasertri.tasks import Sample, check_match
 
 Row = dict[str, Any]
 SampleSource = str | Path | Iterable[Sample | Row]
@@ -28,9 +28,10 @@ class Fields:
         label: name of the field with the right choice: its index, or its text.
         completion: a template for the text that should follow, used where a row has no choices.
         group: name of the optional field that keeps related rows on one side of a split.
+        match, window: when a completion counts as right, of all rows; see `Sample`.
 
     Raises:
-        LasertriError: a template that names no field, or more than plain names.
+        LasertriError: a template that names no field, or more than plain names; no such rule for completions.
     """
 
     prompt: str = "{prompt}"
@@ -38,8 +39,11 @@ class Fields:
     label: str = "label"
     completion: str = "{completion}"
     group: str = "group"
+    match: str = "tokens"
+    window: int = 0
 
     def __post_init__(self) -> None:
+        check_match(self.match, self.window, "fields")
         for template in (self.prompt, self.completion):
             try:
                 parts = [part for part in Formatter().parse(template) if part[1] is not None]
@@ -162,18 +166,19 @@ def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
 def _sample(row: Row, fields: Fields, source: str) -> Sample:
     prompt = _filled(fields.prompt, row, source)
     group = None if row.get(fields.group) is None else str(row[fields.group])
+    common: Row = {"group": group, "match": fields.match, "window": fields.window, "source": source}
     if not fields.choices.startswith("[") and fields.choices not in row:
         if fields.completion == Fields.completion and "completion" not in row:
             raise LasertriError(
                 f"{source}: expected a field {fields.choices!r} or 'completion', came {sorted(row)}; "
                 "name yours with --choices and --label, or --completion"
             )
-        return Sample(prompt, completion=_filled(fields.completion, row, source), group=group, source=source)
+        return Sample(prompt, completion=_filled(fields.completion, row, source), **common)
     choices = _choices(fields.choices if fields.choices.startswith("[") else row[fields.choices], fields, source)
     if fields.label not in row:
         raise LasertriError(f"{source}: expected a field {fields.label!r}, came {sorted(row)}; name it with --label")
     label = _label(row[fields.label], choices, fields, source)
-    return Sample(prompt, choices=choices, label=label, group=group, source=source)
+    return Sample(prompt, choices=choices, label=label, **common)
 
 
 def _filled(template: str, row: Row, source: str) -> str:
