@@ -8,6 +8,9 @@ from numbers import Integral
 
 from lasertri.errors import LasertriError
 
+MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
+MATCHES = ("tokens", "text", "contains", "contains-with-prompt")
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -15,10 +18,14 @@ class Sample:
 
     Args:
         prompt: the text before the answer.
-        completion: the right text; accuracy is a greedy match of its tokens.
+        completion: the right text; accuracy is a greedy match of it, see `match`.
         choices: the possible answers instead; accuracy is the highest summed log-probability.
         label: index of the right choice.
         group: samples that share it (paraphrases of a fact, answers to a question) stay on one side of a split.
+        match: what counts as the completion: its "tokens"; its "text", case and outer white space aside; text that
+            "contains" it, case aside, within `window` greedy tokens; or "contains-with-prompt", LASER's search in the
+            prompt as well.
+        window: tokens that are generated, or filled in at once, to look for the completion in.
         source: where it came from ("train.jsonl:17"), for messages.
     """
 
@@ -27,6 +34,8 @@ class Sample:
     choices: tuple[str, ...] = ()
     label: int | None = None
     group: str | None = None
+    match: str = "tokens"
+    window: int = 0
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
@@ -37,6 +46,13 @@ class Sample:
             raise LasertriError(f"{self.source}, prompt: expected text, came {self.prompt!r}")
         if (self.completion is None) == (not self.choices):
             raise LasertriError(f"{self.source}: expected either choices with a label or a completion")
+        if self.match not in MATCHES:
+            raise LasertriError(f"{self.source}, match: expected one of {list(MATCHES)}, came {self.match!r}")
+        if self.window < 0 or (self.window > 0) != self.match.startswith("contains"):
+            raise LasertriError(
+                f"{self.source}, window: expected a number of tokens where match is 'contains', and 0 elsewhere, "
+                f"came {self.window} with {self.match!r}"
+            )
         if self.completion is not None:
             _expect_text(self.completion, f"{self.source}, completion")
             return
