@@ -24,8 +24,8 @@ def samples(splits: Sequence[Sequence[PlacedRow]], form: Form) -> Iterator[Sampl
     """One sample for every answer in a question's mc2 targets, in their order; a question's samples are a group.
 
     Editions differ: the papers' 5,882 answers are those of the hub's copy (817 questions). The mc_task.json of 2025 has
-    6,045 (790 questions); a TruthfulQA.csv lists more answers than the multiple choice of its edition, 6,202 for 817
-    questions. LASER's code has no space between the answer and the question after it.
+    6,045 (790 questions); the csv files with 817 and 790 questions list 6,202 and 6,021. LASER's code has no space
+    between the answer and the question after it.
     """
     gap = "" if form.laser else " "
     for placed in splits[0]:
