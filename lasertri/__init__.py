@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lasertri.method import adapt
     from lasertri.models import load_model, load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
+    from lasertri.tasks.named import task_samples
 
 __all__ = [
     "Adaptation",
@@ -44,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "reduce_blocks",
     "score_blocks",
+    "task_samples",
     "use_backend",
 ]
 
@@ -55,6 +57,7 @@ _LAZY = {  # these import transformers, which importing the ops should not
     "load_tokenizer": "lasertri.models",
     "Fields": "lasertri.tasks.files",
     "as_samples": "lasertri.tasks.files",
+    "task_samples": "lasertri.tasks.named",
 }
 
 

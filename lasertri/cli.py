@@ -48,7 +48,12 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face hub id or a local folder.")]
-Data = Annotated[Path, typer.Option(help="Samples: a jsonl, csv or parquet file.")]
+Data = Annotated[Path | None, typer.Option(help="Samples: a jsonl, csv or parquet file.")]
+TaskName = Annotated[str, typer.Option("--task", help="A task by name instead of --data; see lasertri ls.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of --task; by default the hub.")]
+Protocol = Annotated[
+    Literal["corrected", "laser"], typer.Option(help="Of --task; laser: with the bugs of LASER's code, to compare.")
+]
 Prompt = Annotated[str, typer.Option(help=r"Template over a row's fields, such as 'Q: {question}\nA:'.")]
 Choices = Annotated[str, typer.Option(help="Field that lists the choices, or a JSON list that all rows share.")]
 Label = Annotated[str, typer.Option(help="Field with the right choice: its index or its text.")]
@@ -99,7 +104,10 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 @reported
 def adapt(
     model: Model,
-    data: Data,
+    data: Data = None,
+    task: TaskName = "",
+    data_dir: DataDir = None,
+    protocol: Protocol = "corrected",
     held_out: Annotated[
         Path | None, typer.Option(help="Samples to report on; then all rows of --data may calibrate.")
     ] = None,
@@ -149,7 +157,7 @@ def adapt(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Find the single truncation that helps MODEL most on the task in --data, if any does."""
+    """Find the single truncation that helps MODEL most on the task in --data, or named by --task, if any does."""
     with _usage():
         settings = Settings(
             strategy=strategy,
@@ -175,7 +183,7 @@ def adapt(
     from lasertri.tasks.files import as_samples
 
     fields = _fields(prompt, choices, label, completion, group, match, window)
-    samples = as_samples(data, fields)
+    samples = _samples(model, revision, data, fields, task, data_dir, protocol)
     others = None if held_out is None else as_samples(held_out, fields)
     _run(model, samples, others, settings, output, overwrite, as_json, revision=revision, dtype=dtype, device=device)
 
@@ -223,7 +231,10 @@ def apply(
 @reported
 def evaluate_command(
     model: Model,
-    data: Data,
+    data: Data = None,
+    task: TaskName = "",
+    data_dir: DataDir = None,
+    protocol: Protocol = "corrected",
     prompt: Prompt = "{prompt}",
     choices: Choices = "choices",
     label: Label = "label",
@@ -237,15 +248,16 @@ def evaluate_command(
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
     batch_size: BatchSize = 16,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure the first samples alone.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure MODEL on all samples of --data."""
+    """Measure MODEL on all samples of --data or --task."""
     from lasertri.encode import EncodedSamples
     from lasertri.evaluate import evaluate
     from lasertri.summary import measurement
-    from lasertri.tasks.files import as_samples
 
-    samples = as_samples(data, _fields(prompt, choices, label, completion, group, match, window))
+    fields = _fields(prompt, choices, label, completion, group, match, window)
+    samples = _samples(model, revision, data, fields, task, data_dir, protocol)[:limit]
     loaded, tokenizer = _load(model, revision, dtype, device)
     encoded = EncodedSamples(samples, model=loaded, tokenizer=tokenizer, delimiter=delimiter, batch_size=batch_size)
     result = evaluate(loaded, encoded, normalize=normalize, progress="eval").to_dict()
@@ -269,6 +281,33 @@ def info(as_json: Json = False) -> None:
         for name, status in backends.items()
     ]
     _print(result, as_json, "\n".join(lines))
+
+
+@app.command("ls")
+@reported
+def list_names(as_json: Json = False) -> None:
+    """List tasks, architectures, strategies and backends by the names that options take."""
+    from lasertri.ops.backends import BACKENDS
+    from lasertri.targets import ARCHITECTURES
+    from lasertri.tasks.named import TASKS
+
+    names = {
+        "tasks": {
+            name: f"{task.size:,} samples of {task.source.repository}, {task.source.config}"
+            for name, task in TASKS.items()
+        },
+        "architectures": {name: ", ".join(where.roles) for name, where in ARCHITECTURES.items()},
+        "strategies": {
+            name: f"scored on {strategy.gradients or 'nothing'}, measured on {strategy.evaluation}"
+            for name, strategy in STRATEGIES.items()
+        },
+        "backends": {name: backend.description for name, backend in BACKENDS.items()},
+    }
+    width = max(len(name) for listed in names.values() for name in listed)
+    lines = [
+        line for kind, listed in names.items() for line in (kind, *(f"  {n:{width}}  {w}" for n, w in listed.items()))
+    ]
+    _print(names, as_json, "\n".join(lines))
 
 
 def _version(wanted: bool) -> None:
@@ -347,6 +386,37 @@ def _fields(prompt: str, choices: str, label: str, completion: str, group: str, 
         return Fields(
             prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group, match, window
         )
+
+
+def _samples(
+    model: str,
+    revision: str | None,
+    data: Path | None,
+    fields: Fields,
+    task: str,
+    data_dir: Path | None,
+    protocol: str,
+) -> list[Sample]:
+    """The samples of --data or of --task, whichever is given."""
+    from lasertri.models import load_tokenizer
+    from lasertri.tasks.files import Fields, as_samples
+    from lasertri.tasks.named import described, task_samples
+
+    if (data is None) == (not task):
+        raise typer.BadParameter("expected either --data or --task, came " + ("both" if task else "neither"))
+    if data is not None:
+        if data_dir is not None or protocol != "corrected":
+            raise typer.BadParameter("--data-dir and --protocol go with --task, not with --data")
+        return as_samples(data, fields)
+    if fields != Fields():
+        raise typer.BadParameter(
+            "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"
+        )
+    tokenizer = load_tokenizer(model, revision=revision)
+    masked = tokenizer.mask_token is not None  # a decoder's has none
+    found = task_samples(task, masked=masked, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer)
+    typer.echo(described(task, found), err=True)
+    return found
 
 
 def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Number, ...]:

@@ -8,6 +8,7 @@ from numbers import Integral
 
 from lasertri.errors import LasertriError
 
+MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
 MATCHES = ("tokens", "text", "contains", "contains-with-prompt")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from lasertri.errors import LasertriError
 from lasertri.tasks import Sample, check_match
 
 Row = dict[str, Any]
+PlacedRow = tuple[str, Row]
+Reader = Callable[[Path], Iterator[PlacedRow]]
 SampleSource = str | Path | Iterable[Sample | Row]
 
 
@@ -63,7 +65,7 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
         LasertriError: naming file, line and field, where a row cannot be used.
     """
     if isinstance(source, str | Path):
-        return _checked(_rows(Path(source)), fields or Fields(), str(source))
+        return _checked(read_rows(Path(source)), fields or Fields(), str(source))
     items = list(source)
     ready = [item for item in items if isinstance(item, Sample)]
     if items and len(ready) == len(items):
@@ -105,10 +107,15 @@ def _one_kind(samples: Sequence[Sample]) -> None:
             raise LasertriError(f"{sample.source}: expected choices in all rows or in none")
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, *, json_reader: Reader | None = None) -> Iterator[PlacedRow]:
+    """Every row of a file with its place, such as "train.jsonl:17".
+
+    Args:
+        json_reader: reads a .json file; by default as jsonl.
+    """
     if not path.is_file():
         raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".parquet": _parquet}
+    readers = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
         raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
     try:
@@ -119,7 +126,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise LasertriError(f"{path}: expected a file that can be read: {error}") from error
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+def _jsonl(path: Path) -> Iterator[PlacedRow]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -133,7 +140,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Row]]:
             yield f"{path}:{number}", row
 
 
-def _csv(path: Path) -> Iterator[tuple[str, Row]]:
+def _csv(path: Path) -> Iterator[PlacedRow]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines, strict=True)
         start = 2
@@ -150,7 +157,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Row]]:
             raise LasertriError(f"{path}:{start}: expected comma-separated values ({error})") from error
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet(path: Path) -> Iterator[PlacedRow]:
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
