@@ -142,7 +142,8 @@ class FactoredLinear(nn.Module):
         left, rows = iter(self.left), []
         for part, (count, _, rank) in zip(self.weight.detach().split(self._widths), self._groups, strict=True):
             if rank is not None:
-                part = (next(left).detach().to(dtype) @ part.to(dtype).reshape(count, rank, -1)).flatten(0, 1)
+                right = part.to(dtype).view(count, rank, self.in_features)
+                part = (next(left).detach().to(dtype) @ right).flatten(0, 1)
             rows.append(part.to(dtype))
         stored = torch.cat(rows)
         return stored if self.index is None else stored[self.index]
