@@ -162,7 +162,8 @@ def compress(
     after a failure, is as it was.
 
     Args:
-        energy: every block keeps the lowest rank with this share of its squared singular values.
+        energy: every block keeps the lowest rank with this share of its squared singular values, before rounding to
+            the weight's dtype.
         rank: or rank `int(min(b, n) * rank)` of every block.
         targets: regular expression for module paths; by default the MLP matrices of every layer.
         blocks: number K of row blocks.
@@ -196,14 +197,11 @@ def _compressed(
 ) -> tuple[FactoredLinear | None, CompressedMatrix]:
     """A target's new layer, if factors pay for any of its blocks."""
     weight, ranks = target.view(target.parameter(model)), retention.ranks(factors)
-    columns, heights = factors.columns, factors.partition.heights
-    squares = float(weight.double().square().sum())
-    unchanged = CompressedMatrix(target, (None,) * len(ranks), (weight.numel(),) * 2, (squares, 0.0))
-    if not any(pays(rank, height, columns) for rank, height in zip(ranks, heights, strict=True)):
-        return None, unchanged
-    layer = factored(linear_at(model, str(target)), truncated_factors(weight, factors, ranks), weight)
+    squares, layer = float(weight.double().square().sum()), None
+    if any(pays(rank, height, factors.columns) for rank, height in zip(ranks, factors.partition.heights, strict=True)):
+        layer = factored(linear_at(model, str(target)), truncated_factors(weight, factors, ranks), weight)
     if layer is None:
-        return None, unchanged
+        return None, CompressedMatrix(target, (None,) * len(ranks), (weight.numel(),) * 2, (squares, 0.0))
     lost = float((weight.double() - layer.product(torch.float64)).square().sum())
     after = layer.weight.numel() + sum(left.numel() for left in layer.left)
     return layer, CompressedMatrix(target, layer.layout.ranks, (weight.numel(), after), (squares, lost))
