@@ -21,9 +21,11 @@ from lasertri.version import __version__
 
 if TYPE_CHECKING:
     from lasertri.adaptation import Adaptation
+    from lasertri.checkpoint import save
+    from lasertri.compression import Compression, compress
     from lasertri.edit import Edit
     from lasertri.method import adapt
-    from lasertri.models import load_model, load_tokenizer
+    from lasertri.models import load, load_model, load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
     from lasertri.tasks.named import task_samples
 
@@ -31,6 +33,7 @@ __all__ = [
     "Adaptation",
     "BlockFactors",
     "BlockScores",
+    "Compression",
     "Edit",
     "Fields",
     "LasertriError",
@@ -40,10 +43,13 @@ __all__ = [
     "adapt",
     "as_samples",
     "block_svd",
+    "compress",
     "linear_blocks",
+    "load",
     "load_model",
     "load_tokenizer",
     "reduce_blocks",
+    "save",
     "score_blocks",
     "task_samples",
     "use_backend",
@@ -52,9 +58,13 @@ __all__ = [
 _LAZY = {  # these import transformers, which importing the ops should not
     "adapt": "lasertri.method",
     "Adaptation": "lasertri.adaptation",
+    "Compression": "lasertri.compression",
+    "compress": "lasertri.compression",
     "Edit": "lasertri.edit",
+    "load": "lasertri.models",
     "load_model": "lasertri.models",
     "load_tokenizer": "lasertri.models",
+    "save": "lasertri.checkpoint",
     "Fields": "lasertri.tasks.files",
     "as_samples": "lasertri.tasks.files",
     "task_samples": "lasertri.tasks.named",

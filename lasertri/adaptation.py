@@ -12,8 +12,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.artefacts import whole_directory
+from lasertri.checkpoint import write_checkpoint
 from lasertri.comparison import Comparison
-from lasertri.edit import Edit, all_applied
+from lasertri.edit import Edit, all_applied, factored_edits
+from lasertri.factored import exchanged
 from lasertri.report import render, report_obstacle
 from lasertri.search import Round
 from lasertri.settings import Settings
@@ -72,20 +74,23 @@ class Adaptation:
             "environment": self.environment,
         }
 
-    def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, directory: str | Path, *, overwrite: bool = False, factored: bool = False) -> None:
         """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
 
         A second edit stands in `edit-2`. It does not matter whether they are applied by now. Without one only what was
         measured is written. The folder appears when it is complete.
+
+        Args:
+            factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
 
         Raises:
             LasertriError: the folder has something in it, or cannot be written.
         """
         with whole_directory(Path(directory), overwrite=overwrite) as folder:
             if self.edits:
-                with all_applied(self.edits, self.model):
-                    self.model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                layers = factored_edits(self.edits, self.model) if factored else {}
+                with all_applied(self.edits, self.model), exchanged(self.model, layers):
+                    write_checkpoint(self.model, folder, self.tokenizer)
             for number, edit in enumerate(self.edits, start=1):
                 edit.save(folder if number == 1 else folder / f"edit-{number}")
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)

@@ -72,9 +72,17 @@ Dtype = Annotated[DtypeName, typer.Option(help="auto is the checkpoint's own.")]
 Device = Annotated[str | None, typer.Option(help="Where to run; CUDA if torch has it.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder for checkpoint, edit and report.")]
+Save = Annotated[
+    Literal["checkpoint", "factored"],
+    typer.Option(help="factored: edited weights as factors, where those are smaller, for lasertri.load alone."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Divide a choice's log-probability by its characters.")]
 Delimiter = Annotated[str, typer.Option(help="Between prompt and answer, where neither has white space.")]
+Targets = Annotated[
+    str | None, typer.Option(help="Regular expression for module paths; by default every layer's MLP matrices.")
+]
+MemoryBudget = Annotated[float, typer.Option(min=0, max=1e6, help="GiB for FP64 workspace and factors.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run through the model at once.")]
 
 
@@ -122,9 +130,7 @@ def adapt(
     revision: Revision = None,
     dtype: Dtype = "auto",
     device: Device = None,
-    targets: Annotated[
-        str | None, typer.Option(help="Regular expression for module paths; by default every layer's MLP matrices.")
-    ] = None,
+    targets: Targets = None,
     count: Annotated[int, typer.Option("--count", "-q", help="Targets to measure, best score first.")] = 5,
     strategy: Annotated[
         str, typer.Option(help="What is scored and measured: " + ", ".join(STRATEGIES) + ".", metavar="NAME")
@@ -153,7 +159,8 @@ def adapt(
     backend: Annotated[
         Literal["auto", "gram", "triton", "cuda", "reference"], typer.Option(help="Of the ops; see lasertri info.")
     ] = "auto",
-    memory_budget: Annotated[float, typer.Option(min=0, max=1e6, help="GiB for FP64 workspace and factors.")] = 4.0,
+    memory_budget: MemoryBudget = 4.0,
+    save: Save = "checkpoint",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -185,7 +192,8 @@ def adapt(
     fields = _fields(prompt, choices, label, completion, group, match, window)
     samples = _samples(model, revision, data, fields, task, data_dir, protocol)
     others = None if held_out is None else as_samples(held_out, fields)
-    _run(model, samples, others, settings, output, overwrite, as_json, revision=revision, dtype=dtype, device=device)
+    source: dict[str, Any] = {"factored": save == "factored", "revision": revision, "dtype": dtype, "device": device}
+    _run(model, samples, others, settings, output, overwrite, as_json, **source)
 
 
 @app.command()
@@ -210,21 +218,71 @@ def apply(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
     revision: Revision = None,
     dtype: Annotated[DtypeName, typer.Option(help="Must be the edit's.")] = "auto",
+    save: Save = "checkpoint",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Write MODEL with a saved EDIT as a plain Hugging Face checkpoint."""
-    from lasertri.artefacts import check_writable, whole_directory
-    from lasertri.edit import Edit
+    """Write MODEL with a saved EDIT as a plain Hugging Face checkpoint, or with factors."""
+    from lasertri import checkpoint
+    from lasertri.artefacts import check_writable
+    from lasertri.edit import Edit, factored_edits
+    from lasertri.factored import exchange
 
     chosen = Edit.load(edit)
     check_writable(output, overwrite=overwrite)
     loaded, tokenizer = _load(model, revision, dtype, "cpu")
     chosen.apply(loaded)
-    with whole_directory(output, overwrite=overwrite) as folder:
-        loaded.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    if save == "factored":
+        exchange(loaded, factored_edits([chosen], loaded))
+    checkpoint.save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
     _print({"edit": chosen.candidate.to_dict(), "output": str(output)}, as_json, f"wrote {output}")
+
+
+@app.command("compress")
+@reported
+def compress_command(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, for lasertri.load alone.")],
+    energy: Annotated[
+        float | None, typer.Option(help="Share of its squared singular values that every block keeps, such as 0.99.")
+    ] = None,
+    rank: Annotated[
+        float | None, typer.Option(help="Or the share ρ of their number: rank int(min(b, n) ρ).", metavar="RHO")
+    ] = None,
+    targets: Targets = None,
+    blocks: Annotated[int, typer.Option(min=1, help="Number of row blocks K.")] = 1,
+    revision: Revision = None,
+    dtype: Dtype = "auto",
+    device: Device = None,
+    memory_budget: MemoryBudget = 4.0,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
+    from lasertri.artefacts import check_writable
+    from lasertri.checkpoint import save
+    from lasertri.compression import Retention, compress
+    from lasertri.models import checkpoint_files
+
+    with _usage():
+        Retention(energy, rank)
+    check_writable(output, overwrite=overwrite)
+    loaded, tokenizer = _load(model, revision, dtype, device)
+    check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
+    result = compress(
+        loaded,
+        energy=energy,
+        rank=rank,
+        targets=targets,
+        blocks=blocks,
+        memory_budget=int(memory_budget * 2**30),
+        files=checkpoint_files(model, revision=revision),
+    )
+    written = str(output) if result.count else None
+    if written is not None:
+        save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
+    _print(result.to_dict() | {"output": written}, as_json, str(result))
+    typer.echo("nothing written: no factors would be smaller" if written is None else f"wrote {written}", err=True)
 
 
 @app.command("eval")
@@ -333,6 +391,7 @@ def _run(
     overwrite: bool,
     as_json: bool,
     *,
+    factored: bool = False,
     revision: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
@@ -351,7 +410,7 @@ def _run(
     result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, files=files, **vars(settings))
     _print(result.to_dict(), as_json, str(result))
     if output is not None:
-        result.save(output, overwrite=overwrite)
+        result.save(output, overwrite=overwrite, factored=factored)
         typer.echo(f"wrote {output}", err=True)
     return result
 

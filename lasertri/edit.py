@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,12 +19,16 @@ from torch import Tensor, nn
 from lasertri import ops
 from lasertri.checksum import weight_sha256
 from lasertri.errors import LasertriError
+from lasertri.factored import factored, linear_at
+from lasertri.factored_linear import FactoredLinear
 from lasertri.factors import FactorStore
 from lasertri.laser_svd import laser_factors
 from lasertri.ops import BlockFactors
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
 from lasertri.version import __version__
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "lasertri_config.json"
 FACTORS_NAME = "lasertri_edit.safetensors"
@@ -62,7 +67,7 @@ class Edit:
         else:
             known = factors.of(*candidate.factors)
             order = known.partition.order
-            pairs = list(_truncated(weight, known, candidate.ranks))
+            pairs = list(truncated_factors(weight, known, candidate.ranks))
         dtype = torch.promote_types(stored.dtype, torch.float32)
         left, right = ([side.to(dtype).cpu().contiguous() for side in sides] for sides in zip(*pairs, strict=True))
         config = getattr(model, "config", None)
@@ -203,6 +208,19 @@ def all_applied(edits: Sequence[Edit], model: nn.Module) -> Iterator[None]:
         yield
 
 
+def factored_edits(edits: Sequence[Edit], model: nn.Module) -> dict[str, FactoredLinear]:
+    """By module path a layer for every edit that pays; of the others a warning says that they stay whole."""
+    layers = {}
+    for edit in edits:
+        path = str(edit.candidate.target)
+        layer = factored(linear_at(model, path), zip(edit.left, edit.right, strict=True), edit.weight, order=edit.order)
+        if layer is None:
+            logger.warning("%s: its factors would not be smaller than the weight, which is written whole", path)
+        else:
+            layers[path] = layer
+    return layers
+
+
 @contextmanager
 def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]:
     """Give a target another weight within, then restore its own bit for bit."""
@@ -216,7 +234,7 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
             stored.copy_(original)
 
 
-def _truncated(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+def truncated_factors(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
     """Of every block the truncation's two factors, `[b, k]` and `[k, n]`, FP64."""
     offsets, order = factors.partition.offsets, factors.partition.order
     for j, (rank, length) in enumerate(zip(ranks, factors.lengths, strict=True)):

@@ -18,23 +18,29 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lasertri.checkpoint import load_factored, read_layouts
 from lasertri.errors import LasertriError
 
 
 def load_model(
-    name: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str | None = None
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = "auto",
+    device: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model for inference.
+    """Load a causal language model for inference, with factored layers where `save` wrote such.
 
     Args:
         name: a hub id or a local folder.
         revision: branch, tag or commit on the hub.
-        dtype: "auto" for the checkpoint's own, or "float32", "bfloat16", "float16".
+        dtype: "auto" or None for the checkpoint's own, or "float32", "bfloat16", "float16".
         device: where it runs; by default CUDA where torch has it.
 
     Raises:
         LasertriError: it is not there, is damaged, or is not a causal language model.
     """
+    dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, came {dtype!r}")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,10 +59,14 @@ def load_model(
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
+    layouts, options = read_layouts(name, revision=revision), {"config": config, "dtype": dtype, **source}
+    loaded: Any
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True, **source
-        )
+        if layouts:
+            base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            loaded = load_factored(base, layouts, name, **options)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
         raise LasertriError(
             f"{name}: the checkpoint cannot be read ({_first_line(error)}); download it again"
@@ -68,6 +78,9 @@ def load_model(
             f"{min(report['missing_keys'])} among them; download the checkpoint again"
         )
     return model.to(place).eval()
+
+
+load = load_model  # beside `save`
 
 
 def checkpoint_files(name: str | Path, *, revision: str | None = None) -> list[Path]:

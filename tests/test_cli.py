@@ -114,7 +114,7 @@ def test_info_says_of_each_library_of_the_extension_whether_it_can_be_used():
     assert f"_cpu: {extension['_cpu']}" in run("info").stdout
 
 
-@pytest.mark.parametrize("command", [[], ["adapt"], ["apply"], ["eval"], ["info"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["adapt"], ["apply"], ["compress"], ["eval"], ["info"], ["demo"]])
 def test_help(command):
     result = run(*command, "--help")
     assert result.exit_code == 0
