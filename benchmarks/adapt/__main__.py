@@ -1,5 +1,8 @@
 """What adapting takes from end to end, route by route on one model: `python -m benchmarks.adapt --model demo`.
 
+On a GPU, `--model gptj-6b` has GPT-J-6B's shape in BF16 with random weights. The paper's algorithm in plain torch is
+left out there: it takes 224 SVDs of 4096 columns to score alone.
+
 Every route gets the same model, samples, threads and grid (the paper's 9 ratios, K = 1, 2, 4, 8, the 5 best matrices).
 Seconds are of the search: encoding, preflight and the held-out report of `adapt` are recorded beside it. Peak memory is
 over what was resident before. Sample forwards count as in the paper: one for every sample that a trial reads, one for
@@ -36,6 +39,7 @@ from lasertri.targets import Target, layers_path
 
 T = TypeVar("T")
 MODELS = ("demo", "deep", "random")
+GPU_MODEL = "gptj-6b"
 SAMPLES, COUNT = 100, 5
 GRADIENT = 2.41  # sample forwards that one sample's gradient counts for in the paper
 SEED, HELD_OUT_SEED, SECOND_SEED = 1, 2, 3
@@ -43,17 +47,22 @@ SEED, HELD_OUT_SEED, SECOND_SEED = 1, 2, 3
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its task; `laser` limits what of LASER is measured."""
+    """A model and its task; `laser` limits what of LASER is measured, and `paper` is whether the plain route is."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     samples: Callable[[int, int], list[Sample]]
     files: Sequence[Path]
     laser: dict[str, int]
+    paper: bool = True
 
     @classmethod
     def make(cls, name: str) -> Case:
         laser = {"limit": 36, "sample_limit": 100} if name == "demo" else {"limit": 18, "sample_limit": 20}
+        if name == GPU_MODEL:
+            model = random_gptj.make_model(28, 4096, 16, dtype=torch.bfloat16, device="cuda")
+            laser = {"limit": 4, "sample_limit": 20}
+            return cls(model, random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser, paper=False)
         if name == "random":
             return cls(random_gptj.make_model(), random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser)
         folder = MODEL_DIR if name == "demo" else deep_recall()
@@ -61,14 +70,16 @@ class Case:
 
 
 def main(
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}, or all.")] = "demo",
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}, or all; on a GPU {GPU_MODEL}.")] = "demo",
     trials: Annotated[int | None, typer.Option(help="Candidates of the plain route measured; all by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     output: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
 ) -> None:
     """Measure, check, print and record."""
-    if model not in (*MODELS, "all"):
-        raise typer.BadParameter(f"expected one of {[*MODELS, 'all']}, came {model!r}", param_hint="--model")
+    if model not in (*MODELS, GPU_MODEL, "all"):
+        raise typer.BadParameter(f"expected one of {[*MODELS, GPU_MODEL, 'all']}, came {model!r}", param_hint="--model")
+    if model == GPU_MODEL and not torch.cuda.is_available():
+        raise typer.BadParameter(f"expected a CUDA device for {GPU_MODEL}, torch sees none", param_hint="--model")
     torch.set_num_threads(threads)
     agreed = True
     for name in MODELS if model == "all" else (model,):
@@ -103,43 +114,56 @@ def compare(case: Case, trials: int | None = None) -> dict[str, object]:
         forwards = (whole["candidates"] + 1) * whole["samples"]
         row(f"(a) LASER, {whole['samples']}", whole["seconds"], forwards, use, extrapolated=True)
 
-    paper, use = measured(lambda: plain.paper_search(*context, count=COUNT, limit=trials))
-    forwards = (paper["candidates"] + 1 + GRADIENT) * SAMPLES
-    row("(b) paper", paper["seconds"]["all"], forwards, use, extrapolated=paper["extrapolated"], phases=paper)
+    if case.paper:
+        paper, use = measured(lambda: plain.paper_search(*context, count=COUNT, limit=trials))
+        forwards = (paper["candidates"] + 1 + GRADIENT) * SAMPLES
+        row("(b) paper", paper["seconds"]["all"], forwards, use, extrapolated=paper["extrapolated"], phases=paper)
 
-    def lasertri(route: str, task: Sequence[Sample], race: bool) -> Round:
-        result, use = measured(lambda: adapted(case, task, race=race))
+    def lasertri(route: str, task: Sequence[Sample], race: bool, **settings: object) -> Adaptation:
+        result, use = measured(lambda: adapted(case, task, race=race, **settings))
         found = result.rounds[0]
         read = sum(trial.measurement.n for trial in found.trials)
         seconds = sum(result.seconds.get(phase, 0.0) for phase in ("factor", "score", "trials"))
         forwards = read + (1 + GRADIENT) * SAMPLES
         row(route, seconds, forwards, use, phases=result.seconds, trials=len(found.trials))
-        return found
+        return result
 
     with cache():
         full = lasertri("(c) full grid", samples, race=False)
+    if not case.paper:
+        with cache():
+            lasertri("(d) ranked at K = 1", samples, race=True, scoring_blocks=1)
     with cache():
         lasertri("(d) racing", samples, race=True)
         lasertri("(e) second task", case.samples(SAMPLES, SECOND_SEED), race=True)
-    base = next(entry["seconds"] for entry in rows if entry["route"] == "(b) paper")
+    seconds = {entry["route"]: entry["seconds"] for entry in rows}
     for entry in rows:
-        entry |= {"times_faster_than_b": base / entry["seconds"], "times_floor": entry["seconds"] / least}
-    exact = plain.paper_search(*context, count=COUNT, limit=trials, dtype=torch.float64)
-    share = layer_share(case.model, list(full.ranking)[:COUNT])
-    bound = passes["gradient"] + (1 + share * len(full.trials)) * passes["forward"]
+        entry["times_floor"] = entry["seconds"] / least
+        for route, name in (("(b) paper", "b"), (f"(a) LASER, {plain.FEVER_VALIDATION}", "a")):
+            if route in seconds:
+                entry[f"times_faster_than_{name}"] = seconds[route] / entry["seconds"]
+    found = full.rounds[0]
+    if case.paper:
+        exact = plain.paper_search(*context, count=COUNT, limit=trials, dtype=torch.float64)
+        check = agreement(exact, found)
+    else:
+        check = remeasured(full)
+    share = layer_share(case.model, list(found.ranking)[:COUNT])
+    bound = passes["gradient"] + (1 + share * len(found.trials)) * passes["forward"]
     return {
         "samples": SAMPLES,
         "threads": torch.get_num_threads(),
         "parameters": sum(p.numel() for p in case.model.parameters()),
+        "weight_mib": sum(p.nbytes for p in case.model.parameters()) / MIB,
         "rows": rows,
         "layer_share": share,
         "bound_seconds": bound,
         "laser": laser["measured"],
-        "check": agreement(exact, full),
+        "check": check,
     }
 
 
-def adapted(case: Case, samples: Sequence[Sample], *, race: bool) -> Adaptation:
+def adapted(case: Case, samples: Sequence[Sample], *, race: bool, **settings: object) -> Adaptation:
     """The search on these samples, with as little held out as can be."""
     return adapt(
         case.model,
@@ -154,6 +178,7 @@ def adapted(case: Case, samples: Sequence[Sample], *, race: bool) -> Adaptation:
         blocks=BLOCK_COUNTS,
         race=race,
         accept="best",
+        **settings,
     )
 
 
@@ -204,6 +229,19 @@ def agreement(paper: dict[str, object], full: Round) -> dict[str, object]:
     }
 
 
+def remeasured(full: Adaptation) -> dict[str, object]:
+    """Compare the best trial with the same edit made of real weights, which `adapt` measures again."""
+    found, real = full.rounds[0].decision, full.calibration
+    if found.accepted is None or real.edited is None:
+        return {"agrees": True, "summary": "no candidate was better than the model itself"}
+    trial, after = found.accepted.measurement, real.edited
+    off = int((trial.correct != after.correct).sum())
+    summary = (
+        f"{found.accepted.candidate.target}: log loss {trial.log_loss:.4f} as a trial, {after.log_loss:.4f} in place"
+    )
+    return {"agrees": off <= 2, "samples": off, "summary": f"{summary}, {off} samples answered otherwise"}
+
+
 def layer_share(model: PreTrainedModel, targets: Sequence[Target]) -> float:
     """Mean share of layers from a target's on: what of a forward pass a replayed trial still runs."""
     count = len(list(model.get_submodule(layers_path(model)).children()))
@@ -217,9 +255,19 @@ def measured(work: Callable[[], T]) -> tuple[T, dict[str, float]]:
     """
     results: list[T] = []
     wall, cpu = time.perf_counter(), time.process_time()
-    size = peak(lambda: results.append(work()))
+    size = peak_bytes(lambda: results.append(work()))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return results[0], {"peak_mib": size / MIB, "wall": wall, "cpu_share": cpu / wall}
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Peak memory of the work over what was in use before: of the GPU where there is one."""
+    if not torch.cuda.is_available():
+        return peak(work)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work()
+    return torch.cuda.max_memory_allocated() - before
 
 
 @contextmanager
@@ -237,11 +285,12 @@ def cache() -> Iterator[None]:
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
-    lines = [f"{'':18}{'seconds':>10}{'peak MiB':>10}{'forwards':>12}{'(b) / it':>10}{'it / floor':>11}{'on CPU':>8}"]
+    ratios = f"{'(a) / it':>10}{'(b) / it':>10}{'it / floor':>11}"
+    lines = [f"{'':20}{'seconds':>10}{'peak MiB':>10}{'forwards':>12}{ratios}{'on CPU':>8}"]
     lines += [
-        f"{row['route']:18}{row['seconds']:10.2f}{row['peak_mib']:10.1f}{row['sample_forwards']:12,.0f}"
-        f"{row['times_faster_than_b']:10.2f}{row['times_floor']:11.1f}{row['cpu_share']:8.0%}"
-        + ("  extrapolated" if row.get("extrapolated") else "")
+        f"{row['route']:20}{row['seconds']:10.2f}{row['peak_mib']:10.1f}{row['sample_forwards']:12,.0f}"
+        f"{row['times_faster_than_a']:10.1f}{row.get('times_faster_than_b', float('nan')):10.2f}"
+        f"{row['times_floor']:11.1f}{row['cpu_share']:8.0%}" + ("  extrapolated" if row.get("extrapolated") else "")
         for row in rows
     ]
     return "\n".join(lines)
@@ -261,6 +310,8 @@ def notes(figures: dict[str, object]) -> str:
         f"layers from a chosen target on: {figures['layer_share']:.0%}, so (c) is worth "
         f"{figures['bound_seconds']:.2f} s of the floor's own passes"
     )
+    if "summary" in check:
+        return "\n".join([*lines, f"check: {'agrees' if check['agrees'] else 'DIFFERS'}; {check['summary']}"])
     lines.append(
         f"check against FP64 SVDs: {'agrees' if check['agrees'] else 'DIFFERS'}; {check['shared']} shared trials, "
         f"same choice among {check['choice_among']}: {check['same_choice']}, log loss apart by at most "

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
 from lasertri import Sample
 
@@ -19,7 +19,14 @@ SHORTEST, LONGEST, MEAN = 30, 60, 40  # tokens of a prompt
 
 
 def make_model(
-    layers: int = 12, width: int = 768, heads: int = 12, vocabulary: int = VOCABULARY, seed: int = 0
+    layers: int = 12,
+    width: int = 768,
+    heads: int = 12,
+    vocabulary: int = VOCABULARY,
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> GPTJForCausalLM:
     torch.manual_seed(seed)
     config = GPTJConfig(
@@ -32,7 +39,8 @@ def make_model(
         bos_token_id=None,
         eos_token_id=None,
     )
-    return GPTJForCausalLM(config).eval()
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def make_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
