@@ -63,6 +63,7 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder for 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.")]
 Normalize = Annotated[bool, typer.Option("--normalize", help="Divide a choice's log-probability by its characters.")]
 Delimiter = Annotated[str, typer.Option(help="Between prompt and answer, where neither has white space.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template, as the user's turn.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run through the model at once.")]
 
 
@@ -131,6 +132,7 @@ def adapt(
     max_edits: Annotated[int, typer.Option(help="Most edits, each found on the model with those before it.")] = 1,
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
+    chat: Chat = False,
     seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
     batch_size: BatchSize = 16,
     backend: Annotated[
@@ -158,6 +160,7 @@ def adapt(
             max_edits=max_edits,
             normalize=normalize,
             delimiter=delimiter,
+            chat=chat,
             seed=seed,
             batch_size=batch_size,
             backend=backend,
@@ -225,6 +228,7 @@ def evaluate_command(
     device: Device = None,
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
+    chat: Chat = False,
     batch_size: BatchSize = 16,
     as_json: Json = False,
 ) -> None:
@@ -236,7 +240,9 @@ def evaluate_command(
 
     samples = as_samples(data, _fields(prompt, choices, label, completion, group))
     loaded, tokenizer = _load(model, revision, dtype, device)
-    encoded = EncodedSamples(samples, model=loaded, tokenizer=tokenizer, delimiter=delimiter, batch_size=batch_size)
+    encoded = EncodedSamples(
+        samples, model=loaded, tokenizer=tokenizer, delimiter=delimiter, chat=chat, batch_size=batch_size
+    )
     result = evaluate(loaded, encoded, normalize=normalize, progress="eval").to_dict()
     _print(result, as_json, f"{measurement(result)}, {result['n']} samples")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lasertri.chat import chat_text
 from lasertri.errors import LasertriError
 from lasertri.models import context_length
 from lasertri.targets import branching_length
@@ -151,13 +152,15 @@ class EncodedSamples:
 
     Args:
         delimiter: stands between prompt and answer, unless one of them has white space there.
+        chat: the prompt is the user's turn in the tokenizer's chat template, and the answer the model's, as it is.
 
     Attributes:
         answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
         tokens: `[E]`, of all answers one after the other; `token_starts` is where each answer begins.
 
     Raises:
-        LasertriError: an answer without tokens, or a sample longer than the model's context.
+        LasertriError: an answer without tokens, a sample longer than the model's context, or `chat` with a tokenizer
+            without a template or with samples that have a delimiter of their own.
     """
 
     def __init__(
@@ -167,6 +170,7 @@ class EncodedSamples:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         delimiter: str = " ",
+        chat: bool = False,
         batch_size: int = 16,
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
@@ -175,12 +179,17 @@ class EncodedSamples:
         closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
 
         def tokens(text: str) -> list[int]:
-            ids = list(tokenizer(text)["input_ids"])
-            return ids[:-1] if closed else ids  # an answer does not end where the tokenizer closes a text
+            # a chat template writes its special tokens itself, and a text that begins with BOS needs no second one
+            special = not chat and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+            ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+            # an answer does not end where the tokenizer closes a text
+            return ids[:-1] if closed and special else ids
 
-        self.answers = [
-            [_encode(tokens, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
-        ]
+        def encoded(sample: Sample) -> list[Answer]:
+            prompt, answers = _chat_texts(sample, tokenizer) if chat else _texts(sample, delimiter)
+            return [_encode(tokens, sample, prompt, answer, context) for answer in answers]
+
+        self.answers = [encoded(sample) for sample in self.samples]
         self._flat = [answer for answers in self.answers for answer in answers]
         self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
         self.starts = np.cumsum([0, *map(len, self.answers)])[:-1]
@@ -266,17 +275,36 @@ class EncodedSamples:
         return Batch(input_ids, sees.to(self.device), row_of, position, token, entry, positions)
 
 
+def _texts(sample: Sample, delimiter: str) -> tuple[str, list[str]]:
+    """Prompt and answers; the white space between them belongs to the answers."""
+    prompt = sample.prompt.rstrip()
+    space = sample.prompt[len(prompt) :]
+    if sample.delimiter is not None:
+        return prompt, [space + sample.delimiter + text for text in sample.answers]
+    return prompt, [(space or ("" if text[:1].isspace() else delimiter)) + text for text in sample.answers]
+
+
+def _chat_texts(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+    """The chat up to where the model's turn is open, and the answers as they are."""
+    if sample.delimiter is not None:
+        raise LasertriError(
+            f"{sample.source}: expected a sample without a delimiter of its own where chat=True, came "
+            f"{sample.delimiter!r}; lm_eval_samples(chat=tokenizer) writes lm_eval's prompts for a chat"
+        )
+    return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}]), list(sample.answers)
+
+
 def _encode(
-    tokenize: Callable[[str], list[int]], sample: Sample, text: str, delimiter: str, context: int | None
+    tokenize: Callable[[str], list[int]], sample: Sample, prompt: str, answer: str, context: int | None
 ) -> Answer:
     """The answer begins with the first token that it changes, even where it merges with the prompt's last."""
-    prompt = sample.prompt.rstrip()
-    gap = sample.prompt[len(prompt) :] or ("" if text[:1].isspace() else delimiter)
-    before, whole = tokenize(prompt), tokenize(prompt + gap + text)
+    before, whole = tokenize(prompt), tokenize(prompt + answer)
+    if sample.delimiter is not None:  # lm-evaluation-harness puts the prompt's own tokens in their place
+        whole[: len(before)] = before
     start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
     tokens = whole[start:]
     if not start or not tokens:
-        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
+        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {answer!r}")
     if context is not None and len(whole) - 1 > context:
         raise LasertriError(
             f"{sample.source}: expected at most {context:,} tokens, the model's context, came {len(whole) - 1:,}; "

@@ -19,6 +19,8 @@ class Sample:
         choices: the possible answers instead; accuracy is the highest summed log-probability.
         label: index of the right choice.
         group: samples that share it (paraphrases of a fact, answers to a question) stay on one side of a split.
+        delimiter: stands between prompt and answer exactly as it is, and tokens are divided there as
+            lm-evaluation-harness divides them; None leaves the delimiter to the run.
         source: where it came from ("train.jsonl:17"), for messages.
     """
 
@@ -27,6 +29,7 @@ class Sample:
     choices: tuple[str, ...] = ()
     label: int | None = None
     group: str | None = None
+    delimiter: str | None = None
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
