@@ -49,7 +49,14 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face hub id or a local folder.")]
 Data = Annotated[Path | None, typer.Option(help="Samples: a jsonl, csv or parquet file.")]
-TaskName = Annotated[str, typer.Option("--task", help="A task by name instead of --data; see lasertri ls.")]
+LM_EVAL = "lm_eval:"
+TaskName = Annotated[
+    str,
+    typer.Option("--task", help=f"A task by name instead of --data: see lasertri ls, or {LM_EVAL}NAME of lm_eval."),
+]
+IncludePath = Annotated[
+    Path | None, typer.Option(help="Folder of lm_eval tasks. Code in it runs: give only one you trust.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of --task; by default the hub.")]
 Protocol = Annotated[
     Literal["corrected", "laser"], typer.Option(help="Of --task; laser: with the bugs of LASER's code, to compare.")
@@ -83,6 +90,7 @@ Targets = Annotated[
     str | None, typer.Option(help="Regular expression for module paths; by default every layer's MLP matrices.")
 ]
 MemoryBudget = Annotated[float, typer.Option(min=0, max=1e6, help="GiB for FP64 workspace and factors.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask in the tokenizer's chat template, as the user's turn.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows run through the model at once.")]
 
 
@@ -115,6 +123,7 @@ def adapt(
     data: Data = None,
     task: TaskName = "",
     data_dir: DataDir = None,
+    include_path: IncludePath = None,
     protocol: Protocol = "corrected",
     held_out: Annotated[
         Path | None, typer.Option(help="Samples to report on; then all rows of --data may calibrate.")
@@ -154,6 +163,7 @@ def adapt(
     max_edits: Annotated[int, typer.Option(help="Most edits, each found on the model with those before it.")] = 1,
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
+    chat: Chat = False,
     seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
     batch_size: BatchSize = 16,
     backend: Annotated[
@@ -182,6 +192,7 @@ def adapt(
             max_edits=max_edits,
             normalize=normalize,
             delimiter=delimiter,
+            chat=chat and not task.startswith(LM_EVAL),
             seed=seed,
             batch_size=batch_size,
             backend=backend,
@@ -190,7 +201,7 @@ def adapt(
     from lasertri.tasks.files import as_samples
 
     fields = _fields(prompt, choices, label, completion, group, match, window)
-    samples = _samples(model, revision, data, fields, task, data_dir, protocol)
+    samples = _samples(model, revision, data, fields, task, data_dir, protocol, include_path, chat)
     others = None if held_out is None else as_samples(held_out, fields)
     source: dict[str, Any] = {"factored": save == "factored", "revision": revision, "dtype": dtype, "device": device}
     _run(model, samples, others, settings, output, overwrite, as_json, **source)
@@ -292,6 +303,7 @@ def evaluate_command(
     data: Data = None,
     task: TaskName = "",
     data_dir: DataDir = None,
+    include_path: IncludePath = None,
     protocol: Protocol = "corrected",
     prompt: Prompt = "{prompt}",
     choices: Choices = "choices",
@@ -305,6 +317,7 @@ def evaluate_command(
     device: Device = None,
     normalize: Normalize = False,
     delimiter: Delimiter = " ",
+    chat: Chat = False,
     batch_size: BatchSize = 16,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure the first samples alone.")] = None,
     as_json: Json = False,
@@ -315,9 +328,16 @@ def evaluate_command(
     from lasertri.summary import measurement
 
     fields = _fields(prompt, choices, label, completion, group, match, window)
-    samples = _samples(model, revision, data, fields, task, data_dir, protocol)[:limit]
+    samples = _samples(model, revision, data, fields, task, data_dir, protocol, include_path, chat)[:limit]
     loaded, tokenizer = _load(model, revision, dtype, device)
-    encoded = EncodedSamples(samples, model=loaded, tokenizer=tokenizer, delimiter=delimiter, batch_size=batch_size)
+    encoded = EncodedSamples(
+        samples,
+        model=loaded,
+        tokenizer=tokenizer,
+        delimiter=delimiter,
+        chat=chat and not task.startswith(LM_EVAL),
+        batch_size=batch_size,
+    )
     result = evaluate(loaded, encoded, normalize=normalize, progress="eval").to_dict()
     _print(result, as_json, f"{measurement(result)}, {result['n']} samples")
 
@@ -455,8 +475,10 @@ def _samples(
     task: str,
     data_dir: Path | None,
     protocol: str,
+    include_path: Path | None,
+    chat: bool,
 ) -> list[Sample]:
-    """The samples of --data or of --task, whichever is given."""
+    """The samples of --data or of --task, whichever is given; lm_eval writes its prompts for a chat by itself."""
     from lasertri.models import load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
     from lasertri.tasks.named import described, task_samples
@@ -467,6 +489,20 @@ def _samples(
         if data_dir is not None or protocol != "corrected":
             raise typer.BadParameter("--data-dir and --protocol go with --task, not with --data")
         return as_samples(data, fields)
+    if task.startswith(LM_EVAL):
+        from lasertri.tasks.lm_eval import lm_eval_samples
+
+        if data_dir is not None or protocol != "corrected" or fields != Fields(group=fields.group):
+            raise typer.BadParameter(
+                "of the options for samples --group, --include-path and --chat go with lm_eval tasks"
+            )
+        tokenizer = load_tokenizer(model, revision=revision) if chat else None
+        name = task.removeprefix(LM_EVAL)
+        found = lm_eval_samples(name, include_path=include_path, group=fields.group, chat=tokenizer)
+        typer.echo(described(task, found), err=True)
+        return found
+    if include_path is not None:
+        raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
     if fields != Fields():
         raise typer.BadParameter(
             "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"

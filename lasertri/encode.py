@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lasertri.chat import chat_text
 from lasertri.errors import LasertriError
 from lasertri.models import context_length
 from lasertri.targets import branching_length
@@ -151,6 +152,7 @@ class EncodedSamples:
 
     Args:
         delimiter: stands between prompt and answer, unless one of them has white space there.
+        chat: the prompt is the user's turn in the tokenizer's chat template, and the answer the model's, as it is.
 
     Attributes:
         answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
@@ -161,7 +163,8 @@ class EncodedSamples:
         work: tokens that are read, and those that are written.
 
     Raises:
-        LasertriError: an answer without tokens, or a sample longer than the model's context.
+        LasertriError: an answer without tokens, a sample longer than the model's context, or `chat` with a tokenizer
+            without a template or with samples that have a delimiter of their own.
     """
 
     def __init__(
@@ -171,6 +174,7 @@ class EncodedSamples:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         delimiter: str = " ",
+        chat: bool = False,
         batch_size: int = 16,
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
@@ -180,11 +184,16 @@ class EncodedSamples:
         closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
 
         def tokens(text: str) -> list[int]:
-            ids = list(tokenizer(text)["input_ids"])
-            return ids[:-1] if closed else ids  # an answer does not end where the tokenizer closes a text
+            # a chat template writes its special tokens itself, and a text that begins with BOS needs no second one
+            special = not chat and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+            ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+            # an answer does not end where the tokenizer closes a text
+            return ids[:-1] if closed and special else ids
 
+        texts = [_chat_texts(sample, tokenizer) if chat else _texts(sample, delimiter) for sample in self.samples]
         self.answers = [
-            [_encode(tokens, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
+            [_encode(tokens, sample, prompt, answer, context) for answer in answers]
+            for sample, (prompt, answers) in zip(self.samples, texts, strict=True)
         ]
         self._flat = [answer for answers in self.answers for answer in answers]
         self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
@@ -194,7 +203,7 @@ class EncodedSamples:
         self.characters = np.array([len(text) for sample in self.samples for text in sample.answers])
         self.gold = self.starts + [sample.gold for sample in self.samples]
         self.free = np.array([not sample.choices for sample in self.samples])
-        self.prompts = {i: _prompt(tokens, s, context) for i, s in enumerate(self.samples) if s.window}
+        self.prompts = {i: _prompt(tokens, s, texts[i][0], context) for i, s in enumerate(self.samples) if s.window}
         self.work = len(self.tokens) + sum(sample.window for sample in self.samples)
         self._texts: dict[tuple[int, ...], str] = {}
 
@@ -285,26 +294,45 @@ class EncodedSamples:
         return Batch(input_ids, sees.to(self.device), row_of, position, token, entry, positions)
 
 
+def _texts(sample: Sample, delimiter: str) -> tuple[str, list[str]]:
+    """Prompt and answers; the white space between them belongs to the answers."""
+    prompt = sample.prompt.rstrip()
+    space = sample.prompt[len(prompt) :]
+    if sample.delimiter is not None:
+        return prompt, [space + sample.delimiter + text for text in sample.answers]
+    return prompt, [(space or ("" if text[:1].isspace() else delimiter)) + text for text in sample.answers]
+
+
+def _chat_texts(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
+    """The chat up to where the model's turn is open, and the answers as they are."""
+    if sample.delimiter is not None:
+        raise LasertriError(
+            f"{sample.source}: expected a sample without a delimiter of its own where chat=True, came "
+            f"{sample.delimiter!r}; lm_eval_samples(chat=tokenizer) writes lm_eval's prompts for a chat"
+        )
+    return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}]), list(sample.answers)
+
+
 def _encode(
-    tokenize: Callable[[str], list[int]], sample: Sample, text: str, delimiter: str, context: int | None
+    tokenize: Callable[[str], list[int]], sample: Sample, prompt: str, answer: str, context: int | None
 ) -> Answer:
     """The answer begins with the first token that it changes, even where it merges with the prompt's last."""
-    prompt = sample.prompt.rstrip()
-    gap = sample.prompt[len(prompt) :] or ("" if text[:1].isspace() else delimiter)
-    before, whole = tokenize(prompt), tokenize(prompt + gap + text)
+    before, whole = tokenize(prompt), tokenize(prompt + answer)
+    if sample.delimiter is not None:  # lm-evaluation-harness puts the prompt's own tokens in their place
+        whole[: len(before)] = before
     start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
     tokens = whole[start:]
     if not start or not tokens:
-        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
+        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {answer!r}")
     _check_length(len(whole) - 1, sample, context)
     return Answer(tuple(whole[:-1]), tuple(tokens))
 
 
-def _prompt(tokenize: Callable[[str], list[int]], sample: Sample, context: int | None) -> tuple[int, ...]:
+def _prompt(tokenize: Callable[[str], list[int]], sample: Sample, prompt: str, context: int | None) -> tuple[int, ...]:
     """White space at the end is the model's to write: it may be part of the first token of an answer."""
-    prompt = tokenize(sample.prompt.rstrip())
-    _check_length(len(prompt) + sample.window - 1, sample, context)
-    return tuple(prompt)
+    tokens = tokenize(prompt)
+    _check_length(len(tokens) + sample.window - 1, sample, context)
+    return tuple(tokens)
 
 
 def _check_length(count: int, sample: Sample, context: int | None) -> None:

@@ -69,7 +69,12 @@ def adapt(
     if tokenizer is None:
         tokenizer = load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
     encode = functools.partial(
-        EncodedSamples, model=model, tokenizer=tokenizer, delimiter=chosen.delimiter, batch_size=chosen.batch_size
+        EncodedSamples,
+        model=model,
+        tokenizer=tokenizer,
+        delimiter=chosen.delimiter,
+        chat=chosen.chat,
+        batch_size=chosen.batch_size,
     )
     calibration = gradient_samples = encode(split.calibration)
     if strategy.gradients not in (None, strategy.evaluation):

@@ -36,6 +36,7 @@ class Settings:
         max_edits: most edits, found one after the other, each on the model with those before it.
         normalize: divide a choice's log-probability by its characters.
         delimiter: stands between prompt and answer where neither has white space.
+        chat: put prompts into the tokenizer's chat template as the user's turn, with answers as the model's.
         seed: of the split and of the test.
         batch_size: rows run through the model at once.
         backend: of the ops, "auto" or one that `lasertri info` lists.
@@ -58,6 +59,7 @@ class Settings:
     max_edits: int = 1
     normalize: bool = False
     delimiter: str = " "
+    chat: bool = False
     seed: int = 0
     batch_size: int = 16
     backend: str = "auto"

@@ -31,6 +31,8 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
         "import sys; sys.path += {site!r}; "
         "import lasertri, pathlib; "
         "from lasertri.demo import MODEL_DIR; from lasertri.models import load_model, load_tokenizer; "
+        "from lasertri.tasks.lm_eval import LASER_TASKS; "
+        "assert len(list(LASER_TASKS.glob('*.yaml'))) == 8 and (LASER_TASKS / 'laser.py').exists(); "
         "from lasertri.demo.recall import samples; from lasertri.report import render; "
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "
         "load_model(MODEL_DIR); load_tokenizer(MODEL_DIR); print(len(samples(20, seed=0)))"

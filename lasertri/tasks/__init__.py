@@ -27,6 +27,8 @@ class Sample:
             "contains-with-prompt": it is found in the prompt or that text, which is how LASER's code counts; for
             comparison alone, since a prompt that holds the answer is always right.
         window: how many tokens the model writes, greedily, where an answer is looked for in them.
+        delimiter: stands between prompt and answer exactly as it is, and tokens are divided there as
+            lm-evaluation-harness divides them; None leaves the delimiter to the run.
         source: where it came from ("train.jsonl:17"), for messages.
     """
 
@@ -37,6 +39,7 @@ class Sample:
     group: str | None = None
     match: str = "tokens"
     window: int = 0
+    delimiter: str | None = None
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
