@@ -7,6 +7,7 @@ training a model on one core; trained models stay in benchmarks/cache/selection.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,21 +208,25 @@ def main(
     seeds: Annotated[int, typer.Option(help="Training seeds 0 to N - 1.")] = 5,
     architectures: Annotated[str, typer.Option(help="Forms of the demo's model.")] = "gptj,gpt2,llama",
     models: Annotated[list[Path] | None, typer.Option(help="Folders of other models, measured on --data.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Samples for --models; the first 100 are used.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="Samples for --models; the first 100 are used.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File of the record.")] = None,
 ) -> None:
     """Train, measure, compare and record."""
-    if models and data is None:
+    if models and not data:
         raise typer.BadParameter("expected --data, the samples that --models are measured on")
     machine = machine_record()
     torch.set_num_threads(1)
     recall = samples(SAMPLES, seed=1)
     pairs = [(trained(form, seed), recall) for seed in range(seeds) for form in architectures.split(",")]
-    pairs += [(folder, as_samples(data)[:SAMPLES]) for folder in models or ()]
+    names = ["recall"] * len(pairs)
+    for folder, file in itertools.product(models or (), data or ()):
+        pairs.append((folder, as_samples(file)[:SAMPLES]))
+        names.append(file.stem)
     results = [observed(*pair) for pair in tqdm(pairs, "models")]
-    records = [record for record, _ in results]
+    records = [{"samples": name, **record} for name, (record, _) in zip(names, results, strict=True)]
     rows = averaged([figures for _, figures in results])
     typer.echo(f"mean over {len(results)} models\n{table(rows)}")
-    write_record("bench_selection", {"samples": SAMPLES, "rows": rows, "models": records}, machine=machine)
+    write_record("bench_selection", {"samples": SAMPLES, "rows": rows, "models": records}, output, machine)
 
 
 if __name__ == "__main__":
