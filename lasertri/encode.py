@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,18 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lasertri.errors import LasertriError
-from lasertri.models import context_length
+from lasertri.answers import answer_encoder
+from lasertri.models import model_kind
 from lasertri.targets import branching_length
 from lasertri.tasks import Sample, group_names
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The tokens of one answer and the model input whose last `len(tokens)` positions predict them."""
-
-    row: tuple[int, ...]
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -33,24 +25,33 @@ class Row:
     Attributes:
         shared: tokens before the branches; all of them where there are none.
         branches: tokens of every branch.
+        decoder: tokens of an encoder-decoder's decoder, where those before are its encoder's.
     """
 
     tokens: tuple[int, ...]
     shared: int
     branches: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[tuple[int, ...]]) -> Row:
+    def of(cls, sequences: Sequence[tuple[int, ...]], decoder: tuple[int, ...] = ()) -> Row:
         """One row for sequences that begin alike."""
         if len(sequences) == 1:
-            return cls(sequences[0], len(sequences[0]))
+            return cls(sequences[0], len(sequences[0]), decoder=decoder)
         columns = enumerate(zip(*sequences, strict=False))
         shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
         ends = [sequence[shared:] for sequence in sequences]
         return cls((*sequences[0][:shared], *itertools.chain(*ends)), shared, tuple(map(len, ends)))
 
+    @property
+    def length(self) -> int:
+        """Tokens that are run."""
+        return len(self.tokens) + len(self.decoder)
+
     def places(self, sequence: int) -> list[int]:
-        """Where the tokens of one of the sequences stand."""
+        """Where the tokens of one of the sequences stand, or those of the decoder."""
+        if self.decoder:
+            return list(range(len(self.decoder)))
         start = self.shared + sum(self.branches[:sequence])
         return [*range(self.shared), *range(start, start + sum(self.branches[sequence : sequence + 1]))]
 
@@ -74,8 +75,9 @@ class Batch:
         input_ids: `[B, T]`.
         attention_mask: `[B, T]`, or where rows have branches which token sees which, `[B, 1, T, T]` bool.
         position_ids: `[B, T]` where rows have branches.
-        row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, and is the token
-            `entry[n]` of the samples' `tokens`.
+        decoder_input_ids: `[B, D]` of an encoder-decoder.
+        row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, of the decoder if there
+            is one, and is the token `entry[n]` of the samples' `tokens`.
     """
 
     input_ids: Tensor
@@ -85,6 +87,12 @@ class Batch:
     token: Tensor
     entry: Tensor
     position_ids: Tensor | None = None
+    decoder_input_ids: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are run, padding included."""
+        return self.input_ids.numel() + (0 if self.decoder_input_ids is None else self.decoder_input_ids.numel())
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
@@ -95,6 +103,8 @@ class Batch:
                 ~self.attention_mask, torch.finfo(dtype).min
             )
             inputs |= {"attention_mask": hidden, "position_ids": self.position_ids}
+        if self.decoder_input_ids is not None:
+            inputs |= {"decoder_input_ids": self.decoder_input_ids}
         with _head_reads(model, self.row, self.position) as selected:
             logits = model(**inputs, use_cache=False).logits
         if not selected:
@@ -113,6 +123,7 @@ class Batch:
             self.token.repeat(count),
             self.entry.repeat(count),
             None if self.position_ids is None else self.position_ids.repeat(count, 1),
+            None if self.decoder_input_ids is None else self.decoder_input_ids.repeat(count, 1),
         )
 
     def places(self) -> tuple[Batch, Tensor, Tensor]:
@@ -150,14 +161,14 @@ class EncodedSamples:
     """Samples tokenised once, and the batches that read all their answers or only the right ones.
 
     Args:
-        delimiter: stands between prompt and answer, unless one of them has white space there.
+        delimiter: stands between prompt and answer, unless one of them has white space there; see `answers.py`.
 
     Attributes:
         answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
         tokens: `[E]`, of all answers one after the other; `token_starts` is where each answer begins.
 
     Raises:
-        LasertriError: an answer without tokens, or a sample longer than the model's context.
+        LasertriError: an answer without tokens or without its one place, or a sample longer than the model's context.
     """
 
     def __init__(
@@ -170,17 +181,11 @@ class EncodedSamples:
         batch_size: int = 16,
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
-        context = context_length(model)
         self._branching = branching_length(model)
-        closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
-
-        def tokens(text: str) -> list[int]:
-            ids = list(tokenizer(text)["input_ids"])
-            return ids[:-1] if closed else ids  # an answer does not end where the tokenizer closes a text
-
-        self.answers = [
-            [_encode(tokens, sample, text, delimiter, context) for text in sample.answers] for sample in self.samples
-        ]
+        # what is padded is masked; but RoBERTa counts positions by what is not its own padding
+        self._pad = 0 if model_kind(model) == "causal" else model.config.pad_token_id or 0
+        encode = answer_encoder(model, tokenizer, delimiter)
+        self.answers = [[encode(sample, text) for text in sample.answers] for sample in self.samples]
         self._flat = [answer for answers in self.answers for answer in answers]
         self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
         self.starts = np.cumsum([0, *map(len, self.answers)])[:-1]
@@ -197,7 +202,7 @@ class EncodedSamples:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(row.tokens) for row in self._rows(range(len(self._flat))))
+        return max(row.length for row in self._rows(range(len(self._flat))))
 
     def batches(self, samples: Iterable[int] | None = None, *, tokens: int | None = None) -> list[Batch]:
         """Batches by length that read every answer of these samples (of all).
@@ -214,11 +219,14 @@ class EncodedSamples:
         return self._batches([start + sample.gold for start, sample in zip(self.starts, self.samples, strict=True)])
 
     def _batches(self, answers: Sequence[int], tokens: int | None = None) -> list[Batch]:
-        """Batches of the distinct rows: answers of one token share the row of their prompt."""
+        """Batches of the distinct rows: answers of one token share the row of their prompt.
+
+        Of a masked model, so do all that have as many tokens.
+        """
         rows = self._rows(answers)
         batches: list[list[Row]] = []
-        for row in sorted(rows, key=lambda row: len(row.tokens)):
-            full = self.batch_size if tokens is None else max(1, tokens // len(row.tokens))
+        for row in sorted(rows, key=lambda row: row.length):
+            full = self.batch_size if tokens is None else max(1, tokens // row.length)
             if not batches or len(batches[-1]) >= full:
                 batches.append([])
             batches[-1].append(row)
@@ -237,49 +245,33 @@ class EncodedSamples:
             joint = Row.of(sequences)
             together = len(joint.tokens) <= self._branching
             for answer in readers:
-                sequence = self._flat[answer].row
-                row = joint if together else Row.of([sequence])
-                rows.setdefault(row, []).append((answer, row.places(sequences.index(sequence) if together else 0)))
+                own = self._flat[answer]
+                row = joint if together else Row.of([own.row], own.decoder)
+                rows.setdefault(row, []).append((answer, row.places(sequences.index(own.row) if together else 0)))
         return rows
 
     def _batch(self, rows: Sequence[Row], readers: dict[Row, list[tuple[int, list[int]]]]) -> Batch:
         longest = max(len(row.tokens) for row in rows)
         entries = [
-            (number, places[t - len(self._flat[a].tokens)], token, self.token_starts[a] + t)
+            (number, places[self._flat[a].start + t], token, self.token_starts[a] + t)
             for number, row in enumerate(rows)
             for a, places in readers[row]
             for t, token in enumerate(self._flat[a].tokens)
         ]
 
-        def padded(values: Iterable[Iterable[int]]) -> Tensor:
-            lists = [list(value) for value in values]
-            return torch.tensor([[*value, *[0] * (longest - len(value))] for value in lists], device=self.device)
+        def padded(values: Iterable[Sequence[int]], filler: int = 0) -> Tensor:
+            lists = list(values)
+            length = max(map(len, lists))
+            return torch.tensor([[*v, *[filler] * (length - len(v))] for v in lists], device=self.device)
 
-        input_ids = padded(row.tokens for row in rows)
+        input_ids = padded((row.tokens for row in rows), self._pad)
+        decoder = padded((row.decoder for row in rows), self._pad) if any(row.decoder for row in rows) else None
         row_of, position, token, entry = torch.tensor(entries, device=self.device).unbind(-1)
         if not any(row.branches for row in rows):
-            return Batch(input_ids, padded([1] * len(row.tokens) for row in rows), row_of, position, token, entry)
+            seen = padded([1] * len(row.tokens) for row in rows)
+            return Batch(input_ids, seen, row_of, position, token, entry, decoder_input_ids=decoder)
         sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself
         for mask, row in zip(sees, rows, strict=True):
             mask[0, : len(row.tokens), : len(row.tokens)] = row.sees()
         positions = padded(row.positions for row in rows)
         return Batch(input_ids, sees.to(self.device), row_of, position, token, entry, positions)
-
-
-def _encode(
-    tokenize: Callable[[str], list[int]], sample: Sample, text: str, delimiter: str, context: int | None
-) -> Answer:
-    """The answer begins with the first token that it changes, even where it merges with the prompt's last."""
-    prompt = sample.prompt.rstrip()
-    gap = sample.prompt[len(prompt) :] or ("" if text[:1].isspace() else delimiter)
-    before, whole = tokenize(prompt), tokenize(prompt + gap + text)
-    start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
-    tokens = whole[start:]
-    if not start or not tokens:
-        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
-    if context is not None and len(whole) - 1 > context:
-        raise LasertriError(
-            f"{sample.source}: expected at most {context:,} tokens, the model's context, came {len(whole) - 1:,}; "
-            "shorten the prompt or leave the row out"
-        )
-    return Answer(tuple(whole[:-1]), tuple(tokens))

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lasertri.errors import LasertriError
 
+Kind = Literal["causal", "masked", "encoder-decoder"]
+
+CLASSES: dict[Kind, tuple[Any, Any]] = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
+    "encoder-decoder": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+}
+
 
 def load_model(
     name: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str | None = None
 ) -> PreTrainedModel:
-    """Load a causal language model for inference.
+    """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
 
     Args:
         name: a hub id or a local folder.
@@ -33,7 +47,7 @@ def load_model(
         device: where it runs; by default CUDA where torch has it.
 
     Raises:
-        LasertriError: it is not there, is damaged, or is not a causal language model.
+        LasertriError: it is not there, is damaged, or is not a language model.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, came {dtype!r}")
@@ -51,10 +65,13 @@ def load_model(
         raise LasertriError(
             f"expected a hub id or a folder with a Hugging Face model, came {str(name)!r}: {_first_line(error)}"
         ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
+    kind = _configured_kind(config)
+    if kind is None:
+        raise LasertriError(
+            f"{name}: expected a language model ({', '.join(CLASSES)}), came type {config.model_type!r}"
+        )
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = CLASSES[kind][0].from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **source
         )
     except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
@@ -97,7 +114,32 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrain
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model reads at once, where its configuration says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if length and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return length - module.padding_idx - 1  # RoBERTa counts positions from after its padding's
+    return length
+
+
+def model_kind(model: nn.Module) -> Kind:
+    """What answers are read from: what follows a prompt, masked positions, or a decoder."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), ())
+    return "masked" if isinstance(model, masked) else "causal"
+
+
+def _configured_kind(config: PreTrainedConfig) -> Kind | None:
+    """What a checkpoint was saved as; where that is not said, what its type was made for."""
+    kinds: tuple[Kind, ...] = ("encoder-decoder",) if config.is_encoder_decoder else ("causal", "masked")
+    fitting = [kind for kind in kinds if type(config) in CLASSES[kind][1]]
+    saved = [kind for kind in fitting if CLASSES[kind][1][type(config)].__name__ in (config.architectures or ())]
+    if len(saved) == 1:
+        return saved[0]
+    if "masked" in fitting and not getattr(config, "is_decoder", False):
+        return "masked"
+    return fitting[0] if fitting else None
 
 
 def _first_line(error: Exception) -> str:

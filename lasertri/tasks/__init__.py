@@ -8,13 +8,15 @@ from numbers import Integral
 
 from lasertri.errors import LasertriError
 
+MASK = "<mask>"  # in a prompt: where a masked language model's answer stands
+
 
 @dataclass(frozen=True)
 class Sample:
     """One question: a prompt with choices and the right one's index, or with the text that should follow.
 
     Args:
-        prompt: the text before the answer.
+        prompt: the text before the answer; for a masked language model `MASK` in it stands for the answer.
         completion: the right text; accuracy is a greedy match of its tokens.
         choices: the possible answers instead; accuracy is the highest summed log-probability.
         label: index of the right choice.
