@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,35 +70,34 @@ def _following(
     def encode(sample: Sample, text: str) -> Answer:
         prompt, gap = _gap(sample.prompt, text, delimiter)
         before, whole = tokens(prompt), tokens(prompt + gap + text)
-        start = _alike(before, whole)
+        start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
         return Answer(tuple(whole[:-1]) if start else (), tuple(whole[start:]), start - 1)
 
     return encode
 
 
 def _masked(_: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Callable[[Sample, str], Answer]:
-    """A masked model's answer stands for `MASK`, or at the prompt's end; its tokens are masked at once, as by LASER.
-
-    They are those that differ from the text with one mask in the answer's place.
-    """
-    mask, symbol = tokenizer.mask_token_id, tokenizer.mask_token
-    if mask is None:
-        raise LasertriError("expected a tokenizer with a mask token for a masked language model; pass the model's own")
+    """A masked model's answer stands for `MASK`, or at the prompt's end; its tokens are masked at once, as by LASER."""
+    symbol, mask = tokenizer.mask_token, tokenizer.mask_token_id
+    if mask is None or not tokenizer.is_fast:
+        raise LasertriError(
+            "expected a fast tokenizer with a mask token for a masked language model, "
+            f"came {type(tokenizer).__name__}; pass the model's own"
+        )
 
     def encode(sample: Sample, text: str) -> Answer:
-        prompt = sample.prompt if MASK in sample.prompt else "".join(_gap(sample.prompt, text, delimiter)) + MASK
-        marked = list(tokenizer(prompt.replace(MASK, symbol))["input_ids"])
-        if marked.count(mask) != 1:
-            raise LasertriError(
-                f"{sample.source}, prompt: expected at most one {MASK}, where the answer stands, "
-                f"came {marked.count(mask)} masks with the answer's"
-            )
-        before, after = prompt.split(MASK)
-        whole = list(tokenizer(before + (text.lstrip() if before[-1:].isspace() else text) + after)["input_ids"])
-        start = _alike(marked, whole)
-        end = len(whole) - _alike(marked[start:][::-1], whole[start:][::-1])
-        row = (*whole[:start], *[mask] * (end - start), *whole[end:])
-        return Answer(row, tuple(whole[start:end]), start)
+        before, *after = sample.prompt.replace(symbol, MASK).split(MASK)
+        if len(after) > 1:
+            raise LasertriError(f"{sample.source}, prompt: expected at most one {MASK}, came {len(after)}")
+        if not after:
+            before = "".join(_gap(sample.prompt, text, delimiter))
+        text = text.lstrip() if before[-1:].isspace() else text
+        begin, end = len(before) - before.endswith(" "), len(before) + len(text)  # a space is of the word's first token
+        whole = tokenizer(before + text + "".join(after), return_offsets_mapping=True)
+        own = [i for i, (a, b) in enumerate(whole["offset_mapping"]) if a < end and b > begin]
+        start, stop = (own[0], own[-1] + 1) if own else (0, 0)
+        ids = whole["input_ids"]
+        return Answer((*ids[:start], *[mask] * (stop - start), *ids[stop:]), tuple(ids[start:stop]), start)
 
     return encode
 
@@ -126,9 +125,3 @@ def _gap(prompt: str, text: str, delimiter: str) -> tuple[str, str]:
     """The prompt without white space at its end, and what stands between it and the answer."""
     stripped = prompt.rstrip()
     return stripped, prompt[len(stripped) :] or ("" if text[:1].isspace() else delimiter)
-
-
-def _alike(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
-    differing = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))

@@ -49,7 +49,12 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face hub id or a local folder.")]
 Data = Annotated[Path, typer.Option(help="Samples: a jsonl, csv or parquet file.")]
-Prompt = Annotated[str, typer.Option(help=r"Template over a row's fields, such as 'Q: {question}\nA:'.")]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        help=r"Template over a row's fields, such as 'Q: {question}\nA:'; <mask> in it is where a masked model answers."
+    ),
+]
 Choices = Annotated[str, typer.Option(help="Field that lists the choices, or a JSON list that all rows share.")]
 Label = Annotated[str, typer.Option(help="Field with the right choice: its index or its text.")]
 Completion = Annotated[str, typer.Option(help="Template of the text that should follow, for rows without choices.")]
