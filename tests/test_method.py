@@ -146,9 +146,11 @@ def test_masked_models_and_encoder_decoders_adapt(samples, tmp_path, architectur
     make_tokenizer(architecture).save_pretrained(tmp_path / "base")
     model, tokenizer = load_model(tmp_path / "base", device="cpu"), load_tokenizer(tmp_path / "base")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    result = adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL)
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL | {"count": 6})
     assert result.edit is not None
     result.save(tmp_path / "out")
+    report = (tmp_path / "out" / REPORT_NAME).read_text()
+    assert ("layer of encoder.block, then decoder.block" in report) == (architecture == "t5")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     Edit.load(tmp_path / "out").apply(model)
     encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
