@@ -34,8 +34,8 @@ def answer_encoder(
     """How this model is asked for an answer's text.
 
     Raises:
-        LasertriError: the tokenizer has no mask for a masked model, or the decoder's first token is not known; from
-            what is returned, an answer without tokens or without its one place, or one longer than the model's context.
+        LasertriError: the tokenizer has no mask for a masked model, or the decoder's first token is not known. What is
+            returned raises it for an answer without tokens, with several places, or longer than the model's context.
     """
     context = context_length(model)
     encode = {"causal": _following, "masked": _masked, "encoder-decoder": _decoded}[model_kind(model)](

@@ -168,7 +168,7 @@ class EncodedSamples:
         tokens: `[E]`, of all answers one after the other; `token_starts` is where each answer begins.
 
     Raises:
-        LasertriError: an answer without tokens or without its one place, or a sample longer than the model's context.
+        LasertriError: see `answer_encoder`.
     """
 
     def __init__(

@@ -139,9 +139,13 @@ def test_only_layers_from_the_target_on_run(model, tokenizer, monkeypatch):
     assert ran.count(LAYERS - 1) == passes  # the baseline's passes alone: trials of MLPs replay attention too
 
 
-def test_the_head_reads_only_places_with_answers(model, tokenizer):
+@pytest.mark.parametrize("architecture", ["gptj", "roberta", "bert", "t5"])
+def test_the_head_reads_only_places_with_answers(architecture):
+    model, tokenizer = make_model(architecture), make_tokenizer(architecture)
     seen, samples = [], encode(model, tokenizer, make_samples(12))
-    model.lm_head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].shape[:-1].numel()))
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, arguments, __: seen.append(arguments[0].shape[:-1].numel())
+    )
     model_log_probs(model, samples)
     assert sum(seen) == sum(len(batch.token) for batch in samples.batches())
 
