@@ -61,7 +61,12 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of --t
 Protocol = Annotated[
     Literal["corrected", "laser"], typer.Option(help="Of --task; laser: with the bugs of LASER's code, to compare.")
 ]
-Prompt = Annotated[str, typer.Option(help=r"Template over a row's fields, such as 'Q: {question}\nA:'.")]
+Prompt = Annotated[
+    str,
+    typer.Option(
+        help=r"Template over a row's fields, such as 'Q: {question}\nA:'; <mask> in it is where a masked model answers."
+    ),
+]
 Choices = Annotated[str, typer.Option(help="Field that lists the choices, or a JSON list that all rows share.")]
 Label = Annotated[str, typer.Option(help="Field with the right choice: its index or its text.")]
 Completion = Annotated[str, typer.Option(help="Template of the text that should follow, for rows without choices.")]
@@ -479,7 +484,7 @@ def _samples(
     chat: bool,
 ) -> list[Sample]:
     """The samples of --data or of --task, whichever is given; lm_eval writes its prompts for a chat by itself."""
-    from lasertri.models import load_tokenizer
+    from lasertri.models import checkpoint_kind, load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
     from lasertri.tasks.named import described, task_samples
 
@@ -508,8 +513,8 @@ def _samples(
             "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"
         )
     tokenizer = load_tokenizer(model, revision=revision)
-    masked = tokenizer.mask_token is not None  # a decoder's has none
-    found = task_samples(task, masked=masked, data_dir=data_dir, protocol=protocol, tokenizer=tokenizer)
+    kind, _ = checkpoint_kind(model, revision=revision)
+    found = task_samples(task, masked=kind == "masked", data_dir=data_dir, protocol=protocol, tokenizer=tokenizer)
     typer.echo(described(task, found), err=True)
     return found
 

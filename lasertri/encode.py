@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,19 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lasertri.chat import chat_text
-from lasertri.errors import LasertriError
-from lasertri.models import context_length
+from lasertri.answers import asking
+from lasertri.models import model_kind
 from lasertri.targets import branching_length
 from lasertri.tasks import Sample, group_names
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The tokens of one answer and the model input whose last `len(tokens)` positions predict them."""
-
-    row: tuple[int, ...]
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,24 +25,33 @@ class Row:
     Attributes:
         shared: tokens before the branches; all of them where there are none.
         branches: tokens of every branch.
+        decoder: tokens of an encoder-decoder's decoder, where those before are its encoder's.
     """
 
     tokens: tuple[int, ...]
     shared: int
     branches: tuple[int, ...] = ()
+    decoder: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[tuple[int, ...]]) -> Row:
+    def of(cls, sequences: Sequence[tuple[int, ...]], decoder: tuple[int, ...] = ()) -> Row:
         """One row for sequences that begin alike."""
         if len(sequences) == 1:
-            return cls(sequences[0], len(sequences[0]))
+            return cls(sequences[0], len(sequences[0]), decoder=decoder)
         columns = enumerate(zip(*sequences, strict=False))
         shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
         ends = [sequence[shared:] for sequence in sequences]
         return cls((*sequences[0][:shared], *itertools.chain(*ends)), shared, tuple(map(len, ends)))
 
+    @property
+    def length(self) -> int:
+        """Tokens that are run."""
+        return len(self.tokens) + len(self.decoder)
+
     def places(self, sequence: int) -> list[int]:
-        """Where the tokens of one of the sequences stand."""
+        """Where the tokens of one of the sequences stand, or those of the decoder."""
+        if self.decoder:
+            return list(range(len(self.decoder)))
         start = self.shared + sum(self.branches[:sequence])
         return [*range(self.shared), *range(start, start + sum(self.branches[sequence : sequence + 1]))]
 
@@ -75,8 +75,9 @@ class Batch:
         input_ids: `[B, T]`.
         attention_mask: `[B, T]`, or where rows have branches which token sees which, `[B, 1, T, T]` bool.
         position_ids: `[B, T]` where rows have branches.
-        row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, and is the token
-            `entry[n]` of the samples' `tokens`.
+        decoder_input_ids: `[B, D]` of an encoder-decoder.
+        row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, of the decoder if there
+            is one, and is the token `entry[n]` of the samples' `tokens`.
     """
 
     input_ids: Tensor
@@ -86,6 +87,12 @@ class Batch:
     token: Tensor
     entry: Tensor
     position_ids: Tensor | None = None
+    decoder_input_ids: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that are run, padding included."""
+        return self.input_ids.numel() + (0 if self.decoder_input_ids is None else self.decoder_input_ids.numel())
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
@@ -96,6 +103,8 @@ class Batch:
                 ~self.attention_mask, torch.finfo(dtype).min
             )
             inputs |= {"attention_mask": hidden, "position_ids": self.position_ids}
+        if self.decoder_input_ids is not None:
+            inputs |= {"decoder_input_ids": self.decoder_input_ids}
         with _head_reads(model, self.row, self.position) as selected:
             logits = model(**inputs, use_cache=False).logits
         if not selected:
@@ -114,6 +123,7 @@ class Batch:
             self.token.repeat(count),
             self.entry.repeat(count),
             None if self.position_ids is None else self.position_ids.repeat(count, 1),
+            None if self.decoder_input_ids is None else self.decoder_input_ids.repeat(count, 1),
         )
 
     def places(self) -> tuple[Batch, Tensor, Tensor]:
@@ -151,8 +161,7 @@ class EncodedSamples:
     """Samples tokenised once, and the batches that read all their answers or only the right ones.
 
     Args:
-        delimiter: stands between prompt and answer, unless one of them has white space there.
-        chat: the prompt is the user's turn in the tokenizer's chat template, and the answer the model's, as it is.
+        delimiter, chat: see `answers.asking`.
 
     Attributes:
         answers: of every sample, in order; `starts` is the index of its first among the answers of all samples.
@@ -161,10 +170,10 @@ class EncodedSamples:
         gold, free: `[S]`, of every sample the index of its right answer among all, and whether it is a completion.
         prompts: the tokens that a text is written after, by the indices of those samples that ask for one.
         work: tokens that are read, and those that are written.
+        pad: token that pads rows.
 
     Raises:
-        LasertriError: an answer without tokens, a sample longer than the model's context, or `chat` with a tokenizer
-            without a template or with samples that have a delimiter of their own.
+        LasertriError: see `answers.asking`.
     """
 
     def __init__(
@@ -179,22 +188,11 @@ class EncodedSamples:
     ) -> None:
         self.samples, self.batch_size, self.device = list(samples), batch_size, model.device
         self.tokenizer = tokenizer
-        context = context_length(model)
         self._branching = branching_length(model)
-        closed = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
-
-        def tokens(text: str) -> list[int]:
-            # a chat template writes its special tokens itself, and a text that begins with BOS needs no second one
-            special = not chat and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-            ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
-            # an answer does not end where the tokenizer closes a text
-            return ids[:-1] if closed and special else ids
-
-        texts = [_chat_texts(sample, tokenizer) if chat else _texts(sample, delimiter) for sample in self.samples]
-        self.answers = [
-            [_encode(tokens, sample, prompt, answer, context) for answer in answers]
-            for sample, (prompt, answers) in zip(self.samples, texts, strict=True)
-        ]
+        # what is padded is masked; but RoBERTa counts positions by what is not its own padding
+        self.pad = 0 if model_kind(model) == "causal" else model.config.pad_token_id or 0
+        ask = asking(model, tokenizer, delimiter, chat)
+        self.answers = [[ask.answer(sample, text) for text in sample.answers] for sample in self.samples]
         self._flat = [answer for answers in self.answers for answer in answers]
         self.tokens = np.array([token for answer in self._flat for token in answer.tokens])
         self.starts = np.cumsum([0, *map(len, self.answers)])[:-1]
@@ -203,7 +201,7 @@ class EncodedSamples:
         self.characters = np.array([len(text) for sample in self.samples for text in sample.answers])
         self.gold = self.starts + [sample.gold for sample in self.samples]
         self.free = np.array([not sample.choices for sample in self.samples])
-        self.prompts = {i: _prompt(tokens, s, texts[i][0], context) for i, s in enumerate(self.samples) if s.window}
+        self.prompts = {i: ask.prompt(sample) for i, sample in enumerate(self.samples) if sample.window}
         self.work = len(self.tokens) + sum(sample.window for sample in self.samples)
         self._texts: dict[tuple[int, ...], str] = {}
 
@@ -218,7 +216,7 @@ class EncodedSamples:
     @property
     def longest(self) -> int:
         """Tokens of the longest row."""
-        return max(len(row.tokens) for row in self._rows(range(len(self._flat))))
+        return max(row.length for row in self._rows(range(len(self._flat))))
 
     def text(self, tokens: Sequence[int]) -> str:
         """What these tokens read; the same ones, which trials give again and again, are decoded once."""
@@ -242,11 +240,14 @@ class EncodedSamples:
         return self._batches(self.gold)
 
     def _batches(self, answers: Sequence[int] | np.ndarray, tokens: int | None = None) -> list[Batch]:
-        """Batches of the distinct rows: answers of one token share the row of their prompt."""
+        """Batches of the distinct rows: answers of one token share the row of their prompt.
+
+        Of a masked model, so do all that have as many tokens.
+        """
         rows = self._rows(answers)
         batches: list[list[Row]] = []
-        for row in sorted(rows, key=lambda row: len(row.tokens)):
-            full = self.batch_size if tokens is None else max(1, tokens // len(row.tokens))
+        for row in sorted(rows, key=lambda row: row.length):
+            full = self.batch_size if tokens is None else max(1, tokens // row.length)
             if not batches or len(batches[-1]) >= full:
                 batches.append([])
             batches[-1].append(row)
@@ -265,79 +266,33 @@ class EncodedSamples:
             joint = Row.of(sequences)
             together = len(joint.tokens) <= self._branching
             for answer in readers:
-                sequence = self._flat[answer].row
-                row = joint if together else Row.of([sequence])
-                rows.setdefault(row, []).append((answer, row.places(sequences.index(sequence) if together else 0)))
+                own = self._flat[answer]
+                row = joint if together else Row.of([own.row], own.decoder)
+                rows.setdefault(row, []).append((answer, row.places(sequences.index(own.row) if together else 0)))
         return rows
 
     def _batch(self, rows: Sequence[Row], readers: dict[Row, list[tuple[int, list[int]]]]) -> Batch:
         longest = max(len(row.tokens) for row in rows)
         entries = [
-            (number, places[t - len(self._flat[a].tokens)], token, self.token_starts[a] + t)
+            (number, places[self._flat[a].start + t], token, self.token_starts[a] + t)
             for number, row in enumerate(rows)
             for a, places in readers[row]
             for t, token in enumerate(self._flat[a].tokens)
         ]
 
-        def padded(values: Iterable[Iterable[int]]) -> Tensor:
-            lists = [list(value) for value in values]
-            return torch.tensor([[*value, *[0] * (longest - len(value))] for value in lists], device=self.device)
+        def padded(values: Iterable[Sequence[int]], filler: int = 0) -> Tensor:
+            lists = list(values)
+            length = max(map(len, lists))
+            return torch.tensor([[*v, *[filler] * (length - len(v))] for v in lists], device=self.device)
 
-        input_ids = padded(row.tokens for row in rows)
+        input_ids = padded((row.tokens for row in rows), self.pad)
+        decoder = padded((row.decoder for row in rows), self.pad) if any(row.decoder for row in rows) else None
         row_of, position, token, entry = torch.tensor(entries, device=self.device).unbind(-1)
         if not any(row.branches for row in rows):
-            return Batch(input_ids, padded([1] * len(row.tokens) for row in rows), row_of, position, token, entry)
+            seen = padded([1] * len(row.tokens) for row in rows)
+            return Batch(input_ids, seen, row_of, position, token, entry, decoder_input_ids=decoder)
         sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself
         for mask, row in zip(sees, rows, strict=True):
             mask[0, : len(row.tokens), : len(row.tokens)] = row.sees()
         positions = padded(row.positions for row in rows)
         return Batch(input_ids, sees.to(self.device), row_of, position, token, entry, positions)
-
-
-def _texts(sample: Sample, delimiter: str) -> tuple[str, list[str]]:
-    """Prompt and answers; the white space between them belongs to the answers."""
-    prompt = sample.prompt.rstrip()
-    space = sample.prompt[len(prompt) :]
-    if sample.delimiter is not None:
-        return prompt, [space + sample.delimiter + text for text in sample.answers]
-    return prompt, [(space or ("" if text[:1].isspace() else delimiter)) + text for text in sample.answers]
-
-
-def _chat_texts(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[str]]:
-    """The chat up to where the model's turn is open, and the answers as they are."""
-    if sample.delimiter is not None:
-        raise LasertriError(
-            f"{sample.source}: expected a sample without a delimiter of its own where chat=True, came "
-            f"{sample.delimiter!r}; lm_eval_samples(chat=tokenizer) writes lm_eval's prompts for a chat"
-        )
-    return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}]), list(sample.answers)
-
-
-def _encode(
-    tokenize: Callable[[str], list[int]], sample: Sample, prompt: str, answer: str, context: int | None
-) -> Answer:
-    """The answer begins with the first token that it changes, even where it merges with the prompt's last."""
-    before, whole = tokenize(prompt), tokenize(prompt + answer)
-    if sample.delimiter is not None:  # lm-evaluation-harness puts the prompt's own tokens in their place
-        whole[: len(before)] = before
-    start = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
-    tokens = whole[start:]
-    if not start or not tokens:
-        raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {answer!r}")
-    _check_length(len(whole) - 1, sample, context)
-    return Answer(tuple(whole[:-1]), tuple(tokens))
-
-
-def _prompt(tokenize: Callable[[str], list[int]], sample: Sample, prompt: str, context: int | None) -> tuple[int, ...]:
-    """White space at the end is the model's to write: it may be part of the first token of an answer."""
-    tokens = tokenize(prompt)
-    _check_length(len(tokens) + sample.window - 1, sample, context)
-    return tuple(tokens)
-
-
-def _check_length(count: int, sample: Sample, context: int | None) -> None:
-    if context is not None and count > context:
-        raise LasertriError(
-            f"{sample.source}: expected at most {context:,} tokens, the model's context, came {count:,}; "
-            "shorten the prompt or leave the row out"
-        )

@@ -27,6 +27,7 @@ class Measurement:
         majority_rate: accuracy of giving the most frequent right answer to everything.
         balanced_accuracy: mean recall over the labels; None where samples do not share one label set.
         log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples.
+            (LASER divides each by its number of tokens n, and RoBERTa's, by mistake, by n + 1.)
         collapsed: one answer takes at least 95 % of the predictions, and balanced accuracy is at most 1/C + 0.05, or
             where samples do not share labels, it is right in less than 95 % of them.
         n: number of samples.

@@ -41,7 +41,7 @@ def adapt(
     The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
 
     Args:
-        model: a causal language model, or a hub id or folder to load it from.
+        model: a language model (causal, masked or an encoder-decoder), or a hub id or folder to load it from.
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file.
         held_out: other samples to report on; by default part of `samples` is held out.
         tokenizer: the model's own by default.

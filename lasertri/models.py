@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from lasertri.checkpoint import load_factored, read_layouts
 from lasertri.errors import LasertriError
+
+Kind = Literal["causal", "masked", "encoder-decoder"]
+
+CLASSES: dict[Kind, tuple[Any, Any]] = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
+    "encoder-decoder": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+}
 
 
 def load_model(
@@ -29,7 +43,9 @@ def load_model(
     dtype: str | torch.dtype | None = "auto",
     device: str | None = None,
 ) -> PreTrainedModel:
-    """Load a causal language model for inference, with factored layers where `save` wrote such.
+    """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
+
+    Its layers are factored where `save` wrote such.
 
     Args:
         name: a hub id or a local folder.
@@ -38,7 +54,7 @@ def load_model(
         device: where it runs; by default CUDA where torch has it.
 
     Raises:
-        LasertriError: it is not there, is damaged, or is not a causal language model.
+        LasertriError: it is not there, is damaged, or is not a language model.
     """
     dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
@@ -50,23 +66,16 @@ def load_model(
         raise LasertriError(f"expected a device such as cpu or cuda:0, came {chosen!r}") from error
     if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
         raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, came {chosen!r}")
-    source = {"revision": revision, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(name, **source)
-    except (OSError, ValueError) as error:
-        raise LasertriError(
-            f"expected a hub id or a folder with a Hugging Face model, came {str(name)!r}: {_first_line(error)}"
-        ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
-    layouts, options = read_layouts(name, revision=revision), {"config": config, "dtype": dtype, **source}
+    kind, config = checkpoint_kind(name, revision=revision)
+    options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
+    layouts = read_layouts(name, revision=revision)
     loaded: Any
     try:
         if layouts:
-            base: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            base: Any = CLASSES[kind][1][type(config)]
             loaded = load_factored(base, layouts, name, **options)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+            loaded = CLASSES[kind][0].from_pretrained(name, output_loading_info=True, **options)
     except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
         raise LasertriError(
             f"{name}: the checkpoint cannot be read ({_first_line(error)}); download it again"
@@ -110,7 +119,52 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrain
 
 def context_length(model: PreTrainedModel) -> int | None:
     """Most tokens the model reads at once, where its configuration says so."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if length and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return length - module.padding_idx - 1  # RoBERTa counts positions from after its padding's
+    return length
+
+
+def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[Kind, PreTrainedConfig]:
+    """What `model_kind` will say of a model before it is loaded, and its configuration.
+
+    Raises:
+        LasertriError: it is not there, or is not a language model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LasertriError(
+            f"expected a hub id or a folder with a Hugging Face model, came {str(name)!r}: {_first_line(error)}"
+        ) from error
+    kind = _configured_kind(config)
+    if kind is None:
+        raise LasertriError(
+            f"{name}: expected a language model ({', '.join(CLASSES)}), came type {config.model_type!r}"
+        )
+    return kind, config
+
+
+def model_kind(model: nn.Module) -> Kind:
+    """What answers are read from: what follows a prompt, masked positions, or a decoder."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), ())
+    return "masked" if isinstance(model, masked) else "causal"
+
+
+def _configured_kind(config: PreTrainedConfig) -> Kind | None:
+    """What a checkpoint was saved as; where that is not said, what its type was made for."""
+    kinds: tuple[Kind, ...] = ("encoder-decoder",) if config.is_encoder_decoder else ("causal", "masked")
+    fitting = [kind for kind in kinds if type(config) in CLASSES[kind][1]]
+    saved = [kind for kind in fitting if CLASSES[kind][1][type(config)].__name__ in (config.architectures or ())]
+    if len(saved) == 1:
+        return saved[0]
+    if "masked" in fitting and not getattr(config, "is_decoder", False):
+        return "masked"
+    return fitting[0] if fitting else None
 
 
 def _first_line(error: Exception) -> str:

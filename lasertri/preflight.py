@@ -40,7 +40,7 @@ def preflight(
     candidate = Candidate(target, blocks, 0.5)
     measure(model, [candidate], sample, factors)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
-        for part in (model.config, model.generation_config, tokenizer):  # the checkpoint but for its weights
+        for part in (model.config, getattr(model, "generation_config", None), tokenizer):  # all but the weights
             if part is not None:
                 part.save_pretrained(directory)
         Edit.build(candidate, model, factors).save(directory)

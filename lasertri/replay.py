@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lasertri.encode import Batch
-from lasertri.targets import MLP_ROLES, Target, last_mlp_path, layers_path
+from lasertri.targets import MLP_ROLES, Target, last_mlp_path, layer_paths
 
 Forward = Callable[..., Any]
 
@@ -30,7 +30,8 @@ class Plan:
     Attributes:
         module: path of the target's module.
         replayed: path of every outermost module that finishes before it starts, and of the one whose output it
-            returns: its own, but for the layers before the target's that of the last of them.
+            returns: its own, but for the layers before the target's that of the last of them. Embeddings are looked up
+            again: those of relative positions, `[T, T, heads]`, have no rows, though their shape may look so.
         calls: how often the target's module runs in one forward pass.
         pointwise: nothing after the target mixes positions, so that only those that are read need to run.
         last_mlp: path of the MLP of the last layer, where it comes after the target: it needs only the positions that
@@ -62,21 +63,26 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
         start = next(clock)
         output = forward(*arguments, **options)
         spans.setdefault(name, []).append((start, next(clock)))
-        layer = name.removeprefix(f"{layers}.").split(".")[0] if name.startswith(f"{layers}.") else ""
+        layer = next((layer for layer in layers if f"{name}.".startswith(f"{layer}.")), "")
         held = sum(t.nbytes for t in tree_leaves(output) if isinstance(t, Tensor))
         sizes[layer] = sizes.get(layer, 0) + held
         return output
 
-    layers = layers_path(model)
+    layers = layer_paths(model)
     with forwards(model, {name: functools.partial(watch, name) for name, _ in model.named_modules() if name}):
         batch.read(model)
-    last = len(list(model.get_submodule(layers).children())) - 1 if layers else -1
-    mlp = last_mlp_path(model)
+    last = -1 if batch.decoder_input_ids is not None else len(layers) - 1  # decoders' rows are read almost everywhere
+    mlp = "" if last < 0 else last_mlp_path(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            spans.pop(name, None)
     plans = {target: _plan(target, spans, layers, last, mlp) for target in targets}
-    return plans, max(sizes.values()) // batch.input_ids.numel()
+    return plans, max(sizes.values()) // batch.size
 
 
-def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: str, last: int, mlp: str) -> Plan:
+def _plan(
+    target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: Sequence[str], last: int, mlp: str
+) -> Plan:
     module = target.name.rpartition(".")[0]
     calls = spans.get(module, [])
     start = calls[0][0] if calls else 0
@@ -84,7 +90,7 @@ def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: st
     outermost = sorted(
         (name for name in done if not any(parent in done for parent in _parents(name))), key=lambda n: spans[n][-1]
     )
-    earlier = [name for name in outermost if layers and name.rpartition(".")[0] == layers]
+    earlier = [name for name in outermost if name in layers]
     replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
     pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
     later = mlp in spans and spans[mlp][0][0] > start

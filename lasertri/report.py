@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
@@ -64,10 +65,17 @@ def _heat_map(result: dict[str, Any]) -> Figure:
         axes.plot(layers.index(layer), roles.index(role), "o", color="black", markersize=4)
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(roles)), roles)
-    axes.set_xlabel("layer (a dot: measured)")
+    axes.set_xlabel(f"layer{_stacks(result)} (a dot: measured)")
     unit = "nats" if result["settings"]["score"] == "taylor" else "paper's sum"
     figure.colorbar(image, ax=axes, label=f"score, {unit}")
     return figure
+
+
+def _stacks(result: dict[str, Any]) -> str:
+    """Where layers are counted through, as an encoder-decoder's are: which come first."""
+    layers = sorted((e for e in result["scores"] if e["layer"] >= 0), key=lambda entry: entry["layer"])
+    stacks = list(dict.fromkeys(re.split(r"\.\d+\.", entry["target"])[0] for entry in layers))
+    return f" of {', then '.join(stacks)}" if len(stacks) > 1 else ""
 
 
 def _curves(result: dict[str, Any]) -> Figure:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import WORDS, make_model, make_samples
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tiny import make_model, make_samples, make_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lasertri import Sample
@@ -31,9 +30,7 @@ def model() -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", pad_token="<pad>")
+    return make_tokenizer()
 
 
 @pytest.fixture

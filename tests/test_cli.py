@@ -168,7 +168,9 @@ def test_what_a_folder_lacks_is_said(folder, data):
     (folder / "tokenizer.json").unlink()
     assert "expected a tokenizer beside the model" in failure("eval", folder, "--data", data)
     (folder / "config.json").write_text('{"model_type": "vit"}')
-    assert "expected a causal language model, came one of type 'vit'" in failure("eval", folder, "--data", data)
+    assert "expected a language model (causal, masked, encoder-decoder), came type 'vit'" in failure(
+        "eval", folder, "--data", data
+    )
 
 
 def test_a_truncated_checkpoint_is_one_sentence(folder, data):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, make_model, make_samples
+from tiny import CAUSAL, ENCODER_DECODERS, MASKED, make_model, make_samples, make_tokenizer
 from transformers import GenerationConfig
 
 from lasertri import LasertriError, Sample, adapt
@@ -51,8 +51,54 @@ def slowly(model, tokenizer, sample, ends=(), *, window=None):
     return tokenizer.decode(tokens[start:])
 
 
+@torch.no_grad()
+def at_once(model, tokenizer, sample):
+    """One prompt with masks at its end, no padding."""
+    masked = tokenizer(f"{sample.prompt} {' '.join(['<mask>'] * sample.window)}")["input_ids"]
+    places = [i for i, token in enumerate(masked) if token == tokenizer.mask_token_id]
+    return tokenizer.decode(model(torch.tensor([masked])).logits[0, places].argmax(-1).tolist())
+
+
+@torch.no_grad()
+def decoded_slowly(model, tokenizer, sample, end):
+    """One prompt for the encoder, one token of the decoder at a time, no padding, no cache."""
+    tokens = [model.config.decoder_start_token_id]
+    prompt = torch.tensor([tokenizer(sample.prompt)["input_ids"]])
+    for _ in range(sample.window):
+        logits = model(input_ids=prompt, decoder_input_ids=torch.tensor([tokens]), use_cache=False).logits
+        token = logits[0, -1].argmax().item()
+        if token == end:
+            break
+        tokens.append(token)
+    return tokenizer.decode(tokens[1:])
+
+
+@pytest.mark.parametrize("architecture", sorted(MASKED))
+def test_a_masked_model_fills_its_masks_at_once(architecture):
+    model, tokenizer, samples = make_model(architecture), make_tokenizer(architecture), asking(11)
+    texts = dict(written(model, encode(samples, model, tokenizer)))
+    assert texts == {i: at_once(model, tokenizer, sample) for i, sample in enumerate(samples)}
+    assert len(set(texts.values())) > 2
+    inside = [replace(sample, prompt=f"{sample.prompt} <mask> z") for sample in samples]
+    [(_, text)] = written(model, encode(inside[:1], model, tokenizer))
+    row = tokenizer(inside[0].prompt.replace("<mask>", " ".join(["<mask>"] * inside[0].window)))["input_ids"]
+    with torch.no_grad():
+        best = model(torch.tensor([row])).logits[0].argmax(-1)
+    filled = [t for t, token in zip(best.tolist(), row, strict=True) if token == tokenizer.mask_token_id]
+    assert text == tokenizer.decode(filled)
+
+
+@pytest.mark.parametrize("architecture", sorted(ENCODER_DECODERS))
+def test_an_encoder_decoder_writes_what_a_slow_loop_does(architecture):
+    model, tokenizer, samples = make_model(architecture), make_tokenizer(architecture), asking(11)
+    texts = dict(written(model, encode(samples, model, tokenizer)))
+    end = model.generation_config.eos_token_id
+    assert texts == {i: decoded_slowly(model, tokenizer, sample, end) for i, sample in enumerate(samples)}
+    assert len(set(texts.values())) > 2
+
+
 @pytest.mark.parametrize("pad", ["<pad>", None])
-@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+@pytest.mark.parametrize("architecture", sorted(CAUSAL))
 def test_padded_batches_write_what_a_slow_loop_does(tokenizer, architecture, pad):
     model, tokenizer, samples = make_model(architecture), copy.deepcopy(tokenizer), asking(11)
     tokenizer.pad_token = pad

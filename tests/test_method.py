@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny import make_samples
+from tiny import auto_class, make_model, make_samples, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from lasertri import Edit, LasertriError, Sample, adapt, linear_blocks
+from lasertri import Edit, LasertriError, Sample, adapt, linear_blocks, load_model, load_tokenizer
 from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
@@ -138,6 +138,28 @@ def test_other_architectures_adapt(model_of, tokenizer, samples, architecture):
     result = adapt(model_of(architecture), samples, tokenizer=tokenizer, accept="best", **SMALL)
     assert len(result.rounds[0].ranking) in (6, 9)
     assert result.to_dict()["candidates"]["requested"] == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "t5"])
+def test_masked_models_and_encoder_decoders_adapt(samples, tmp_path, architecture):
+    make_model(architecture).save_pretrained(tmp_path / "base")
+    make_tokenizer(architecture).save_pretrained(tmp_path / "base")
+    model, tokenizer = load_model(tmp_path / "base", device="cpu"), load_tokenizer(tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", **SMALL | {"count": 6})
+    assert result.edit is not None
+    result.save(tmp_path / "out")
+    report = (tmp_path / "out" / REPORT_NAME).read_text()
+    assert ("layer of encoder.block, then decoder.block" in report) == (architecture == "t5")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    Edit.load(tmp_path / "out").apply(model)
+    encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
+    for reloaded in (auto_class(architecture).from_pretrained(tmp_path / "out"), load_model(tmp_path / "out")):
+        assert type(reloaded) is type(model)
+        assert all(torch.equal(a, b) for a, b in zip(reloaded.parameters(), model.parameters(), strict=True))
+        assert evaluate(reloaded.cpu().eval(), encoded).log_loss == evaluate(model, encoded).log_loss
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {result.edit.candidate.target.name}
 
 
 def test_further_edits_are_of_other_matrices_and_all_are_applied(model_of, tokenizer, samples, tmp_path):

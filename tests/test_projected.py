@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIGS, LAYERS, make_model, make_samples
+from tiny import CONFIGS, ENCODER_DECODERS, LAYERS, make_model, make_samples, make_tokenizer
 
 from lasertri import Sample
 from lasertri.encode import EncodedSamples
@@ -74,18 +74,24 @@ def assert_as_close_as_edits(model, tokenizer, candidates, samples):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
-def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(tokenizer, architecture, dtype):
-    model = make_model(architecture, dtype=dtype)
+def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(architecture, dtype):
+    model, tokenizer = make_model(architecture, dtype=dtype), make_tokenizer(architecture)
     candidates = candidates_of(model)
-    assert {c.target.layer for c in candidates} == set(range(LAYERS))
+    assert {c.target.layer for c in candidates} == set(range(LAYERS * (1 + (architecture in ENCODER_DECODERS))))
     assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2"])
-def test_so_are_trials_of_attention_matrices(tokenizer, architecture, dtype):
-    model = make_model(architecture, dtype=dtype)
-    candidates = [c for c in candidates_of(model, "att") if c.blocks in (1, 3)]
+def test_so_is_one_of_a_t5_with_gates(dtype):
+    model, tokenizer = make_model("t5", dtype=dtype, feed_forward_proj="gated-gelu"), make_tokenizer("t5")
+    assert_as_close_as_edits(model, tokenizer, candidates_of(model), encode(model, tokenizer))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "roberta", "t5"])
+def test_so_are_trials_of_attention_matrices(architecture, dtype):
+    model, tokenizer = make_model(architecture, dtype=dtype), make_tokenizer(architecture)
+    candidates = [c for c in candidates_of(model, "(?i)att") if c.blocks in (1, 3)]
     assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
 
 
@@ -133,9 +139,13 @@ def test_only_layers_from_the_target_on_run(model, tokenizer, monkeypatch):
     assert ran.count(LAYERS - 1) == passes  # the baseline's passes alone: trials of MLPs replay attention too
 
 
-def test_the_head_reads_only_places_with_answers(model, tokenizer):
+@pytest.mark.parametrize("architecture", ["gptj", "roberta", "bert", "t5"])
+def test_the_head_reads_only_places_with_answers(architecture):
+    model, tokenizer = make_model(architecture), make_tokenizer(architecture)
     seen, samples = [], encode(model, tokenizer, make_samples(12))
-    model.lm_head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].shape[:-1].numel()))
+    model.get_output_embeddings().register_forward_hook(
+        lambda _, arguments, __: seen.append(arguments[0].shape[:-1].numel())
+    )
     model_log_probs(model, samples)
     assert sum(seen) == sum(len(batch.token) for batch in samples.batches())
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_samples
+from tiny import CLOSED, OPENED, PAD, make_model, make_samples, make_tokenizer
 
 from lasertri import LasertriError, score_blocks
 from lasertri.encode import EncodedSamples
@@ -47,6 +47,31 @@ def test_streamed_scores_equal_plain_gradients(model_of, tokenizer, architecture
         torch.testing.assert_close(score.sigma, expected.sigma)
         scale = expected.grad.square().mean().sqrt()
         torch.testing.assert_close(score.grad / scale, expected.grad / scale, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "t5"])
+def test_so_do_those_of_masked_models_and_encoder_decoders(architecture):
+    model, tokenizer, samples = make_model(architecture), make_tokenizer(architecture), make_samples(12)
+    scores = scored(model, tokenizer, samples)
+    loss = 0
+    for sample in samples:
+        prompt, gold = (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (sample.prompt, sample.answers[sample.gold])
+        )
+        if architecture == "roberta":
+            row = [OPENED, *prompt, tokenizer.mask_token_id, CLOSED]
+            logits = model(input_ids=torch.tensor([row])).logits[0, -2]
+        else:
+            rows = [torch.tensor([row]) for row in ([*prompt, CLOSED], [PAD])]
+            logits = model(input_ids=rows[0], decoder_input_ids=rows[1]).logits[0, 0]
+        loss = loss - logits.log_softmax(-1)[gold[0]]
+    (loss / len(samples)).backward()
+    for (target, blocks), score in scores.items():
+        weight, gradient = (target.view(t) for t in (target.parameter(model), target.parameter(model).grad))
+        expected = score_blocks(weight, gradient, blocks=blocks, backend="reference").grad
+        scale = expected.square().mean().sqrt()
+        torch.testing.assert_close(score.grad / scale, expected / scale, rtol=1e-4, atol=1e-4)
 
 
 def test_truncation_lowers_the_loss_as_the_taylor_score_predicts(model, tokenizer):

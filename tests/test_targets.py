@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny import CONFIGS, INNER, WIDTH
+from tiny import CONFIGS, ENCODER_DECODERS, INNER, WIDTH
 from torch import nn
 
 from lasertri import LasertriError
 from lasertri.targets import ARCHITECTURES, find_targets
 
-GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"}
+GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "mt5"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -16,7 +16,8 @@ def test_mlp_matrices_of_every_layer_are_found(model_of, name):
     model = model_of(name)
     targets = find_targets(model)
     roles = ["fc_in", "fc_up", "fc_out"] if name in GATED else ["fc_in", "fc_out"]
-    assert [(t.layer, t.role) for t in targets] == [(layer, role) for layer in range(3) for role in roles]
+    layers = 6 if name in ENCODER_DECODERS else 3
+    assert [(t.layer, t.role) for t in targets] == [(layer, role) for layer in range(layers) for role in roles]
     inner = {"bloom": 4 * WIDTH}.get(name, INNER)
     for target in targets:
         rows = 2 * inner if (name, target.role) == ("phi3", "fc_in") else inner
@@ -41,6 +42,42 @@ def test_a_pattern_names_other_matrices(model):
     targets = find_targets(model, r"h\.1\.attn\..*_proj")
     assert sorted(t.role for t in targets) == ["k_proj", "out_proj", "q_proj", "v_proj"]
     assert {t.layer for t in targets} == {1}
+
+
+@pytest.mark.parametrize("name", ["t5", "mt5", "bart"])
+def test_a_decoders_layers_follow_its_encoders(model_of, name):
+    stacks = [target.name.removeprefix("model.").split(".")[0] for target in find_targets(model_of(name))]
+    assert stacks == sorted(stacks, reverse=True)
+    assert set(stacks) == {"encoder", "decoder"}
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert", "electra"])
+def test_attention_of_masked_models_goes_by_the_roles_of_others(model_of, name):
+    targets = find_targets(model_of(name), r"layer\.1\.attention")
+    assert sorted(t.role for t in targets) == ["k_proj", "out_proj", "q_proj", "v_proj"]
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_cross_attention_is_told_apart(model_of, name):
+    [encoder, decoder] = (
+        sorted(t.role for t in find_targets(model_of(name), rf"(?i){stack}\.(block|layers)\.0.*att"))
+        for stack in ("encoder", "decoder")
+    )
+    assert encoder == ["k_proj", "out_proj", "q_proj", "v_proj"]
+    assert decoder == sorted([*encoder, *(f"cross_{role}" for role in encoder)])
+
+
+def test_a_t5_with_gates_has_three(model_of):
+    targets = find_targets(model_of("t5", feed_forward_proj="gated-gelu"))
+    assert [t.role for t in targets] == 6 * ["fc_in", "fc_up", "fc_out"]
+
+
+@pytest.mark.parametrize("name", ["roberta", "bert", "distilbert", "t5", "bart"])
+def test_tied_heads_and_embeddings_are_left_alone(model_of, name):
+    model = model_of(name)
+    head = model.get_output_embeddings()
+    assert head.weight is model.get_input_embeddings().weight
+    assert all(target.parameter(model) is not head.weight for target in find_targets(model, "."))
 
 
 def test_heads_and_shared_weights_are_left_alone(model_of):

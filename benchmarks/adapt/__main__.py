@@ -35,7 +35,7 @@ from lasertri.models import checkpoint_files
 from lasertri.search import Round
 from lasertri.settings import BLOCK_COUNTS
 from lasertri.strategies import LASER_RATIOS, Candidate
-from lasertri.targets import Target, layers_path
+from lasertri.targets import Target, layer_paths
 
 T = TypeVar("T")
 MODELS = ("demo", "deep", "random")
@@ -244,7 +244,7 @@ def remeasured(full: Adaptation) -> dict[str, object]:
 
 def layer_share(model: PreTrainedModel, targets: Sequence[Target]) -> float:
     """Mean share of layers from a target's on: what of a forward pass a replayed trial still runs."""
-    count = len(list(model.get_submodule(layers_path(model)).children()))
+    count = len(layer_paths(model))
     return mean((count - target.layer) / count for target in targets)
 
 

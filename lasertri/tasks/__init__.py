@@ -17,7 +17,7 @@ class Sample:
     """One question: a prompt with choices and the right one's index, or with the text that should follow.
 
     Args:
-        prompt: the text before the answer.
+        prompt: the text before the answer; for a masked language model `MASK` in it stands for the answer.
         completion: the right text; `match` says when it counts as given.
         choices: the possible answers instead; accuracy is the highest summed log-probability.
         label: index of the right choice.
