@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lasertri.editable import require_unquantised
 from lasertri.errors import LasertriError
 
 
@@ -53,6 +54,7 @@ def load_model(
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise LasertriError(f"{name}: expected a causal language model, came one of type {config.model_type!r}")
+    require_unquantised(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **source

@@ -72,8 +72,7 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
 
 
 def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: str, last: int) -> Plan:
-    module = target.name.rpartition(".")[0]
-    calls = spans.get(module, [])
+    calls = spans.get(target.module, [])
     start = calls[0][0] if calls else 0
     done = {name for name, times in spans.items() if times[-1][1] < start}
     outermost = sorted(
@@ -82,7 +81,7 @@ def _plan(target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: st
     earlier = [name for name in outermost if layers and name.rpartition(".")[0] == layers]
     replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
     pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
-    return Plan(module, replayed, len(calls), pointwise)
+    return Plan(target.module, replayed, len(calls), pointwise)
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -145,8 +144,11 @@ class Replay:
         self.input = self._narrowed(recording.inputs[plan.module])
         self.output = self._narrowed(recording.outputs[plan.module][0])
 
-    def read(self, model: nn.Module, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target."""
+    def read(self, model: nn.Module, outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target's module.
+
+        Without outputs the module runs, with its weight as it is.
+        """
         tiled: dict[str, list[Any]] = {}
 
         def replayed(source: str) -> Forward:
@@ -156,7 +158,8 @@ class Replay:
             return lambda *_, **__: next(calls)
 
         others = {name: replayed(source) for name, source in self._plan.replayed.items()}
-        others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
+        if outputs is not None:
+            others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
         with forwards(model, others):
             log_probs, greedy = self._batch.read(model)
         return log_probs.unflatten(0, (self._copies, -1)), greedy.unflatten(0, (self._copies, -1))

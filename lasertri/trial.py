@@ -74,9 +74,9 @@ def measure(
             fast = [i for i in alive if projected.supports(candidates[i])]
             baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
             slow = [i for i in alive if not projected.supports(candidates[i])]
-            read_replaced(model, candidates, slow, part, samples, factors, readings, bar.update)
-            for i in slow:
-                beside[i].update(baseline)
+            read_replaced(
+                model, candidates, slow, part, samples, factors, projected.plans, readings, beside, bar.update
+            )
             seconds[alive] += (time.perf_counter() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):

@@ -14,6 +14,7 @@ from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import reduce_blocks
 from lasertri.projected import ProjectedTrials
+from lasertri.replaced import read_replaced
 from lasertri.replay import Replay
 from lasertri.strategies import Candidate
 from lasertri.targets import find_targets
@@ -36,9 +37,16 @@ def trial_log_probs(model, samples, candidates, **changes):
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     trials = ProjectedTrials(model, samples, candidates, store)
     vars(trials).update(changes)
-    assert all(map(trials.supports, candidates))
+    assert trials.plans.keys() == {c.target for c in candidates}  # all are replayed
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
-    baseline = trials.read(candidates, range(len(candidates)), range(len(samples)), readings, beside)
+    experts = [i for i, candidate in enumerate(candidates) if candidate.target.expert is not None]
+    projected = [i for i, candidate in enumerate(candidates) if trials.supports(candidate)]
+    assert sorted(projected + experts) == list(range(len(candidates)))
+    everything = range(len(samples))
+    baseline = trials.read(candidates, projected, everything, readings, beside)
+    read_replaced(
+        model, candidates, experts, everything, samples, store, trials.plans, readings, beside, lambda _: None
+    )
     return readings.log_probs, beside.log_probs, baseline.log_probs
 
 
@@ -53,6 +61,8 @@ def model_log_probs(model, samples):
 def edited(model, candidate, dtype):
     """The model in this dtype with the exact truncation, made in FP64, in place."""
     changed = copy.deepcopy(model).to(dtype)
+    if dtype == torch.float64:
+        changed.set_experts_implementation("eager")  # the default's grouped product has no FP64
     weight = candidate.target.view(candidate.target.parameter(model)).double()
     exact = reduce_blocks(weight, ratios=candidate.ratio, blocks=candidate.blocks, backend="reference")
     candidate.target.view(candidate.target.parameter(changed)).copy_(exact)
@@ -82,7 +92,7 @@ def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(tokenizer, arch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "phi3", "mixtral"])
 def test_so_are_trials_of_attention_matrices(tokenizer, architecture, dtype):
     model = make_model(architecture, dtype=dtype)
     candidates = [c for c in candidates_of(model, "att") if c.blocks in (1, 3)]

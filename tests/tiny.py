@@ -24,6 +24,8 @@ _LLAMA = {
     "head_dim": 4,
     "pad_token_id": 1,
 }
+# grouped products want rows of whole 16 bytes
+_MOE = _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
 CONFIGS = {
     "gptj": _GPT | {"rotary_dim": 4},
     "gpt2": _GPT,
@@ -41,6 +43,10 @@ CONFIGS = {
     "gemma3_text": _LLAMA,
     "phi": _LLAMA,
     "phi3": _LLAMA,
+    "mixtral": _LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen2_moe": _MOE
+    | {"shared_expert_intermediate_size": 21, "moe_intermediate_size": 11, "experts_implementation": "eager"},
+    "qwen3_moe": _MOE,
     "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4},
 }
 
