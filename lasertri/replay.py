@@ -177,8 +177,8 @@ class Replay:
         return value
 
     def _tiled(self, value: Any) -> Any:
-        """As many copies as there are of what has rows; of one row no memory is copied."""
+        """As many copies as there are of what has rows, in memory of their own: experts take rows apart by `view`."""
         value, rows = self._narrowed(value), len(self._batch.input_ids) // self._copies
         if not isinstance(value, Tensor) or not value.dim() or value.shape[0] % rows:
             return value
-        return value.unsqueeze(0).expand(self._copies, *value.shape).flatten(0, 1)
+        return value.repeat(self._copies, *[1] * (value.dim() - 1))

@@ -54,7 +54,7 @@ CONFIGS = {
 def make_model(name: str, *, dtype: torch.dtype = torch.float32, **changes: object) -> PreTrainedModel:
     """A randomly initialised model; the random state of the caller stays."""
     config = CONFIG_MAPPING[name](
-        **CONFIGS[name] | {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": None} | changes
+        **CONFIGS.get(name, {}) | {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": None} | changes
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
