@@ -67,6 +67,6 @@ def require_plain(name: str, parameter: nn.Parameter) -> None:
     if type(parameter) is not nn.Parameter or parameter.dtype not in DTYPES:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise LasertriError(
-            f"expected {name} as a plain tensor in one of {dtypes}, came a {type(parameter).__name__} in "
-            f"{parameter.dtype}; {UNQUANTISED}"
+            f"expected {name} as a plain tensor in one of {dtypes}, came {type(parameter).__name__} in "
+            f"{parameter.dtype}; if it is quantised, {UNQUANTISED}"
         )

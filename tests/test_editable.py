@@ -41,10 +41,10 @@ def packed(kind, dtype):
 @pytest.mark.parametrize(
     ("weight", "named"),
     [
-        (packed(Params4bit, torch.uint8), "a Params4bit in torch.uint8"),
-        (packed(Params4bit, torch.bfloat16), "a Params4bit"),  # as `bnb_4bit_quant_storage` has it
-        (packed(Int8Params, torch.int8), "a Int8Params in torch.int8"),
-        (nn.Parameter(torch.randn(40, 16).as_subclass(AffineQuantizedTensor)), "a AffineQuantizedTensor"),
+        (packed(Params4bit, torch.uint8), "Params4bit in torch.uint8"),
+        (packed(Params4bit, torch.bfloat16), "Params4bit"),  # as `bnb_4bit_quant_storage` has it
+        (packed(Int8Params, torch.int8), "Int8Params in torch.int8"),
+        (nn.Parameter(torch.randn(40, 16).as_subclass(AffineQuantizedTensor)), "AffineQuantizedTensor"),
         (nn.Parameter(torch.randn(40, 16).to(torch.float8_e4m3fn)), "torch.float8_e4m3fn"),
     ],
 )
