@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lasertri import ops
 from lasertri.checksum import weight_sha256
+from lasertri.editable import require_plain
 from lasertri.errors import LasertriError
 from lasertri.factored import factored, linear_at
 from lasertri.factored_linear import FactoredLinear
@@ -76,7 +77,7 @@ class Edit:
             tuple(left),
             tuple(right),
             stored.dtype,
-            weight_sha256(stored),
+            weight_sha256(candidate.target.part(stored)),
             getattr(config, "_name_or_path", ""),
             getattr(config, "_commit_hash", None),
             None if order is None else order.cpu(),
@@ -147,7 +148,7 @@ class Edit:
         directory = Path(directory)
         config, path = _read_config(directory / CONFIG_NAME), directory / FACTORS_NAME
         try:
-            target = Target(**(config["target"] | {"shape": tuple(config["target"]["shape"])}))
+            target = Target.from_dict(config["target"])
             options = (config[name] for name in ("blocks", "ratio", "clustered", "compat"))
             candidate = Candidate(target, *options)
             dtype, expected = DTYPES[config["weight_dtype"]], config.pop("sha256")
@@ -177,23 +178,24 @@ class Edit:
         target = self.candidate.target
         try:
             stored = target.parameter(model)
-        except AttributeError as error:
-            raise LasertriError(f"expected a model with {target.name}, the edit's target, but it has none") from error
-        if stored.dtype != self.weight_dtype or target.view(stored).shape != target.shape:
+            shape = target.view(stored).shape
+        except (AttributeError, IndexError) as error:
+            raise LasertriError(f"expected a model with {target}, the edit's target, but it has none") from error
+        require_plain(target.name, stored)
+        if stored.dtype != self.weight_dtype or shape != target.shape:
             raise LasertriError(
-                f"expected {target.name} as {list(target.shape)} in {self.weight_dtype}, came "
-                f"{list(target.view(stored).shape)} in {stored.dtype}; load the base model with that dtype"
+                f"expected {target} as {list(target.shape)} in {self.weight_dtype}, came {list(shape)} in "
+                f"{stored.dtype}; load the base model with that dtype"
             )
         return stored
 
     def _base_weight(self, model: nn.Module) -> nn.Parameter:
         """The same, once its values are known to be those the edit was made of."""
-        stored = self._stored(model)
-        if weight_sha256(stored) != self.weight_sha256:
+        stored, target = self._stored(model), self.candidate.target
+        if weight_sha256(target.part(stored)) != self.weight_sha256:
             origin = f" ({self.base})" if self.base else ""
-            name = self.candidate.target.name
             raise LasertriError(
-                f"expected the weight that the edit was made of{origin}, but {name} of this model has other "
+                f"expected the weight that the edit was made of{origin}, but {target} of this model has other "
                 "values; apply the edit to its own base, once"
             )
         return stored
@@ -225,13 +227,12 @@ def factored_edits(edits: Sequence[Edit], model: nn.Module) -> dict[str, Factore
 def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]:
     """Give a target another weight within, then restore its own bit for bit."""
     stored = target.parameter(model)
-    original = stored.detach().clone()
+    original = target.view(stored).clone()
     try:
         _write(target, stored, weight)
         yield
     finally:
-        with torch.no_grad():
-            stored.copy_(original)
+        _write(target, stored, original)
 
 
 def truncated_factors(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -153,7 +153,7 @@ class FactorStore:
         """What the cache knows these factors by."""
         stored = target.parameter(self.model)
         if target not in self._sha256 and self._cache is not None:
-            self._sha256[target] = self._cache.sha256(target.name, stored, self._files or None)
+            self._sha256[target] = self._cache.sha256(str(target), target.part(stored), self._files or None)
         backend = choose_backend(self.backend, stored.device).name
         dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
         return self._sha256[target], target.transposed, partition, target.shape[1], backend, dtype

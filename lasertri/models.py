@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lasertri.checkpoint import load_factored, read_layouts
+from lasertri.editable import require_unquantised
 from lasertri.errors import LasertriError
 
 Kind = Literal["causal", "masked", "encoder-decoder"]
@@ -67,6 +68,7 @@ def load_model(
     if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
         raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, came {chosen!r}")
     kind, config = checkpoint_kind(name, revision=revision)
+    require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
     layouts = read_layouts(name, revision=revision)
     loaded: Any

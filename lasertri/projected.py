@@ -44,6 +44,9 @@ class ProjectedTrials:
         for candidate in candidates:
             most_blocks[candidate.target] = max(candidate.blocks, most_blocks.get(candidate.target, 1))
         self.plans, token_bytes = plan_replays(model, batch, list(most_blocks))
+        experts = sum(target.expert is not None for target in self.plans)
+        if experts:
+            logger.info("experts are not projected: %d targets' trials start there, with the weight in place", experts)
         for target, plan in list(self.plans.items()):
             reason = self._obstacle(batch, Candidate(target, most_blocks[target], 1.0), plan)
             if reason is not None:
@@ -55,8 +58,8 @@ class ProjectedTrials:
             self.tokens = min(self.tokens, CPU_TOKENS)
 
     def supports(self, candidate: Candidate) -> bool:
-        """Whether its trials are projections, of a target that can be replayed."""
-        return candidate.target in self.plans and not candidate.compat
+        """Whether its trials are projections, of a linear layer that can be replayed."""
+        return candidate.target in self.plans and candidate.target.expert is None and not candidate.compat
 
     def read(
         self,
@@ -121,19 +124,17 @@ class ProjectedTrials:
 
     def _outputs(self, target: Target, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
         """What the target gives in every copy: its recorded output, then each candidate's; as padding the former."""
-        weight = target.parameter(self.model)
+        weight, rows = target.parameter(self.model), slice(*(target.rows or (None,)))
         bias = getattr(self.model.get_submodule(self.plans[target].module), "bias", None)
-        outputs = replay.output.new_empty(copies, *replay.output.shape)
-        outputs[0] = replay.output
-        outputs[1 + len(chunk) :] = replay.output
+        outputs = replay.output.repeat(copies, *[1] * replay.output.dim())
         done = 1
         for (_, blocks, dimension), group in itertools.groupby(chunk, key=lambda c: c.factors):
             ratios = [candidate.ratio for candidate in group]
             factors = self.factors.of(target, blocks, dimension)
-            outputs[done : done + len(ratios)] = linear_blocks(
+            outputs[done : done + len(ratios), ..., rows] = linear_blocks(
                 replay.input.to(weight.device),
                 target.view(weight),
-                bias,
+                None if bias is None else bias[rows],
                 **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),
                 factors=factors,
                 projected=self.factors.projected(target, blocks, dimension),
@@ -148,8 +149,15 @@ class ProjectedTrials:
             return f"its module runs {plan.calls} times in one forward pass"
         with recorded(self.model, batch, [plan]) as recording:
             expected, _ = batch.read(self.model)
-        replay = Replay(batch, recording, plan, 2)
-        found, _ = replay.read(self.model, self._outputs(whole.target, [whole], replay, 2))
+        replay, outputs = Replay(batch, recording, plan, 2), None
+        if self.supports(whole):
+            outputs = self._outputs(whole.target, [whole], replay, 2)
+        try:
+            found, _ = replay.read(self.model, outputs)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # outputs whose rows are not first, as in Llama 4
+            return f"replaying what runs before it fails: {error}"
         tolerance = torch.finfo(whole.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
         if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():
             return None

@@ -1,16 +1,19 @@
-"""Trials with the truncated weight in place: where the model cannot be replayed, or writes token by token."""
+"""Trials with the truncated weight in place: of experts, and of models that cannot be replayed or write answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from lasertri.edit import Edit, replaced
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
+from lasertri.ops import reduce_blocks
+from lasertri.replay import Plan, Replay, recorded
 from lasertri.strategies import Candidate
+from lasertri.targets import Target
 
 
 def read_replaced(
@@ -20,12 +23,52 @@ def read_replaced(
     chosen: Sequence[int],
     samples: EncodedSamples,
     factors: FactorStore,
+    plans: Mapping[Target, Plan],
     readings: Readings,
+    beside: Readings,
     advance: Callable[[int], object],
-) -> None:
-    """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i."""
+) -> Readings:
+    """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i.
+
+    Args:
+        plans: of the targets before which the model can be replayed.
+        beside: `beside[i]` takes the baseline's, from the same batches.
+
+    Returns:
+        The baseline's own readings.
+    """
+    baseline = Readings.empty(samples)
+    by_target: dict[Target, list[int]] = {}
     for i in numbers:
-        candidate = candidates[i]
-        edit = Edit.build(candidate, model, factors)
-        with replaced(candidate.target, model, edit.weight):
-            readings[i].read(model, samples, chosen, advance)
+        by_target.setdefault(candidates[i].target, []).append(i)
+    if by_target.keys() - plans.keys():
+        baseline.read(model, samples, chosen)
+    for target, mine in by_target.items():
+        if target in plans:
+            for batch in samples.batches(chosen):
+                with recorded(model, batch, [plans[target]]) as recording:
+                    baseline.record(batch, *batch.read(model))
+                for i in mine:
+                    with replaced(target, model, _truncated(candidates[i], model, factors)):
+                        readings[i].record(batch, *Replay(batch, recording, plans[target], 1).read(model))
+                    advance(len(batch.entry))
+        else:
+            for i in mine:
+                with replaced(target, model, _truncated(candidates[i], model, factors)):
+                    readings[i].read(model, samples, chosen, advance)
+        for i in mine:
+            beside[i].update(baseline)
+    return baseline
+
+
+def _truncated(candidate: Candidate, model: nn.Module, factors: FactorStore) -> Tensor:
+    """The target's weight under a candidate, in its dtype and on its device."""
+    if candidate.compat:
+        return Edit.build(candidate, model, factors).weight
+    target, dimension = candidate.target, candidate.dimension
+    return reduce_blocks(
+        target.view(target.parameter(model)),
+        **({"ratios": candidate.ratio} if dimension is None else {"ranks": dimension}),
+        factors=factors.of(*candidate.factors),
+        backend=factors.backend,
+    )

@@ -83,8 +83,7 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
 def _plan(
     target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: Sequence[str], last: int, mlp: str
 ) -> Plan:
-    module = target.name.rpartition(".")[0]
-    calls = spans.get(module, [])
+    calls = spans.get(target.module, [])
     start = calls[0][0] if calls else 0
     done = {name for name, times in spans.items() if times[-1][1] < start}
     outermost = sorted(
@@ -94,7 +93,7 @@ def _plan(
     replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
     pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
     later = mlp in spans and spans[mlp][0][0] > start
-    return Plan(module, replayed, len(calls), pointwise, mlp if later else "")
+    return Plan(target.module, replayed, len(calls), pointwise, mlp if later else "")
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -157,8 +156,11 @@ class Replay:
         self.input = self._narrowed(recording.inputs[plan.module])
         self.output = self._narrowed(recording.outputs[plan.module][0])
 
-    def read(self, model: nn.Module, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target."""
+    def read(self, model: nn.Module, outputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`Batch.read`, copy by copy, `[copies, N]` each, with these outputs `[copies, …]` of the target's module.
+
+        Without outputs the module runs, with its weight as it is.
+        """
         tiled: dict[str, list[Any]] = {}
 
         def replayed(source: str) -> Forward:
@@ -168,7 +170,8 @@ class Replay:
             return lambda *_, **__: next(calls)
 
         others = {name: replayed(source) for name, source in self._plan.replayed.items()}
-        others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
+        if outputs is not None:
+            others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
         if self._plan.last_mlp:
             others[self._plan.last_mlp] = self._where_read
         with forwards(model, others):
@@ -195,8 +198,8 @@ class Replay:
         return value
 
     def _tiled(self, value: Any) -> Any:
-        """As many copies as there are of what has rows; of one row no memory is copied."""
+        """As many copies as there are of what has rows, in memory of their own: experts take rows apart by `view`."""
         value, rows = self._narrowed(value), len(self._batch.input_ids) // self._copies
         if not isinstance(value, Tensor) or not value.dim() or value.shape[0] % rows:
             return value
-        return value.unsqueeze(0).expand(self._copies, *value.shape).flatten(0, 1)
+        return value.repeat(self._copies, *[1] * (value.dim() - 1))

@@ -73,6 +73,7 @@ def _batch_scores(
         scores: Scores = {}
 
         def contract(target: Target, gradient: Tensor) -> None:
+            gradient = target.view(gradient)
             if not all_finite(gradient):
                 raise _NonFiniteGradientError(
                     f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it "
@@ -82,7 +83,7 @@ def _batch_scores(
             for blocks in block_counts:
                 known = factors.of(target, blocks)
                 known = known._replace(basis=known.basis.double())
-                sigma, slope = score_blocks(weight, target.view(gradient), factors=known, backend=factors.backend)
+                sigma, slope = score_blocks(weight, gradient, factors=known, backend=factors.backend)
                 scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
             bar.update()
 
@@ -109,23 +110,30 @@ def _batch_scores(
 def _gradients_streamed(
     model: nn.Module, targets: Sequence[Target], consume: Callable[[Target, Tensor], None]
 ) -> Iterator[None]:
-    """Within, a backward pass hands every target's gradient to `consume` when it is complete, then frees it."""
+    """Within, a backward pass hands every parameter's gradient to `consume` when it is complete, then frees it.
 
-    def take(target: Target, parameter: Tensor) -> None:
+    Once for each target that is a part of it.
+    """
+    parts: dict[str, list[Target]] = {}
+    for target in targets:
+        parts.setdefault(target.name, []).append(target)
+
+    def take(mine: Sequence[Target], parameter: Tensor) -> None:
         gradient, parameter.grad = parameter.grad, None
         if gradient is not None:
-            consume(target, gradient)
+            for target in mine:
+                consume(target, gradient)
 
     with ExitStack() as stack:
-        for target in targets:
-            parameter = target.parameter(model)
+        for name, mine in parts.items():
+            parameter = model.get_parameter(name)
             if parameter._post_accumulate_grad_hooks:
                 raise LasertriError(
-                    f"expected {target.name} without post-accumulate-grad hooks, which would run while it is scored; "
+                    f"expected {name} without post-accumulate-grad hooks, which would run while it is scored; "
                     "remove them (an optimizer in the backward pass?) and register them again afterwards"
                 )
             parameter.requires_grad_(True)
             stack.callback(parameter.requires_grad_, False)
-            handle = parameter.register_post_accumulate_grad_hook(functools.partial(take, target))
+            handle = parameter.register_post_accumulate_grad_hook(functools.partial(take, mine))
             stack.callback(handle.remove)
         yield

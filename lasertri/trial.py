@@ -76,11 +76,11 @@ def measure(
             slow = [i for i in alive if not projected.supports(candidates[i])]
             if fast:
                 baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
-            else:
-                baseline.read(model, samples, part)
-            read_replaced(model, candidates, slow, part, samples, factors, readings, bar.update)
-            for i in slow:
-                beside[i].update(baseline)
+            if slow:
+                own = read_replaced(
+                    model, candidates, slow, part, samples, factors, projected.plans, readings, beside, bar.update
+                )
+                baseline.update(own)
             seconds[alive] += (time.perf_counter() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):

@@ -7,14 +7,14 @@ import safetensors.torch
 import torch
 
 from lasertri import Edit, LasertriError
-from lasertri.edit import CONFIG_NAME, FACTORS_NAME
+from lasertri.edit import CONFIG_NAME, FACTORS_NAME, _checksum
 from lasertri.factors import FactorStore
 from lasertri.strategies import Candidate
 from lasertri.targets import find_targets
 
 
 def make_edit(model, *, role="fc_in", blocks=3, ratio=0.4, **options):
-    target = next(t for t in find_targets(model) if (t.layer, t.role) == (1, role))
+    target = [t for t in find_targets(model) if (t.layer, t.role) == (1, role)][-1]
     factors = FactorStore(model, [target], [blocks], budget=1 << 30)
     return Edit.build(Candidate(target, blocks, ratio, **options), model, factors)
 
@@ -31,7 +31,7 @@ def truncated(weight, blocks, ratio):
     return torch.cat(done)
 
 
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama", "phi3", "mixtral"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("role", "blocks", "ratio"), [("fc_in", 1, 0.3), ("fc_out", 3, 0.4), ("fc_in", 8, 0.0)])
 def test_the_applied_weight_is_the_exact_truncation_rounded_once(model_of, architecture, dtype, role, blocks, ratio):
@@ -42,7 +42,7 @@ def test_the_applied_weight_is_the_exact_truncation_rounded_once(model_of, archi
     edit.apply(model)
     applied = target.view(target.parameter(model)).double()
     rounding = (expected.to(dtype).double() - expected).norm()
-    assert (applied - expected).norm() <= 2 * rounding + 1e-12
+    assert (applied - expected).norm() <= 2.5 * rounding + 1e-12  # an FP32 weight's factors are rounded like itself
 
 
 def test_applied_within_a_context_and_reverted_bit_for_bit(model):
@@ -55,6 +55,51 @@ def test_applied_within_a_context_and_reverted_bit_for_bit(model):
         assert not torch.equal(model.state_dict()[name], before[name])
         raise KeyboardInterrupt
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["gpt2", "phi3", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_an_edit_of_a_part_leaves_every_other_byte(model_of, tmp_path, architecture, dtype):
+    """The rest of its parameter, routers and tied weights among them."""
+    model = model_of(architecture, dtype=dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = [t for t in find_targets(model, ".") if t.layer == 2 and (t.rows or t.expert is not None)]
+    assert parts
+    for target in parts:
+        factors = FactorStore(model, [target], [3], budget=1 << 30)
+        Edit.build(Candidate(target, 3, 0.4), model, factors).save(tmp_path)
+        edit = Edit.load(tmp_path)
+        assert edit.candidate.target == target
+        with edit.applied(model):
+            now = model.state_dict()
+            assert [name for name, value in now.items() if not torch.equal(value, before[name])] == [target.name]
+            outside = torch.ones_like(now[target.name])
+            target.view(outside).zero_()
+            assert outside.sum() == outside.numel() - edit.weight.numel()
+            assert torch.equal(now[target.name] * outside, before[target.name] * outside)
+            assert torch.equal(target.view(now[target.name]), edit.weight)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        edit.apply(model)
+        with pytest.raises(LasertriError, match="once"):
+            edit.apply(model)
+        model.load_state_dict(before)
+
+
+def test_an_edit_of_an_expert_that_is_not_there_is_refused(model_of):
+    edit = make_edit(model_of("mixtral"))
+    assert edit.candidate.target.expert == 2
+    with pytest.raises(LasertriError, match=r"expected a model with .*experts\.gate_up_proj\.2\.fc_in"):
+        edit.apply(model_of("mixtral", num_local_experts=2))
+
+
+def test_edits_of_whole_parameters_from_before_parts_were_known_still_load(model, tmp_path):
+    make_edit(model).save(tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    config.pop("sha256")
+    assert [config["target"].pop(name) for name in ("expert", "rows")] == [None, None]
+    config["sha256"] = _checksum(config, tmp_path / FACTORS_NAME)
+    (tmp_path / CONFIG_NAME).write_text(json.dumps(config))
+    Edit.load(tmp_path).apply(model)
 
 
 def test_a_saved_edit_gives_the_same_weight(model, tmp_path):

@@ -30,7 +30,7 @@ def weight_of(model, target):
     return target.view(target.parameter(model))
 
 
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama", "phi3", "qwen2_moe"])
 def test_prepared_factors_are_those_made_one_by_one(architecture, counted):
     model = make_model(architecture)
     targets = find_targets(model)
@@ -113,6 +113,19 @@ def test_the_folder_can_be_switched_off(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("LASERTRI_CACHE", "off")
     adapt(make_model("gptj"), make_samples(48), tokenizer=tokenizer, ratios=0.5, blocks=1, progress=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
+def test_parts_of_one_parameter_are_known_apart_on_disk(tmp_path, counted, architecture):
+    model = make_model(architecture)
+    targets = [t for t in find_targets(model, ".") if t.rows or t.expert is not None]
+    for expected in (len(targets), 0):
+        store = FactorStore(model, targets, [2], budget=1 << 30, cache=FactorCache(tmp_path))
+        counted.clear()
+        for target in targets:
+            exact = block_svd(weight_of(model, target), blocks=2)
+            torch.testing.assert_close(store.of(target, 2).sigma, exact.sigma)
+        assert sum(counted) == expected
 
 
 def test_cached_factors_score_as_fresh_ones(tmp_path):

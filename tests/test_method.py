@@ -9,12 +9,13 @@ import torch
 from tiny import auto_class, make_model, make_samples, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from lasertri import Edit, LasertriError, Sample, adapt, linear_blocks, load_model, load_tokenizer
+from lasertri import Edit, LasertriError, Sample, adapt, load_model, load_tokenizer
 from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import evaluate
+from lasertri.replay import Replay
 
 SMALL = {"blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "progress": False}
 
@@ -73,7 +74,7 @@ def test_without_an_effect_there_is_no_edit_and_no_checkpoint(model, tokenizer, 
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama", "phi3", "mixtral"])
 def test_the_model_and_the_random_state_are_left_as_they_were(
     model_of, tokenizer, samples, monkeypatch, architecture, interrupted
 ):
@@ -85,14 +86,14 @@ def test_the_model_and_the_random_state_are_left_as_they_were(
     hooks = [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()]
     states = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     if interrupted:
-        calls = iter(range(7))
+        calls, read = iter(range(7)), Replay.read
 
-        def stop(*arguments, **options):
+        def stop(*arguments):
             if next(calls, None) is None:
                 raise KeyboardInterrupt
-            return linear_blocks(*arguments, **options)
+            return read(*arguments)
 
-        monkeypatch.setattr("lasertri.projected.linear_blocks", stop)
+        monkeypatch.setattr(Replay, "read", stop)  # an expert's weight is in place
         with pytest.raises(KeyboardInterrupt):
             adapt(model, samples, tokenizer=tokenizer, **SMALL)
     else:
@@ -180,6 +181,19 @@ def test_further_edits_are_of_other_matrices_and_all_are_applied(model_of, token
     assert all(torch.equal(a, b) for a, b in zip(reloaded.parameters(), edited.parameters(), strict=True))
     assert torch.equal(Edit.load(tmp_path / "out" / "edit-2").weight, result.edits[1].weight)
     assert "further edit: " in str(result)
+
+
+@pytest.mark.parametrize("architecture", ["phi3", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_a_checkpoint_with_an_edited_part_loads_bit_for_bit(model_of, tokenizer, samples, tmp_path, architecture):
+    model = model_of(architecture)
+    options = SMALL | {"count": 12, "accept": "best", "targets": r"experts|gate_up_proj"}
+    result = adapt(model, samples, tokenizer=tokenizer, **options)
+    assert result.edit.candidate.target.rows or result.edit.candidate.target.expert is not None
+    result.save(tmp_path / "out")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    Edit.load(tmp_path / "out").apply(model)
+    for (name, mine), theirs in zip(model.named_parameters(), reloaded.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
 
 
 def test_the_same_seed_gives_the_same_result(model, tokenizer, samples):

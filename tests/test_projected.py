@@ -14,6 +14,7 @@ from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import reduce_blocks
 from lasertri.projected import ProjectedTrials
+from lasertri.replaced import read_replaced
 from lasertri.replay import Replay
 from lasertri.strategies import Candidate
 from lasertri.targets import find_targets
@@ -36,9 +37,16 @@ def trial_log_probs(model, samples, candidates, **changes):
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     trials = ProjectedTrials(model, samples, candidates, store)
     vars(trials).update(changes)
-    assert all(map(trials.supports, candidates))
+    assert trials.plans.keys() == {c.target for c in candidates}  # all are replayed
     readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
-    baseline = trials.read(candidates, range(len(candidates)), range(len(samples)), readings, beside)
+    experts = [i for i, candidate in enumerate(candidates) if candidate.target.expert is not None]
+    projected = [i for i, candidate in enumerate(candidates) if trials.supports(candidate)]
+    assert sorted(projected + experts) == list(range(len(candidates)))
+    everything = range(len(samples))
+    baseline = trials.read(candidates, projected, everything, readings, beside)
+    read_replaced(
+        model, candidates, experts, everything, samples, store, trials.plans, readings, beside, lambda _: None
+    )
     return readings.log_probs, beside.log_probs, baseline.log_probs
 
 
@@ -53,6 +61,8 @@ def model_log_probs(model, samples):
 def edited(model, candidate, dtype):
     """The model in this dtype with the exact truncation, made in FP64, in place."""
     changed = copy.deepcopy(model).to(dtype)
+    if dtype == torch.float64:
+        changed.set_experts_implementation("eager")  # the default's grouped product has no FP64
     weight = candidate.target.view(candidate.target.parameter(model)).double()
     exact = reduce_blocks(weight, ratios=candidate.ratio, blocks=candidate.blocks, backend="reference")
     candidate.target.view(candidate.target.parameter(changed)).copy_(exact)
@@ -88,11 +98,26 @@ def test_so_is_one_of_a_t5_with_gates(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "roberta", "t5"])
+@pytest.mark.parametrize(
+    "architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "phi3", "mixtral", "roberta", "t5"]
+)
 def test_so_are_trials_of_attention_matrices(architecture, dtype):
     model, tokenizer = make_model(architecture, dtype=dtype), make_tokenizer(architecture)
     candidates = [c for c in candidates_of(model, "(?i)att") if c.blocks in (1, 3)]
     assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
+
+
+def test_trials_of_experts_start_at_their_layer_and_say_so_once(tokenizer, caplog, monkeypatch):
+    model, ran = make_model("mixtral"), []
+    samples = encode(model, tokenizer)
+    experts = candidates_of(model, r"layers\.2\..*experts")
+    for i, layer in enumerate(model.model.layers):
+        layer.self_attn.k_proj.register_forward_hook(lambda *_, i=i: ran.append(i))
+    with caplog.at_level(logging.INFO):
+        trial_log_probs(model, samples, experts)
+    assert ran.count(0) == ran.count(2) < len(experts) * len(samples.batches())
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+    assert "9 targets' trials" in caplog.text
 
 
 def test_a_sliding_window_shorter_than_the_rows(tokenizer):
@@ -162,12 +187,25 @@ def test_a_model_that_cannot_be_replayed_is_measured_with_the_weight_in_place(mo
             return self.mlp(x) + self.mlp(x)
 
     model.transformer.h[0].mlp = Twice(model.transformer.h[0].mlp)
+    assert_measured_as_edited(model, tokenizer, [Candidate(t, 1, 0.5) for t in find_targets(model, "mlp")], caplog)
+    assert caplog.text.count("runs 2 times in one forward pass") == 2
+
+
+def test_a_model_whose_rows_are_not_first_is_measured_likewise(tokenizer, caplog):
+    """Llama 4 hands its experts every token once for each of them; it stores them as [inputs, outputs]."""
+    changes = {"num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size_mlp": 40}
+    model = make_model("llama4_text", **CONFIGS["llama"] | changes)
+    candidates = [Candidate(t, 3, 0.4) for t in find_targets(model, r"layers\.2.*expert")]
+    assert {(c.target.expert, c.target.transposed) for c in candidates} >= {(2, True), (None, False)}
+    assert_measured_as_edited(model, tokenizer, candidates, caplog)
+    assert "replaying what runs before it fails" in caplog.text
+
+
+def assert_measured_as_edited(model, tokenizer, candidates, caplog):
     samples = encode(model, tokenizer)
-    candidates = [Candidate(t, 1, 0.5) for t in find_targets(model, "mlp")]
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING):
         _, trials = measure(model, candidates, samples, store, race=False)
-    assert caplog.text.count("runs 2 times in one forward pass") == 2
     for trial in trials:
         expected = -model_log_probs(edited(model, trial.candidate, torch.float32), samples)
         answers = np.add.reduceat(expected, samples.token_starts)

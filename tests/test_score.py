@@ -35,7 +35,10 @@ def plain_gradients(model, tokenizer, samples, targets):
     return {target: target.view(target.parameter(model).grad) for target in targets}
 
 
-@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])
+PARTS = ["phi3", "mixtral", "qwen2_moe", "qwen3_moe"]  # several targets to a parameter
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama", *PARTS])
 def test_streamed_scores_equal_plain_gradients(model_of, tokenizer, architecture):
     model, samples = model_of(architecture), make_samples(12)
     scores = scored(model, tokenizer, samples)
@@ -74,11 +77,15 @@ def test_so_do_those_of_masked_models_and_encoder_decoders(architecture):
         torch.testing.assert_close(score.grad / scale, expected / scale, rtol=1e-4, atol=1e-4)
 
 
-def test_truncation_lowers_the_loss_as_the_taylor_score_predicts(model, tokenizer):
+@pytest.mark.parametrize("architecture", ["gptj", *PARTS])
+@pytest.mark.parametrize("role", ["fc_in", "fc_out"])
+def test_truncation_lowers_the_loss_as_the_taylor_score_predicts(model_of, tokenizer, architecture, role):
     """The sign: for a small step of σ along its score the loss falls by what the score says."""
-    samples = make_samples(12)
+    model, samples = model_of(architecture), make_samples(12)
     encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
-    (target, _), score = next(iter(scored(model, tokenizer, samples).items()))
+    scores = scored(model, tokenizer, samples)
+    target = [t for t, blocks in scores if t.role == role and t.layer == 0][-1]
+    score = scores[target, 1]
     weight = target.view(target.parameter(model))
     u, sigma, vh = torch.linalg.svd(weight.double(), full_matrices=False)
 
@@ -110,12 +117,14 @@ def test_a_small_memory_budget_recomputes_factors_and_changes_nothing(model, tok
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_score_near_their_fp32_selves(model_of, tokenizer, dtype):
+@pytest.mark.parametrize("architecture", ["gptj", *PARTS])
+def test_half_precision_models_score_near_their_fp32_selves(model_of, tokenizer, architecture, dtype):
     samples = make_samples(12)
-    exact = scored(model_of("gptj", dtype=dtype).float(), tokenizer, samples)
-    for key, score in scored(model_of("gptj", dtype=dtype), tokenizer, samples).items():
+    exact = scored(model_of(architecture, dtype=dtype).float(), tokenizer, samples)
+    for key, score in scored(model_of(architecture, dtype=dtype), tokenizer, samples).items():
         expected = exact[key].grad
-        assert (score.grad - expected).norm() <= 0.05 * expected.norm()
+        few_tokens = key[0].expert is not None
+        assert (score.grad - expected).norm() <= (0.1 if few_tokens else 0.05) * expected.norm()
 
 
 def test_an_overflowing_loss_scale_is_lowered(model_of, tokenizer):
@@ -146,8 +155,9 @@ def test_hooks_that_would_run_in_the_backward_pass_are_refused(model, tokenizer)
         scored(model, tokenizer, make_samples(6))
 
 
-def test_no_two_gradients_exist_at_once(model, tokenizer, monkeypatch):
-    alive = []
+@pytest.mark.parametrize("architecture", ["gptj", "mixtral"])
+def test_no_two_gradients_exist_at_once(model_of, tokenizer, monkeypatch, architecture):
+    model, alive = model_of(architecture), []
 
     def counted(weight, grad, **options):
         alive.append(sum(p.grad is not None for p in model.parameters()))

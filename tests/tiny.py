@@ -43,6 +43,8 @@ _BERT = {
     "pad_token_id": PAD,
 }
 _T5 = {"d_model": WIDTH, "d_kv": 4, "d_ff": INNER, "num_layers": LAYERS, "num_heads": 4}
+# grouped products want rows of whole 16 bytes
+_MOE = _LLAMA | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]}
 CAUSAL = {
     "gptj": _GPT | {"rotary_dim": 4},
     "gpt2": _GPT,
@@ -60,6 +62,10 @@ CAUSAL = {
     "gemma3_text": _LLAMA,
     "phi": _LLAMA,
     "phi3": _LLAMA,
+    "mixtral": _LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    "qwen2_moe": _MOE
+    | {"shared_expert_intermediate_size": 21, "moe_intermediate_size": 11, "experts_implementation": "eager"},
+    "qwen3_moe": _MOE,
     "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4},
 }
 MASKED = {
@@ -88,7 +94,7 @@ def make_model(name: str, *, dtype: torch.dtype = torch.float32, **changes: obje
         special = {"vocab_size": len(WORDS + SPECIAL), "bos_token_id": OPENED, "eos_token_id": CLOSED}
     if name in ENCODER_DECODERS:
         special |= {"pad_token_id": PAD, "decoder_start_token_id": PAD, "forced_eos_token_id": None}
-    config = CONFIG_MAPPING[name](**CONFIGS[name] | special | changes)
+    config = CONFIG_MAPPING[name](**CONFIGS.get(name, {}) | special | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = auto_class(name).from_config(config, dtype=torch.float32)
