@@ -94,7 +94,7 @@ class Edit:
         Raises:
             LasertriError: the model's weight is not the one the edit was made of.
         """
-        _write(self.candidate.target, self._base_weight(model), self.weight)
+        self.candidate.target.write(self._base_weight(model), self.weight)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -209,7 +209,7 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
     stored = target.parameter(model)
     original = stored.detach().clone()
     try:
-        _write(target, stored, weight)
+        target.write(stored, weight)
         yield
     finally:
         with torch.no_grad():
@@ -229,10 +229,6 @@ def _truncated(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> I
         else:
             basis = torch.linalg.qr(basis).Q
             yield torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
-
-
-def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:
-    target.view(stored).copy_(weight)
 
 
 def _checksum(config: dict[str, Any], factors: Path) -> str:

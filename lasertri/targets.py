@@ -25,7 +25,7 @@ class Target:
         layer: index of the repeated part it stands in; -1 outside of those.
         role: what it does there, such as "fc_in" or "q_proj".
         transposed: stored as [inputs, outputs] (GPT-2's `Conv1D`).
-        shape: (rows, columns) = (outputs, inputs), however it is stored.
+        shape: (rows, columns) = (outputs, inputs), however it is stored; a kernel's positions count as inputs.
     """
 
     name: str
@@ -38,7 +38,16 @@ class Target:
         return model.get_parameter(self.name)
 
     def view(self, stored: Tensor) -> Tensor:
-        """The stored weight, or its gradient, with rows = output features; shares memory."""
+        """The stored weight, or its gradient, with rows = output features; of two dimensions it shares memory."""
+        place = self._place(stored)
+        return place.flatten(1) if place.dim() > 2 else place
+
+    def write(self, stored: Tensor, weight: Tensor) -> None:
+        """Give the stored weight other values `[rows, columns]`."""
+        place = self._place(stored)  # flattening a kernel in channels_last would copy it
+        place.copy_(weight.reshape(place.shape))
+
+    def _place(self, stored: Tensor) -> Tensor:
         return stored.detach().mT if self.transposed else stored.detach()
 
     def __str__(self) -> str:
@@ -96,15 +105,17 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
     """The weight matrices that may be edited, in layer order.
 
     Args:
-        pattern: regular expression searched for in module paths, to name targets oneself; by default the MLP
-            matrices of every layer, as in both papers.
+        pattern: regular expression searched for in module paths, to name targets oneself, and in the paths of other
+            matrices and kernels, such as `lstm.weight_ih_l0`; by default the MLP matrices of every layer, as in both
+            papers.
         roles: which of them by default.
 
     Raises:
         LasertriError: listing what was seen, where nothing fits.
     """
-    matrices = dict(_matrices(model))
+    matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
     if pattern is not None:
+        matrices |= others
         try:
             chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
         except re.error as error:
@@ -114,10 +125,8 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
         chosen = [target for target in matrices.values() if target.role in roles]
         wanted = f"MLP matrices in a model of type {_model_type(model)!r}"
     if not chosen:
-        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in matrices.items())
-        listing = (
-            "; ".join(f"{count} × {name} {list(shape)}" for (name, shape), count in seen.items()) or "no linear layers"
-        )
+        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())
+        listing = "; ".join(f"{count} × {name} {list(shape)}" for (name, shape), count in seen.items()) or "no matrices"
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     return sorted(chosen, key=lambda target: target.layer)
 
@@ -130,17 +139,43 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or module is head or uses[id(module.weight)] > 1:
             continue
-        inside = re.match(rf"{re.escape(layers)}\.(\d+)\.(.+)$", name) if layers else None
-        layer, path = (int(inside[1]), inside[2]) if inside else (-1, name)
+        if "weight" not in module._parameters:  # made of others when asked for, as by weight_norm
+            continue
+        layer, path = _inside(layers, name)
         transposed = isinstance(module, Conv1D)
         rows, columns = reversed(module.weight.shape) if transposed else module.weight.shape
         yield name, Target(f"{name}.weight", layer, roles.get(path, path), transposed, (rows, columns))
 
 
+def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Every other parameter that is a matrix, as stored, and convolutions' kernels as [outputs, inputs · positions]."""
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    layers, roles = _layout(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding | nn.EmbeddingBag) or module is head:
+            continue
+        for own, parameter in module._parameters.items():
+            if parameter is None or uses[id(parameter)] > 1 or not parameter.is_floating_point():
+                continue
+            if parameter.dim() == 2 or (parameter.dim() > 2 and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)):
+                name = f"{path}.{own}".removeprefix(".")
+                layer, role = _inside(layers, name.removesuffix(".weight"))
+                rows = parameter.shape[0]
+                target = Target(name, layer, roles.get(role, role), False, (rows, parameter.numel() // rows))
+                yield str(target), target
+
+
+def _inside(layers: str, path: str) -> tuple[int, str]:
+    """In which of the layers a path lies, -1 for none, and the rest of it."""
+    inside = re.match(rf"{re.escape(layers)}\.(\d+)\.(.+)$", path) if layers else None
+    return (int(inside[1]), inside[2]) if inside else (-1, path)
+
+
 def _layout(model: nn.Module) -> tuple[str, dict[str, str]]:
     """Path of the layers, and role by module path inside one."""
     known = ARCHITECTURES.get(_model_type(model))
-    if known:
+    if known and any(name == known.layers for name, _ in model.named_modules()):  # not so without its head
         return known.layers, {path: role for role, path in known.roles.items()}
     repeated = {
         name: module
