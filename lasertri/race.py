@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb
+from math import comb, log
 
 import numpy as np
 
+from lasertri.significance import all_binary
 from lasertri.tasks import Sample
 
 STAGES = (0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the samples seen when candidates are compared
@@ -27,16 +28,23 @@ def stages(samples: Sequence[Sample], *, seed: int = 0) -> list[list[int]]:
 
 
 def beaten(correct: np.ndarray, leader: np.ndarray, groups: Sequence[str]) -> np.ndarray:
-    """Which candidates lose to the leader by an exact one-sided sign test over groups, `[candidates]`.
+    """Which candidates lose to the leader, `[candidates]`, by a one-sided test that flips the signs of groups.
+
+    Of right and wrong it is the exact sign test. Real scores may win seldom and much, so there the gain itself is
+    tested, over the root of its squared group sums: under random signs it stays above -√(2 ln 1/α) with
+    probability 1 - α or more (Hoeffding, 1963).
 
     Args:
-        correct: `[candidates, n]`, on the samples seen so far.
+        correct: `[candidates, n]`, right or wrong or a score from 0 to 1, on the samples seen so far.
         leader: `[n]`, of the one that leads on them.
         groups: `[n]`, equal for samples that are not independent.
     """
     _, group = np.unique(list(groups), return_inverse=True)
-    sums = np.zeros((len(correct), group.max() + 1), dtype=int)
-    np.add.at(sums.T, group, (correct.astype(int) - leader).T)
+    sums = np.zeros((len(correct), group.max() + 1))
+    np.add.at(sums.T, group, (correct.astype(float) - leader).T)
+    if not all_binary(correct, leader):
+        scale = np.sqrt(np.square(sums).sum(axis=1))
+        return (scale > 0) & (sums.sum(axis=1) <= -np.sqrt(2 * log(1 / LEVEL)) * scale)
     won, lost = (sums > 0).sum(axis=1), (sums < 0).sum(axis=1)
     return np.array([_at_most(int(w), int(w + m)) <= LEVEL for w, m in zip(won, lost, strict=True)])
 

@@ -52,6 +52,22 @@ def test_samples_of_one_group_are_one_sign():
     assert not beaten(correct, leader, [str(i // 5) for i in range(20)])
 
 
+def test_real_scores_are_told_by_their_gain_not_by_how_often_they_win():
+    """Nine samples of ten lose a little, one wins much: no reason to stop; a small loss everywhere is one."""
+    names = [str(i) for i in range(40)]
+    leader = np.linspace(0.2, 0.6, 40)
+    rare = leader + np.where(np.arange(40) % 10 == 0, 0.2, -0.03)
+    assert beaten(np.stack([rare, leader - 0.01, leader]), leader, names).tolist() == [False, True, False]
+    assert not beaten(np.stack([leader - 0.01]), leader, [str(i // 5) for i in range(40)]).any()
+
+
+def test_real_scores_without_a_difference_are_hardly_ever_dropped():
+    rng = np.random.default_rng(0)
+    leader, names = rng.uniform(0.3, 0.7, 30), [str(i) for i in range(30)]
+    dropped = beaten(leader + rng.normal(size=(4000, 30)) * rng.uniform(0, 0.1, 30), leader, names)
+    assert 0 < dropped.sum() <= 0.01 * 4000
+
+
 @pytest.fixture(scope="module")
 def demo():
     """The packaged model, its task, and a grid in which most candidates lose."""
