@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lasertri.edit import Edit
     from lasertri.method import adapt
     from lasertri.models import load_model, load_tokenizer
+    from lasertri.objective import Objective
     from lasertri.tasks.files import Fields, as_samples
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Edit",
     "Fields",
     "LasertriError",
+    "Objective",
     "Partition",
     "Sample",
     "__version__",
@@ -53,6 +55,7 @@ _LAZY = {  # these import transformers, which importing the ops should not
     "Edit": "lasertri.edit",
     "load_model": "lasertri.models",
     "load_tokenizer": "lasertri.models",
+    "Objective": "lasertri.objective",
     "Fields": "lasertri.tasks.files",
     "as_samples": "lasertri.tasks.files",
 }

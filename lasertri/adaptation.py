@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import safetensors.torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lasertri.artefacts import whole_directory
 from lasertri.comparison import Comparison
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "adaptation.json"
 REPORT_NAME = "report.html"
+WEIGHTS_NAME = "model.safetensors"  # of a module that cannot save itself
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,15 @@ class Adaptation:
     """The result of `adapt`.
 
     Attributes:
-        model, tokenizer: as they were given; the edit is not applied.
+        model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
         rounds: what was searched; each after the first, on the model with the edits before it.
         calibration, held_out: the model before and after all edits.
         environment: versions and devices it was measured with.
         seconds: by phase.
     """
 
-    model: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    model: nn.Module = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
     rounds: Sequence[Round]
     calibration: Comparison
     held_out: Comparison
@@ -58,9 +61,10 @@ class Adaptation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON; the first round's at the top, others under `further`."""
+        config = getattr(self.model, "config", None)
         return {
-            "model": self.model.config._name_or_path,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "model": getattr(config, "_name_or_path", "") or type(self.model).__name__,
+            "revision": getattr(config, "_commit_hash", None),
             "baseline": self.calibration.baseline.to_dict(),
             **self.rounds[0].to_dict(),
             "further": [found.to_dict() for found in self.rounds[1:]],
@@ -75,8 +79,9 @@ class Adaptation:
     def save(self, directory: str | Path, *, overwrite: bool = False) -> None:
         """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
 
-        A second edit stands in `edit-2`. It does not matter whether they are applied by now. Without one only what was
-        measured is written. The folder appears when it is complete.
+        A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
+        reads into a module of its kind. A second edit stands in `edit-2`. It does not matter whether they are applied
+        by now. Without one only what was measured is written. The folder appears when it is complete.
 
         Raises:
             LasertriError: the folder has something in it, or cannot be written.
@@ -84,8 +89,9 @@ class Adaptation:
         with whole_directory(Path(directory), overwrite=overwrite) as folder:
             if self.edits:
                 with all_applied(self.edits, self.model):
-                    self.model.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                    _save(self.model, folder)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder)
             for number, edit in enumerate(self.edits, start=1):
                 edit.save(folder if number == 1 else folder / f"edit-{number}")
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
@@ -106,3 +112,11 @@ class Adaptation:
 
     def __str__(self) -> str:
         return summarize(self.to_dict())
+
+
+def _save(model: nn.Module, folder: Path) -> None:
+    save = getattr(model, "save_pretrained", None)
+    if save is not None:
+        save(folder)
+    else:
+        safetensors.torch.save_model(model, str(folder / WEIGHTS_NAME))

@@ -6,15 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
+from lasertri.samples import SampleBatch, Samples
 from lasertri.tasks import Sample
+
+if TYPE_CHECKING:
+    from lasertri.encode import EncodedSamples
 
 
 @dataclass(frozen=True)
@@ -22,21 +26,22 @@ class Measurement:
     """What was measured on one set of samples.
 
     Attributes:
-        accuracy: share of samples answered rightly.
-        majority_rate: accuracy of giving the most frequent right answer to everything.
+        accuracy: share of samples answered rightly; of an `Objective` the mean score.
+        majority_rate: accuracy of giving the most frequent right answer to everything; None where there are no answers.
         balanced_accuracy: mean recall over the labels; None where samples do not share one label set.
-        log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples.
+        log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples; of an
+            `Objective` the mean loss.
         collapsed: one answer takes at least 95 % of the predictions, and (where labels are shared) balanced
-            accuracy is at most 1/C + 0.05.
+            accuracy is at most 1/C + 0.05; None where there are no answers.
         n: number of samples.
-        correct: `[n]` bool, sample by sample.
+        correct: `[n]` bool, sample by sample; of an `Objective` the scores, FP64.
     """
 
     accuracy: float
-    majority_rate: float
+    majority_rate: float | None
     balanced_accuracy: float | None
     log_loss: float
-    collapsed: bool
+    collapsed: bool | None
     n: int
     correct: np.ndarray = field(repr=False, compare=False)
 
@@ -54,7 +59,7 @@ class Measurement:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    samples: EncodedSamples,
+    samples: Samples,
     *,
     normalize: bool = False,
     may_fail: bool = False,
@@ -70,7 +75,7 @@ def evaluate(
     Raises:
         LasertriError: the model gave NaN instead of probabilities.
     """
-    readings = Readings.empty(samples)
+    readings = samples.readings()
     for batch in tqdm(samples.batches(), progress, disable=progress is None):
         readings.record(batch, *batch.read(model))
     if not may_fail:
@@ -96,7 +101,7 @@ class Readings:
         shape = *models, len(samples.tokens)
         return cls(np.full(shape, np.nan), np.full(shape, -1))
 
-    def record(self, batch: Batch, log_probs: Tensor, greedy: Tensor) -> None:
+    def record(self, batch: SampleBatch, log_probs: Tensor, greedy: Tensor) -> None:
         """Keep what a batch gave, `[…, N]` each."""
         entry = batch.entry.cpu().numpy()
         self.log_probs[..., entry] = log_probs.cpu().numpy()

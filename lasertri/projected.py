@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lasertri.encode import Batch, EncodedSamples
 from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import linear_blocks
 from lasertri.replay import Plan, Replay, plan_replays, recorded
+from lasertri.samples import SampleReadings
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
 
@@ -62,8 +65,8 @@ class ProjectedTrials:
         candidates: Sequence[Candidate],
         numbers: Sequence[int],
         samples: Sequence[int],
-        readings: Readings,
-        beside: Readings,
+        readings: SampleReadings[Any],
+        beside: SampleReadings[Any],
         advance: Callable[[int], object] = lambda _: None,
     ) -> Readings:
         """Read these samples' answers under `candidates[i]` into `readings[i]` for every number i.
@@ -88,8 +91,8 @@ class ProjectedTrials:
         candidates: Sequence[Candidate],
         numbers: Sequence[int],
         samples: Sequence[int],
-        readings: Readings,
-        beside: Readings,
+        readings: SampleReadings[Any],
+        beside: SampleReadings[Any],
         advance: Callable[[int], object],
     ) -> Readings:
         by_target: dict[Target, list[int]] = {}
@@ -142,6 +145,8 @@ class ProjectedTrials:
 
     def _obstacle(self, batch: Batch, whole: Candidate, plan: Plan) -> str | None:
         """Why trials of a target cannot replay the model, or None: one that keeps all ranks must change nothing."""
+        if not isinstance(self.model.get_submodule(plan.module), nn.Linear | Conv1D):
+            return "its module is no linear layer"
         if plan.calls != 1:
             return f"its module runs {plan.calls} times in one forward pass"
         with recorded(self.model, batch, [plan]) as recording:

@@ -8,19 +8,17 @@ from math import comb, log
 import numpy as np
 
 from lasertri.significance import all_binary
-from lasertri.tasks import Sample
 
 STAGES = (0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the samples seen when candidates are compared
 LEVEL = 0.01
 
 
-def stages(samples: Sequence[Sample], *, seed: int = 0) -> list[list[int]]:
-    """Indices of the samples of every stage, in a seeded order that spreads the right answers evenly."""
-    generator, n = np.random.default_rng(seed), len(samples)
-    answers = [sample.answers[sample.gold] for sample in samples]
+def stages(strata: Sequence[str], *, seed: int = 0) -> list[list[int]]:
+    """Indices of the samples of every stage, in a seeded order that spreads the strata (right answers) evenly."""
+    generator, n = np.random.default_rng(seed), len(strata)
     place = np.empty(n)
-    for answer in sorted(set(answers)):
-        mine = generator.permutation([i for i in range(n) if answers[i] == answer])
+    for stratum in sorted(set(strata)):
+        mine = generator.permutation([i for i in range(n) if strata[i] == stratum])
         place[mine] = (np.arange(len(mine)) + generator.random()) / len(mine)
     order = np.argsort(place, kind="stable")
     parts = np.split(order, [round(n * share) for share in STAGES[:-1]])

@@ -1,4 +1,4 @@
-"""Trials with the truncated weight in place: for models whose forward pass cannot be replayed."""
+"""Trials with the truncated weight in place: where the forward pass cannot be replayed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from lasertri.edit import Edit, replaced
-from lasertri.encode import EncodedSamples
-from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
+from lasertri.samples import SampleReadings, Samples
 from lasertri.strategies import Candidate
+
+
+def read_samples(
+    model: nn.Module,
+    chosen: Sequence[int],
+    samples: Samples,
+    readings: SampleReadings[Samples],
+    advance: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Read the chosen samples under the model as it is; `advance` is told how many entries were read."""
+    for batch in samples.batches(chosen):
+        readings.record(batch, *batch.read(model))
+        advance(len(batch.entry))
 
 
 def read_replaced(
@@ -18,16 +30,14 @@ def read_replaced(
     candidates: Sequence[Candidate],
     numbers: Sequence[int],
     chosen: Sequence[int],
-    samples: EncodedSamples,
+    samples: Samples,
     factors: FactorStore,
-    readings: Readings,
+    readings: SampleReadings[Samples],
     advance: Callable[[int], object],
 ) -> None:
-    """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i."""
+    """Read the chosen samples under `candidates[i]` into `readings[i]` for every number i."""
     for i in numbers:
         candidate = candidates[i]
         edit = Edit.build(candidate, model, factors)
         with replaced(candidate.target, model, edit.weight):
-            for batch in samples.batches(chosen):
-                readings[i].record(batch, *batch.read(model))
-                advance(len(batch.entry))
+            read_samples(model, chosen, samples, readings[i], advance)

@@ -175,3 +175,27 @@ def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
         trials = ProjectedTrials(model, encode(model, tokenizer), candidates, store)
     assert not trials.supports(candidates[0])
     assert "does not give the model's own answers" in caplog.text
+
+
+def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, caplog):
+    """Its module's output is not the matrix times its input."""
+
+    class Mixing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Parameter(torch.eye(40) + 0.1 * torch.arange(1600.0).reshape(40, 40).sin())
+
+        def forward(self, x):
+            return (x @ self.mix).tanh()
+
+    model.transformer.h[1].mlp.act = Mixing()
+    samples, candidates = encode(model, tokenizer), candidates_of(model, "mix")
+    store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
+    with caplog.at_level(logging.WARNING):
+        _, trials = measure(model, candidates, samples, store, race=False)
+    assert "its module is no linear layer" in caplog.text
+    for trial in trials:
+        exact = model_log_probs(edited(model, trial.candidate, torch.float64), samples)
+        gold = [start + sample.gold for start, sample in zip(samples.starts, samples.samples, strict=True)]
+        expected = np.add.reduceat(exact, samples.token_starts)[gold]
+        assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)
