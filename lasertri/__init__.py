@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lasertri.edit import Edit
     from lasertri.method import adapt
     from lasertri.models import load, load_model, load_tokenizer
+    from lasertri.objective import Objective
     from lasertri.tasks.files import Fields, as_samples
     from lasertri.tasks.named import task_samples
 
@@ -37,6 +38,7 @@ __all__ = [
     "Edit",
     "Fields",
     "LasertriError",
+    "Objective",
     "Partition",
     "Sample",
     "__version__",
@@ -65,6 +67,7 @@ _LAZY = {  # these import transformers, which importing the ops should not
     "load_model": "lasertri.models",
     "load_tokenizer": "lasertri.models",
     "save": "lasertri.checkpoint",
+    "Objective": "lasertri.objective",
     "Fields": "lasertri.tasks.files",
     "as_samples": "lasertri.tasks.files",
     "task_samples": "lasertri.tasks.named",

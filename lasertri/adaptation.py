@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lasertri.artefacts import whole_directory
 from lasertri.checkpoint import write_checkpoint
 from lasertri.comparison import Comparison
 from lasertri.edit import Edit, all_applied, factored_edits
+from lasertri.errors import LasertriError
 from lasertri.factored import exchanged
 from lasertri.report import render, report_obstacle
 from lasertri.search import Round
@@ -32,15 +34,15 @@ class Adaptation:
     """The result of `adapt`.
 
     Attributes:
-        model, tokenizer: as they were given; the edit is not applied.
+        model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
         rounds: what was searched; each after the first, on the model with the edits before it.
         calibration, held_out: the model before and after all edits.
         environment: versions and devices it was measured with.
         seconds: by phase.
     """
 
-    model: PreTrainedModel = field(repr=False)
-    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    model: nn.Module = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
     rounds: Sequence[Round]
     calibration: Comparison
     held_out: Comparison
@@ -60,9 +62,10 @@ class Adaptation:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON; the first round's at the top, others under `further`."""
+        config = getattr(self.model, "config", None)
         return {
-            "model": self.model.config._name_or_path,
-            "revision": getattr(self.model.config, "_commit_hash", None),
+            "model": getattr(config, "_name_or_path", "") or type(self.model).__name__,
+            "revision": getattr(config, "_commit_hash", None),
             "baseline": self.calibration.baseline.to_dict(),
             **self.rounds[0].to_dict(),
             "further": [found.to_dict() for found in self.rounds[1:]],
@@ -77,15 +80,22 @@ class Adaptation:
     def save(self, directory: str | Path, *, overwrite: bool = False, factored: bool = False) -> None:
         """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
 
-        A second edit stands in `edit-2`. It does not matter whether they are applied by now. Without one only what was
-        measured is written. The folder appears when it is complete.
+        A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
+        reads into a module of its kind. A second edit stands in `edit-2`. It does not matter whether they are applied
+        by now. Without one only what was measured is written. The folder appears when it is complete.
 
         Args:
             factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
 
         Raises:
-            LasertriError: the folder has something in it, or cannot be written.
+            LasertriError: the folder has something in it, or cannot be written, or `factored` of a module without
+                `save_pretrained`.
         """
+        if factored and not hasattr(self.model, "save_pretrained"):
+            raise LasertriError(
+                f"expected a transformers model to keep as factors, came a {type(self.model).__name__}; "
+                "save it without factored"
+            )
         with whole_directory(Path(directory), overwrite=overwrite) as folder:
             if self.edits:
                 layers = factored_edits(self.edits, self.model) if factored else {}

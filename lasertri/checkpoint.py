@@ -11,6 +11,8 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from safetensors.torch import save_model
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.artefacts import whole_directory
@@ -20,9 +22,8 @@ from lasertri.factored_linear import FactoredLinear, Layout
 from lasertri.version import __version__
 
 DESCRIPTION_NAME = "lasertri_factored.json"
-VARIANT = (
-    "factored"  # model.factored.safetensors: without the variant's name transformers finds no weights, and says so
-)
+# model.factored.safetensors: without the variant's name transformers finds no weights, and says so
+VARIANT = "factored"
 
 
 def save(
@@ -43,10 +44,19 @@ def save(
         write_checkpoint(model, folder, tokenizer)
 
 
-def write_checkpoint(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Write the weights, the configuration, the tokenizer and, of factored layers, which they are."""
+def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Write the weights, the configuration, the tokenizer and, of factored layers, which they are.
+
+    Of a module that cannot save itself it is `model.safetensors`.
+    """
     layers = {path: module for path, module in model.named_modules() if isinstance(module, FactoredLinear)}
-    model.save_pretrained(folder, variant=VARIANT if layers else None)
+    own: Any = getattr(model, "save_pretrained", None)
+    if layers:
+        own(folder, variant=VARIANT)
+    elif own is not None:
+        own(folder)
+    else:
+        save_model(model, str(folder / "model.safetensors"))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if not layers:

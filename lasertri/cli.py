@@ -370,8 +370,8 @@ def info(as_json: Json = False) -> None:
 @reported
 def list_names(as_json: Json = False) -> None:
     """List tasks, architectures, strategies and backends by the names that options take."""
+    from lasertri.architectures import ARCHITECTURES
     from lasertri.ops.backends import BACKENDS
-    from lasertri.targets import ARCHITECTURES
     from lasertri.tasks.named import TASKS
 
     names = {

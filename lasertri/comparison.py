@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from lasertri.edit import Edit, all_applied
-from lasertri.encode import EncodedSamples
 from lasertri.evaluate import Measurement, evaluate
+from lasertri.samples import Samples
 from lasertri.significance import paired_interval, verdict
 
 
@@ -26,7 +26,7 @@ class Comparison:
         cls,
         model: nn.Module,
         edits: Sequence[Edit],
-        samples: EncodedSamples,
+        samples: Samples,
         *,
         normalize: bool = False,
         progress: bool = False,

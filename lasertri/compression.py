@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lasertri.cache import FactorCache
 from lasertri.edit import truncated_factors
 from lasertri.errors import LasertriError
-from lasertri.factored import exchange, factored, linear_at, pays
+from lasertri.factored import exchange, factored, is_layer, linear_at, pays
 from lasertri.factored_linear import FactoredLinear
 from lasertri.factors import FactorStore
 from lasertri.ops import BlockFactors
@@ -158,8 +158,8 @@ def compress(
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
 
     It looks at no data: whether the model still answers well must be measured. Blocks whose factors would not be
-    smaller are left as they are, not truncated. The exchange is made when all is computed: until then the model, and
-    after a failure, is as it was.
+    smaller are left as they are, not truncated, as are experts and the parts of matrices stored as one. The exchange is
+    made when all is computed: until then the model, and after a failure, is as it was.
 
     Args:
         energy: every block keeps the lowest rank with this share of its squared singular values, before rounding to
@@ -186,7 +186,7 @@ def compress(
         factors.retain([])  # no other target needs them
         matrices.append(matrix)
         if layer is not None:
-            layers[str(target)] = layer
+            layers[target.module] = layer
     before = _size(model)
     exchange(model, layers)
     return Compression(matrices, *zip(before, _size(model), strict=True))
@@ -198,8 +198,10 @@ def _compressed(
     """A target's new layer, if factors pay for any of its blocks."""
     weight, ranks = target.view(target.parameter(model)), retention.ranks(factors)
     squares, layer = float(weight.double().square().sum()), None
-    if any(pays(rank, height, factors.columns) for rank, height in zip(ranks, factors.partition.heights, strict=True)):
-        layer = factored(linear_at(model, str(target)), truncated_factors(weight, factors, ranks), weight)
+    if is_layer(target, model) and any(
+        pays(rank, height, factors.columns) for rank, height in zip(ranks, factors.partition.heights, strict=True)
+    ):
+        layer = factored(linear_at(model, target.module), truncated_factors(weight, factors, ranks), weight)
     if layer is None:
         return None, CompressedMatrix(target, (None,) * len(ranks), (weight.numel(),) * 2, (squares, 0.0))
     lost = float((weight.double() - layer.product(torch.float64)).square().sum())

@@ -20,7 +20,7 @@ from lasertri import ops
 from lasertri.checksum import weight_sha256
 from lasertri.editable import require_plain
 from lasertri.errors import LasertriError
-from lasertri.factored import factored, linear_at
+from lasertri.factored import factored, is_layer, linear_at
 from lasertri.factored_linear import FactoredLinear
 from lasertri.factors import FactorStore
 from lasertri.laser_svd import laser_factors
@@ -100,7 +100,7 @@ class Edit:
         Raises:
             LasertriError: the model's weight is not the one the edit was made of.
         """
-        _write(self.candidate.target, self._base_weight(model), self.weight)
+        self.candidate.target.write(self._base_weight(model), self.weight)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -214,12 +214,16 @@ def factored_edits(edits: Sequence[Edit], model: nn.Module) -> dict[str, Factore
     """By module path a layer for every edit that pays; of the others a warning says that they stay whole."""
     layers = {}
     for edit in edits:
-        path = str(edit.candidate.target)
-        layer = factored(linear_at(model, path), zip(edit.left, edit.right, strict=True), edit.weight, order=edit.order)
+        target = edit.candidate.target
+        if not is_layer(target, model):
+            logger.warning("%s: only a whole linear layer can be kept as factors; its weight is written whole", target)
+            continue
+        linear = linear_at(model, target.module)
+        layer = factored(linear, zip(edit.left, edit.right, strict=True), edit.weight, order=edit.order)
         if layer is None:
-            logger.warning("%s: its factors would not be smaller than the weight, which is written whole", path)
+            logger.warning("%s: its factors would not be smaller than the weight, which is written whole", target)
         else:
-            layers[path] = layer
+            layers[target.module] = layer
     return layers
 
 
@@ -229,10 +233,10 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
     stored = target.parameter(model)
     original = target.view(stored).clone()
     try:
-        _write(target, stored, weight)
+        target.write(stored, weight)
         yield
     finally:
-        _write(target, stored, original)
+        target.write(stored, original)
 
 
 def truncated_factors(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -248,10 +252,6 @@ def truncated_factors(weight: Tensor, factors: BlockFactors, ranks: Sequence[int
         else:
             basis = torch.linalg.qr(basis).Q
             yield torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
-
-
-def _write(target: Target, stored: nn.Parameter, weight: Tensor) -> None:
-    target.view(stored).copy_(weight)
 
 
 def _checksum(config: dict[str, Any], factors: Path) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.answers import asking
+from lasertri.architectures import branching_length
+from lasertri.evaluate import Readings
 from lasertri.models import model_kind
-from lasertri.targets import branching_length
 from lasertri.tasks import Sample, group_names
 
 
@@ -111,6 +112,10 @@ class Batch:
             logits = logits[self.row.to(logits.device), self.position.to(logits.device)]
         log_probs = logits.reshape(len(self.token), -1).float().log_softmax(-1)
         return log_probs.gather(-1, self.token.to(logits.device).unsqueeze(-1)).squeeze(-1), log_probs.argmax(-1)
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """Negative log-likelihood of the answer tokens in nats, summed."""
+        return -self.read(model)[0].sum()
 
     def copies(self, count: int) -> Batch:
         """The same rows `count` times, one set after the other."""
@@ -212,6 +217,15 @@ class EncodedSamples:
     def groups(self) -> list[str]:
         """See `group_names`."""
         return group_names(self.samples)
+
+    @property
+    def strata(self) -> list[str]:
+        """The right answer of every sample."""
+        return [sample.answers[sample.gold] for sample in self.samples]
+
+    def readings(self, *models: int) -> Readings:
+        """Nothing read yet, of one model or of an array of them."""
+        return Readings.empty(self, *models)
 
     @property
     def longest(self) -> int:

@@ -6,16 +6,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
 from lasertri.generation import written
+from lasertri.samples import SampleBatch, Samples
 from lasertri.tasks import Sample
+
+if TYPE_CHECKING:
+    from lasertri.encode import EncodedSamples
 
 
 @dataclass(frozen=True)
@@ -23,22 +27,23 @@ class Measurement:
     """What was measured on one set of samples.
 
     Attributes:
-        accuracy: share of samples answered rightly.
-        majority_rate: accuracy of giving the most frequent right answer to everything.
+        accuracy: share of samples answered rightly; of an `Objective` the mean score.
+        majority_rate: accuracy of giving the most frequent right answer to everything; None where there are no answers.
         balanced_accuracy: mean recall over the labels; None where samples do not share one label set.
-        log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples.
-            (LASER divides each by its number of tokens n, and RoBERTa's, by mistake, by n + 1.)
+        log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples; of an
+            `Objective` the mean loss. (LASER divides each by its number of tokens n, and RoBERTa's, by mistake, by
+            n + 1.)
         collapsed: one answer takes at least 95 % of the predictions, and balanced accuracy is at most 1/C + 0.05, or
-            where samples do not share labels, it is right in less than 95 % of them.
+            where samples do not share labels, it is right in less than 95 % of them; None where there are no answers.
         n: number of samples.
-        correct: `[n]` bool, sample by sample.
+        correct: `[n]` bool, sample by sample; of an `Objective` the scores, FP64.
     """
 
     accuracy: float
-    majority_rate: float
+    majority_rate: float | None
     balanced_accuracy: float | None
     log_loss: float
-    collapsed: bool
+    collapsed: bool | None
     n: int
     correct: np.ndarray = field(repr=False, compare=False)
 
@@ -56,7 +61,7 @@ class Measurement:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    samples: EncodedSamples,
+    samples: Samples,
     *,
     normalize: bool = False,
     may_fail: bool = False,
@@ -72,7 +77,7 @@ def evaluate(
     Raises:
         LasertriError: the model gave NaN instead of probabilities.
     """
-    readings = Readings.empty(samples)
+    readings = samples.readings()
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
         readings.read(model, samples, advance=bar.update)
     if not may_fail:
@@ -115,7 +120,7 @@ class Readings:
             self.written[i] = text
             advance(samples.samples[i].window)
 
-    def record(self, batch: Batch, log_probs: Tensor, greedy: Tensor) -> None:
+    def record(self, batch: SampleBatch, log_probs: Tensor, greedy: Tensor) -> None:
         """Keep what a batch gave, `[…, N]` each."""
         entry = batch.entry.cpu().numpy()
         self.log_probs[..., entry] = log_probs.cpu().numpy()

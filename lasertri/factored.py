@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.factored_linear import Block, FactoredLinear, Linear
+from lasertri.targets import Target
 
 
 def pays(rank: int, rows: int, columns: int) -> bool:
@@ -40,6 +41,12 @@ def factored(
     if all(left is None for left, _ in blocks):
         return None
     return FactoredLinear.build(linear, blocks, order)
+
+
+def is_layer(target: Target, model: nn.Module) -> bool:
+    """Whether a target is the weight of a linear layer, which factors can replace: no part of one, no expert's."""
+    whole = target.expert is None and target.rows is None
+    return whole and isinstance(model.get_submodule(target.module), Linear)
 
 
 def linear_at(model: nn.Module, path: str) -> Linear:

@@ -9,15 +9,17 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from lasertri.encode import EncodedSamples
 from lasertri.models import model_kind
+
+if TYPE_CHECKING:
+    from lasertri.encode import EncodedSamples
 
 
 def written(

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lasertri.adaptation import Adaptation
 from lasertri.cache import FactorCache
 from lasertri.comparison import Comparison
 from lasertri.encode import EncodedSamples
 from lasertri.environment import environment
+from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.models import checkpoint_files, load_model, load_tokenizer
+from lasertri.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.preflight import preflight
 from lasertri.preserve import preserved
+from lasertri.samples import Samples
 from lasertri.search import Round, scoring_blocks, search
 from lasertri.settings import Settings
 from lasertri.targets import find_targets
+from lasertri.tasks import group_names
 from lasertri.tasks.files import SampleSource, as_samples
 from lasertri.tasks.split import drawn_samples, split_samples, standard_split
 from lasertri.timing import Clock
 
 
 def adapt(
-    model: PreTrainedModel | str | Path,
-    samples: SampleSource,
+    model: nn.Module | str | Path,
+    samples: SampleSource | Iterable[Any],
     *,
-    held_out: SampleSource | None = None,
+    held_out: SampleSource | Iterable[Any] | None = None,
+    objective: Objective | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     files: Sequence[Path] = (),
     **settings: Any,
@@ -41,9 +47,13 @@ def adapt(
     The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
 
     Args:
-        model: a language model (causal, masked or an encoder-decoder), or a hub id or folder to load it from.
-        samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file.
+        model: a language model (causal, masked or an encoder-decoder), or a hub id or folder to load it from;
+             with an objective any module.
+        samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file; with an
+            objective any objects that its functions take.
         held_out: other samples to report on; by default part of `samples` is held out.
+        objective: how samples run, and what is to get better, for a module that is no causal language model or for
+            another aim than the right answer.
         tokenizer: the model's own by default.
         files: the checkpoint files that `model` was loaded from and still equals, if that is known: their checksums are
             remembered beside the factors.
@@ -58,24 +68,38 @@ def adapt(
         divide = standard_split
     else:
         divide = functools.partial(split_samples, calibration=chosen.calibration)
+    listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
     split = divide(
-        as_samples(samples),
-        held_out=None if held_out is None else as_samples(held_out),
+        listed(samples),
+        held_out=None if held_out is None else listed(held_out),
         held_out_limit=chosen.held_out_limit,
         seed=chosen.seed,
+        group_names=group_names if objective is None else objective.groups,
     )
     if isinstance(model, str | Path):
         files, model = checkpoint_files(model), load_model(model)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
-    encode = functools.partial(
-        EncodedSamples,
-        model=model,
-        tokenizer=tokenizer,
-        delimiter=chosen.delimiter,
-        chat=chosen.chat,
-        batch_size=chosen.batch_size,
-    )
+    encode: Callable[[list[Any]], Samples]
+    if objective is not None:
+        encode = functools.partial(ObjectiveSamples, objective=objective, batch_size=chosen.batch_size)
+    else:
+        language: Any = model
+        if not hasattr(language, "config"):
+            raise LasertriError(
+                f"expected a language model of transformers, came a {type(model).__name__}; say with "
+                "objective=Objective(forward, loss, score) what any other module is for"
+            )
+        if tokenizer is None:
+            tokenizer = load_tokenizer(
+                language.config._name_or_path, revision=getattr(language.config, "_commit_hash", None)
+            )
+        encode = functools.partial(
+            EncodedSamples,
+            model=language,
+            tokenizer=tokenizer,
+            delimiter=chosen.delimiter,
+            chat=chosen.chat,
+            batch_size=chosen.batch_size,
+        )
     calibration = gradient_samples = encode(split.calibration)
     if strategy.gradients not in (None, strategy.evaluation):
         gradient_samples = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
@@ -92,7 +116,8 @@ def adapt(
 
     rounds: list[Round] = []
     with preserved(model):
-        preflight(model, tokenizer, targets, encode(split.calibration[:1]), factors, max(chosen.blocks))
+        first = encode(split.calibration[:1]) if objective is None else calibration
+        preflight(model, tokenizer, targets, first, factors, max(chosen.blocks))
         with contextlib.ExitStack() as applied:
             while len(rounds) < chosen.max_edits and targets:
                 found = search(model, targets, gradient_samples, calibration, factors, chosen, clock)

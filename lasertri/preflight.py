@@ -1,18 +1,19 @@
-"""One sample through the whole method, so that what would fail late fails now."""
+"""A sample, or an objective's calibration samples, through the whole method: what would fail late fails now."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from lasertri.comparison import Comparison
 from lasertri.edit import Edit
-from lasertri.encode import EncodedSamples
 from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.ops.finite import all_finite
+from lasertri.samples import Samples
 from lasertri.score import score_targets
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
@@ -20,10 +21,10 @@ from lasertri.trial import measure
 
 
 def preflight(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
     targets: Sequence[Target],
-    sample: EncodedSamples,
+    samples: Samples,
     factors: FactorStore,
     blocks: int,
 ) -> None:
@@ -36,12 +37,13 @@ def preflight(
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, came NaN or Inf in {name}; check the checkpoint")
     target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
-    score_targets(model, [target], sample, block_counts=[blocks], factors=factors)
+    score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)
-    measure(model, [candidate], sample, factors)
+    measure(model, [candidate], samples, factors)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
-        for part in (model.config, getattr(model, "generation_config", None), tokenizer):  # all but the weights
-            if part is not None:
+        # the checkpoint but for its weights
+        for part in (getattr(model, "config", None), getattr(model, "generation_config", None), tokenizer):
+            if part is not None and hasattr(part, "save_pretrained"):
                 part.save_pretrained(directory)
         Edit.build(candidate, model, factors).save(directory)
-        Comparison.measure(model, [Edit.load(directory)], sample)
+        Comparison.measure(model, [Edit.load(directory)], samples)

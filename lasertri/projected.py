@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from lasertri.encode import Batch, EncodedSamples
 from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import linear_blocks
 from lasertri.replay import Plan, Replay, plan_replays, recorded
+from lasertri.samples import SampleReadings
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
 
@@ -44,9 +47,9 @@ class ProjectedTrials:
         for candidate in candidates:
             most_blocks[candidate.target] = max(candidate.blocks, most_blocks.get(candidate.target, 1))
         self.plans, token_bytes = plan_replays(model, batch, list(most_blocks))
-        experts = sum(target.expert is not None for target in self.plans)
-        if experts:
-            logger.info("experts are not projected: %d targets' trials start there, with the weight in place", experts)
+        others = sum(not self._is_linear(target) for target in self.plans)
+        if others:
+            logger.info("%d targets are no linear layers: trials start there, with the weight in place", others)
         for target, plan in list(self.plans.items()):
             reason = self._obstacle(batch, Candidate(target, most_blocks[target], 1.0), plan)
             if reason is not None:
@@ -59,15 +62,19 @@ class ProjectedTrials:
 
     def supports(self, candidate: Candidate) -> bool:
         """Whether its trials are projections, of a linear layer that can be replayed."""
-        return candidate.target in self.plans and candidate.target.expert is None and not candidate.compat
+        return candidate.target in self.plans and self._is_linear(candidate.target) and not candidate.compat
+
+    def _is_linear(self, target: Target) -> bool:
+        """Whether its module's output is its weight, or rows of it, times the input."""
+        return target.expert is None and isinstance(self.model.get_submodule(target.module), nn.Linear | Conv1D)
 
     def read(
         self,
         candidates: Sequence[Candidate],
         numbers: Sequence[int],
         samples: Sequence[int],
-        readings: Readings,
-        beside: Readings,
+        readings: SampleReadings[Any],
+        beside: SampleReadings[Any],
         advance: Callable[[int], object] = lambda _: None,
     ) -> Readings:
         """Read these samples' answers under `candidates[i]` into `readings[i]` for every number i.
@@ -92,8 +99,8 @@ class ProjectedTrials:
         candidates: Sequence[Candidate],
         numbers: Sequence[int],
         samples: Sequence[int],
-        readings: Readings,
-        beside: Readings,
+        readings: SampleReadings[Any],
+        beside: SampleReadings[Any],
         advance: Callable[[int], object],
     ) -> Readings:
         by_target: dict[Target, list[int]] = {}

@@ -1,17 +1,17 @@
-"""Trials with the truncated weight in place: of experts, and of models that cannot be replayed or write answers."""
+"""Trials with the truncated weight in place: of experts, and where the model cannot be replayed or writes answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from lasertri.edit import Edit, replaced
-from lasertri.encode import EncodedSamples
-from lasertri.evaluate import Readings
 from lasertri.factors import FactorStore
 from lasertri.ops import reduce_blocks
 from lasertri.replay import Plan, Replay, recorded
+from lasertri.samples import SampleReadings
 from lasertri.strategies import Candidate
 from lasertri.targets import Target
 
@@ -21,13 +21,13 @@ def read_replaced(
     candidates: Sequence[Candidate],
     numbers: Sequence[int],
     chosen: Sequence[int],
-    samples: EncodedSamples,
+    samples: Any,
     factors: FactorStore,
     plans: Mapping[Target, Plan],
-    readings: Readings,
-    beside: Readings,
+    readings: SampleReadings[Any],
+    beside: SampleReadings[Any],
     advance: Callable[[int], object],
-) -> Readings:
+) -> SampleReadings[Any]:
     """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i.
 
     Args:
@@ -37,7 +37,7 @@ def read_replaced(
     Returns:
         The baseline's own readings.
     """
-    baseline = Readings.empty(samples)
+    baseline: SampleReadings[Any] = samples.readings()
     by_target: dict[Target, list[int]] = {}
     for i in numbers:
         by_target.setdefault(candidates[i].target, []).append(i)

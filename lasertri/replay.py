@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lasertri.architectures import MLP_ROLES, last_mlp_path, layer_paths
 from lasertri.encode import Batch
-from lasertri.targets import MLP_ROLES, Target, last_mlp_path, layer_paths
+from lasertri.targets import Target
 
 Forward = Callable[..., Any]
 

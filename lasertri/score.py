@@ -1,6 +1,7 @@
 """∂L/∂σ of every target from one backward pass, streamed: no two gradients exist at once.
 
-L is the negative log-likelihood of the right answers, summed over their tokens and averaged over samples.
+L is the negative log-likelihood of the right answers, summed over their tokens, or an `Objective`'s loss; averaged
+over samples.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lasertri.encode import Batch, EncodedSamples
 from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
+from lasertri.samples import SampleBatch, Samples
 from lasertri.targets import Target
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
@@ -33,7 +34,7 @@ class _NonFiniteGradientError(LasertriError):
 def score_targets(
     model: nn.Module,
     targets: Sequence[Target],
-    samples: EncodedSamples,
+    samples: Samples,
     *,
     block_counts: Sequence[int],
     factors: FactorStore,
@@ -62,7 +63,7 @@ def score_targets(
 def _batch_scores(
     model: nn.Module,
     targets: Sequence[Target],
-    batch: Batch,
+    batch: SampleBatch,
     block_counts: Sequence[int],
     factors: FactorStore,
     bar: tqdm[NoReturn],
@@ -88,13 +89,14 @@ def _batch_scores(
             bar.update()
 
         with _gradients_streamed(model, targets, contract):
-            log_probs, _ = batch.read(model)
-            (-scale * log_probs.sum()).backward()
+            loss = batch.loss(model)
+            if loss.requires_grad:
+                (scale * loss).backward()
         missing = [target.name for target in targets if (target, block_counts[0]) not in scores]
         if missing:
             raise LasertriError(
                 f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not "
-                "used by the forward pass"
+                "used by the forward pass, or the loss is detached from it"
             )
         return scores
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
 
 from lasertri.decide import Decision, decide
 from lasertri.edit import Edit
-from lasertri.encode import EncodedSamples
 from lasertri.factors import FactorStore
+from lasertri.samples import Samples
 from lasertri.score import score_targets
 from lasertri.settings import Settings
 from lasertri.strategies import distinct, target_scores
@@ -61,10 +61,10 @@ class Round:
 
 
 def search(
-    model: PreTrainedModel,
+    model: nn.Module,
     targets: Sequence[Target],
-    gradient_samples: EncodedSamples,
-    samples: EncodedSamples,
+    gradient_samples: Samples,
+    samples: Samples,
     factors: FactorStore,
     settings: Settings,
     clock: Clock,

@@ -23,7 +23,7 @@ def max_t_p_value(
     share of flips in which the largest T of *all* candidates reaches the winner's.
 
     Args:
-        differences: `[candidates, n]`, each candidate's correctness minus the baseline's, in {-1, 0, 1}.
+        differences: `[candidates, n]`, each candidate's score minus the baseline's, from -1 to 1.
         winner: row of the candidate in question.
         groups: `[n]`, equal for samples that are not independent.
     """
@@ -44,14 +44,15 @@ def max_t_p_value(
 def paired_interval(
     baseline: np.ndarray, edited: np.ndarray, groups: Sequence[str], *, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float]:
-    """Confidence interval of the difference between two accuracies on the same samples.
+    """Confidence interval of the difference between two accuracies, or mean scores, on the same samples.
 
-    Bonett and Price (2012) for independent samples; where groups hold several samples, a percentile bootstrap
-    over groups. Of fewer than 30 groups a bootstrap knows too little: the interval is then all there is, (-1, 1).
+    Bonett and Price (2012) for right and wrong on independent samples; for other scores, or where groups hold several
+    samples, a percentile bootstrap over groups. Of fewer than 30 groups a bootstrap knows too little: the interval is
+    then all there is, (-1, 1).
     """
-    difference = edited.astype(int) - baseline.astype(int)
+    difference = edited.astype(float) - baseline.astype(float)
     names, group, sizes = np.unique(list(groups), return_inverse=True, return_counts=True)
-    if len(names) < len(difference):
+    if len(names) < len(difference) or not all_binary(baseline, edited):
         if len(names) < FEWEST_GROUPS:
             return -1.0, 1.0
         totals, generator = np.bincount(group, weights=difference), np.random.default_rng(seed)
@@ -65,6 +66,11 @@ def paired_interval(
     won, lost = (np.sum(difference == 1) + 1) / n, (np.sum(difference == -1) + 1) / n
     half = NormalDist().inv_cdf(1 - level / 2) * np.sqrt((won + lost - (won - lost) ** 2) / n)
     return float(max(-1.0, won - lost - half)), float(min(1.0, won - lost + half))
+
+
+def all_binary(*scores: np.ndarray) -> bool:
+    """Whether all are right or wrong, 1 or 0, and nothing between."""
+    return all(bool(np.isin(score, (0, 1)).all()) for score in scores)
 
 
 def verdict(interval: tuple[float, float]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from lasertri.architectures import MLP_ROLES
 from lasertri.laser_svd import laser_rank
 from lasertri.ops.blocks import Partition, lengths, retained_rank
 from lasertri.score import Scores
-from lasertri.targets import MLP_ROLES, Target
+from lasertri.targets import Target
 
 LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
 

@@ -53,8 +53,10 @@ def measurements(comparison: dict[str, Any]) -> list[str]:
 
 
 def measurement(measured: dict[str, Any]) -> str:
-    """Accuracy beside what giving one answer to everything would get."""
+    """Accuracy beside what giving one answer to everything would get; of an `Objective` its score and loss."""
     balanced = measured["balanced_accuracy"]
+    if measured["majority_rate"] is None:
+        return f"score {measured['accuracy']:6.1%}, loss {measured['log_loss']:.3f}"
     return (
         f"accuracy {measured['accuracy']:6.1%} (majority {measured['majority_rate']:.1%})"
         + ("" if balanced is None else f", balanced {balanced:.1%}")

@@ -1,20 +1,21 @@
-"""Which weight matrices of a model may be edited: architectures as a table, unknown ones by inspection."""
+"""Which weight matrices of a model may be edited."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lasertri.architectures import MLP_ROLES, layer_paths, layout, model_type
 from lasertri.editable import require_editable, require_plain
 from lasertri.errors import LasertriError
+from lasertri.factored_linear import FactoredLinear
 
-MLP_ROLES = ("fc_in", "fc_up", "fc_out")
 BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
 
 
@@ -27,7 +28,7 @@ class Target:
         layer: index of the repeated part it stands in, a decoder's after its encoder's; -1 outside of those.
         role: what it does there, such as "fc_in" or "q_proj".
         transposed: stored as [inputs, outputs] (GPT-2's `Conv1D`).
-        shape: (rows, columns) = (outputs, inputs), however it is stored.
+        shape: (rows, columns) = (outputs, inputs), however it is stored; a kernel's positions count as inputs.
         expert: index of its matrix in a parameter `[experts, …]`; None where the parameter is one matrix.
         rows: which of the stored matrix's rows are its own, `[start, stop)`; None for all.
     """
@@ -63,7 +64,16 @@ class Target:
         return matrix[:, rows] if self.transposed else matrix[rows]
 
     def view(self, stored: Tensor) -> Tensor:
-        """The same with rows = output features; shares memory."""
+        """The same with rows = output features; shares memory, but for a kernel's in another memory format."""
+        place = self._place(stored)
+        return place.flatten(1) if place.dim() > 2 else place
+
+    def write(self, stored: Tensor, weight: Tensor) -> None:
+        """Give its part of the parameter other values `[rows, columns]`."""
+        place = self._place(stored)
+        place.copy_(weight.reshape(place.shape))
+
+    def _place(self, stored: Tensor) -> Tensor:
         return self.part(stored).mT if self.transposed else self.part(stored)
 
     def __str__(self) -> str:
@@ -72,123 +82,22 @@ class Target:
         return self.name.removesuffix(".weight") + expert + ("" if self.rows is None else f".{self.role}")
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """Where a family keeps its layers, and what is where inside one.
-
-    Roles with one path are rows of one matrix, in this order. Experts are found wherever they are, see `_stacks`.
-
-    Attributes:
-        layers: path of their list.
-        roles: a regular expression for the module path of every role inside a layer.
-        shared: the same for the expert that every token passes, beside those it is routed to.
-        decoder: path of a second list, an encoder-decoder's decoder.
-        causal: a token sees those before it, at positions from 0.
-    """
-
-    layers: str
-    roles: dict[str, str]
-    shared: dict[str, str] = field(default_factory=dict)
-    decoder: str | None = None
-    causal: bool = True
-
-    @property
-    def lists(self) -> list[str]:
-        """Paths of the lists of layers, in the order they run."""
-        return [self.layers] if self.decoder is None else [self.layers, self.decoder]
-
-
-def _attention(prefix: str, out: str) -> dict[str, str]:
-    return {f"{x}_proj": f"{prefix}.{x}_proj" for x in "qkv"} | {"out_proj": f"{prefix}.{out}"}
-
-
-def _fused_attention(fused: str, out: str) -> dict[str, str]:
-    return dict.fromkeys(("q_proj", "k_proj", "v_proj"), fused) | {"out_proj": out}
-
-
-def _gated(prefix: str) -> dict[str, str]:
-    return {"fc_in": f"{prefix}.gate_proj", "fc_up": f"{prefix}.up_proj", "fc_out": f"{prefix}.down_proj"}
-
-
-_LLAMA = Architecture("model.layers", _gated("mlp") | _attention("self_attn", "o_proj"))
-_FC12 = {"fc_in": "fc1", "fc_out": "fc2"}
-_GPT2_MLP = {"fc_in": "mlp.c_fc", "fc_out": "mlp.c_proj"}
-
-_BERT = {"fc_in": "intermediate.dense", "fc_out": "output.dense", "out_proj": "attention.output.dense"} | {
-    f"{x[0]}_proj": f"attention.self.{x}" for x in ("query", "key", "value")
-}
-_T5_FEED_FORWARD = r"layer\.\d\.DenseReluDense"
-_T5 = Architecture(
-    "encoder.block",
-    {
-        "fc_in": rf"{_T5_FEED_FORWARD}\.wi(_0)?",
-        "fc_up": rf"{_T5_FEED_FORWARD}\.wi_1",
-        "fc_out": rf"{_T5_FEED_FORWARD}\.wo",
-        **{f"{x}_proj": rf"layer\.0\.SelfAttention\.{x}" for x in "qkv"},
-        "out_proj": r"layer\.0\.SelfAttention\.o",
-        **{f"cross_{x}_proj": rf"layer\.1\.EncDecAttention\.{x}" for x in "qkv"},
-        "cross_out_proj": r"layer\.1\.EncDecAttention\.o",
-    },
-    decoder="decoder.block",
-    causal=False,
-)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "gptj": Architecture(
-        "transformer.h", {"fc_in": "mlp.fc_in", "fc_out": "mlp.fc_out"} | _attention("attn", "out_proj")
-    ),
-    "gpt2": Architecture("transformer.h", _GPT2_MLP | _fused_attention("attn.c_attn", "attn.c_proj")),
-    "gpt_neo": Architecture("transformer.h", _GPT2_MLP | _attention("attn.attention", "out_proj")),
-    "gpt_neox": Architecture(
-        "gpt_neox.layers",
-        {
-            "fc_in": "mlp.dense_h_to_4h",
-            "fc_out": "mlp.dense_4h_to_h",
-            "qkv_proj": "attention.query_key_value",
-            "out_proj": "attention.dense",
-        },
-    ),
-    "opt": Architecture("model.decoder.layers", _FC12 | _attention("self_attn", "out_proj")),
-    "phi": Architecture("model.layers", {"fc_in": "mlp.fc1", "fc_out": "mlp.fc2"} | _attention("self_attn", "dense")),
-    "phi3": Architecture(
-        "model.layers",
-        {"fc_in": "mlp.gate_up_proj", "fc_up": "mlp.gate_up_proj", "fc_out": "mlp.down_proj"}
-        | _fused_attention("self_attn.qkv_proj", "self_attn.o_proj"),
-    ),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), _LLAMA),
-    **dict.fromkeys(("mixtral", "qwen3_moe"), _LLAMA),
-    "qwen2_moe": replace(_LLAMA, shared=_gated("mlp.shared_expert")),
-    "bert": Architecture("bert.encoder.layer", _BERT, causal=False),
-    "electra": Architecture("electra.encoder.layer", _BERT, causal=False),
-    **dict.fromkeys(
-        ("roberta", "xlm-roberta", "camembert"), Architecture("roberta.encoder.layer", _BERT, causal=False)
-    ),
-    "bart": Architecture(
-        "model.encoder.layers",
-        _FC12
-        | _attention("self_attn", "out_proj")
-        | {f"cross_{k}": v for k, v in _attention("encoder_attn", "out_proj").items()},
-        decoder="model.decoder.layers",
-        causal=False,
-    ),
-    **dict.fromkeys(("t5", "mt5"), _T5),
-}
-
-
 def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES) -> list[Target]:
     """The weight matrices that may be edited, in layer order.
 
     Args:
-        pattern: regular expression searched for in `str(target)`, to name targets oneself; by default the MLP
-            matrices of every layer, as in both papers.
+        pattern: regular expression searched for in `str(target)`, to name targets oneself, among them matrices
+            outside linear layers and kernels, such as `lstm.weight_ih_l0`; by default the MLP matrices of every
+            layer, as in both papers.
         roles: which of them by default.
 
     Raises:
         LasertriError: listing what was seen, where nothing fits; or weights are quantised or not in memory.
     """
     require_editable(model)
-    matrices = dict(_matrices(model))
+    matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
     if pattern is not None:
+        matrices |= others
         try:
             chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
         except re.error as error:
@@ -196,15 +105,15 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
         wanted = f"a module path that matches {pattern!r}"
     else:
         chosen = [target for target in matrices.values() if target.role in roles]
-        wanted = f"MLP matrices in a model of type {_model_type(model)!r}"
+        wanted = f"MLP matrices in a model of type {model_type(model)!r}"
     if not chosen:
-        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in matrices.items())
+        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())
         listing = (
             "; ".join(
                 f"{count} × {name} {list(shape)}{BY_TURNS if name.endswith('query_key_value') else ''}"
                 for (name, shape), count in seen.items()
             )
-            or "no linear layers"
+            or "no matrices"
         )
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     for target in chosen:
@@ -213,20 +122,18 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
-    """Every matrix outside embeddings, heads, routers and shared weights, by `str(target)`."""
-    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
-    layers, (_, roles) = layer_paths(model), _layout(model)
+    """Every linear layer and expert outside embeddings, heads, routers and shared weights, by `str(target)`."""
+    uses, layers, (_, roles) = _uses(model), layer_paths(model), layout(model)
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
-        layer = next((i for i, path in enumerate(layers) if name.startswith(f"{path}.")), -1)
-        inside = name.removeprefix(f"{layers[layer]}.") if layer >= 0 else name
+        layer, inside = _inside(layers, name)
         if isinstance(module, nn.Linear | Conv1D) and module is not head and not _chooses_experts(model, name):
             known = tuple(role for role, path in roles if layer >= 0 and re.fullmatch(path, inside))
             stored = {"weight": (known or (inside,), isinstance(module, Conv1D))}
         else:
             stored = _stacks(module)
         for key, (parts, transposed) in stored.items():
-            parameter = module._parameters[key]
+            parameter = module._parameters.get(key)  # weight_norm makes it of others when asked
             if parameter is None or uses[id(parameter)] > 1:
                 continue
             shape = parameter.shape[:-3:-1] if transposed else parameter.shape[-2:]
@@ -234,6 +141,40 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
             for expert in range(len(parameter)) if parameter.dim() == 3 else [None]:
                 for target in _parts(replace(whole, expert=expert), parts, _shares(model, parts)):
                     yield str(target), target
+
+
+def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Every other parameter that is a matrix, as stored, and convolutions' kernels as [outputs, inputs · positions]."""
+    uses, layers = _uses(model), layer_paths(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    for path, module in model.named_modules():
+        known = isinstance(module, nn.Linear | Conv1D | FactoredLinear | nn.Embedding | nn.EmbeddingBag)
+        if known or module is head or _chooses_experts(model, path):
+            continue
+        for own, parameter in module._parameters.items():
+            if (
+                parameter is None
+                or uses[id(parameter)] > 1
+                or not parameter.numel()
+                or not parameter.is_floating_point()
+            ):
+                continue
+            if parameter.dim() == 2 or (parameter.dim() > 2 and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)):
+                name, rows = f"{path}.{own}".removeprefix("."), parameter.shape[0]
+                layer, role = _inside(layers, name.removesuffix(".weight"))
+                target = Target(name, layer, role, False, (rows, parameter.numel() // rows))
+                yield str(target), target
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    """In how many places every parameter stands."""
+    return Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+
+
+def _inside(layers: Sequence[str], path: str) -> tuple[int, str]:
+    """In which of the layers a path lies, -1 for none, and the rest of it."""
+    layer = next((i for i, own in enumerate(layers) if path.startswith(f"{own}.")), -1)
+    return layer, path.removeprefix(f"{layers[layer]}.") if layer >= 0 else path
 
 
 def _parts(whole: Target, roles: Sequence[str], shares: Sequence[int]) -> Iterator[Target]:
@@ -276,60 +217,3 @@ def _stacks(module: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
 def _chooses_experts(model: nn.Module, name: str) -> bool:
     """A linear layer right beside experts says which of them a token takes, or how much of one."""
     return "router" in name or hasattr(model.get_submodule(name.rpartition(".")[0]), "experts")
-
-
-def _layout(model: nn.Module) -> tuple[list[str], list[tuple[str, str]]]:
-    """Paths of the lists of layers; and roles, each with a pattern for its module path inside one."""
-    known = ARCHITECTURES.get(_model_type(model))
-    if known:
-        return known.lists, [*known.roles.items(), *known.shared.items()]
-    repeated = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
-    }
-    if not repeated:
-        return [], []
-    name = max(repeated, key=lambda n: sum(p.numel() for p in repeated[n].parameters()))
-    return [name], _guessed_roles(repeated[name][0])
-
-
-def _guessed_roles(layer: nn.Module) -> list[tuple[str, str]]:
-    """An MLP is what widens and narrows the hidden state outside attention: first in, last out, between up."""
-    linear = [
-        re.escape(path)
-        for path, module in layer.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not re.search(r"att(n|ention)|router", path, re.IGNORECASE)
-    ]
-    if len(linear) not in (2, 3):
-        return []
-    return list(zip(("fc_in", "fc_out") if len(linear) == 2 else MLP_ROLES, linear, strict=True))
-
-
-def layer_paths(model: nn.Module) -> list[str]:
-    """Path of every layer in the order they run, an encoder's before its decoder's; empty where there are none."""
-    return [f"{path}.{name}" for path in _layout(model)[0] for name, _ in model.get_submodule(path).named_children()]
-
-
-def last_mlp_path(model: nn.Module) -> str:
-    """Path of the module that is the MLP of the last layer, in the table's architectures; empty where none is."""
-    known = ARCHITECTURES.get(_model_type(model))
-    parents = {path.rpartition(".")[0] for role, path in known.roles.items() if role in MLP_ROLES} if known else {""}
-    return f"{layer_paths(model)[-1]}.{parents.pop()}" if len(parents) == 1 and "" not in parents else ""
-
-
-def branching_length(model: nn.Module) -> int:
-    """Most tokens of a row with branches (positions and a mask of its own), 0 where the model cannot run one.
-
-    All causal architectures of the table can, with attention that takes a mask, on rows that fit their windows.
-    """
-    config: Any = getattr(model, "config", None)
-    known = ARCHITECTURES.get(_model_type(model))
-    if known is None or not known.causal or config._attn_implementation not in ("eager", "sdpa"):
-        return 0
-    windows = (getattr(config, name, None) for name in ("sliding_window", "window_size", "max_position_embeddings"))
-    return min([window for window in windows if window], default=1 << 30)
-
-
-def _model_type(model: nn.Module) -> str:
-    return getattr(getattr(model, "config", None), "model_type", type(model).__name__)

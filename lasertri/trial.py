@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from torch import nn
 from tqdm import tqdm
 
 from lasertri.encode import EncodedSamples
-from lasertri.evaluate import Measurement, Readings
+from lasertri.evaluate import Measurement
 from lasertri.factors import FactorStore
 from lasertri.projected import ProjectedTrials
 from lasertri.race import beaten, stages
 from lasertri.replaced import read_replaced
+from lasertri.samples import SampleReadings, Samples
 from lasertri.strategies import Candidate
 
 
@@ -26,7 +28,8 @@ class Trial:
 
     Attributes:
         seconds: its share of the batches it ran in.
-        gain: `[n]`, of all calibration samples: 1 won from the baseline beside it, -1 lost, 0 same or not measured.
+        gain: `[n]`, of all calibration samples: score minus that of the baseline beside it, which is 1 for an answer
+            won and -1 for one lost; 0 where not measured.
     """
 
     candidate: Candidate
@@ -47,7 +50,7 @@ class Trial:
 def measure(
     model: nn.Module,
     candidates: Sequence[Candidate],
-    samples: EncodedSamples,
+    samples: Samples,
     factors: FactorStore,
     *,
     normalize: bool = False,
@@ -61,24 +64,27 @@ def measure(
     Only a candidate that `decide` could accept leads. The model must be frozen and in evaluation mode, as inside
     `preserved(model)`.
     """
-    parts = stages(samples.samples, seed=seed) if race else [list(range(len(samples)))]
+    parts = stages(samples.strata, seed=seed) if race else [list(range(len(samples)))]
+    projected = None
     # what is written token by token cannot be read off one replayed forward pass
-    projected = ProjectedTrials(model, samples, [] if samples.prompts else candidates, factors)
-    baseline = Readings.empty(samples)
-    readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
+    if isinstance(samples, EncodedSamples) and not samples.prompts:
+        projected = ProjectedTrials(model, samples, candidates, factors)
+    baseline: SampleReadings[Any] = samples.readings()
+    readings, beside = (samples.readings(len(candidates)) for _ in range(2))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
     seen_by: dict[int, list[int]] = {}
     total = samples.work * len(candidates)
-    with tqdm(total=total, desc="trials", unit="token", disable=not progress) as bar:
+    with tqdm(total=total, desc="trials", unit="entry", disable=not progress) as bar:
         for part in parts:
             start, seen = time.perf_counter(), seen + part
-            fast = [i for i in alive if projected.supports(candidates[i])]
-            slow = [i for i in alive if not projected.supports(candidates[i])]
-            if fast:
+            fast = [] if projected is None else [i for i in alive if projected.supports(candidates[i])]
+            slow = [i for i in alive if i not in set(fast)]
+            if projected is not None and fast:
                 baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
             if slow:
+                plans = {} if projected is None else projected.plans
                 own = read_replaced(
-                    model, candidates, slow, part, samples, factors, projected.plans, readings, beside, bar.update
+                    model, candidates, slow, part, samples, factors, plans, readings, beside, bar.update
                 )
                 baseline.update(own)
             seconds[alive] += (time.perf_counter() - start) / len(alive)
@@ -91,19 +97,19 @@ def measure(
     trials = []
     for i, candidate in enumerate(candidates):
         chosen = sorted(seen_by[i])
-        gain = np.zeros(len(samples), dtype=int)
+        gain = np.zeros(len(samples))
         measurement = readings[i].measure(samples, chosen, normalize=normalize)
         base, _ = beside[i].outcomes(samples, chosen, normalize=normalize)
-        gain[chosen] = measurement.correct.astype(int) - base
+        gain[chosen] = measurement.correct.astype(float) - base
         trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
     return baseline.measure(samples, normalize=normalize), trials
 
 
 def _survivors(
     alive: Sequence[int],
-    readings: Readings,
-    baseline: Readings,
-    samples: EncodedSamples,
+    readings: SampleReadings[Samples],
+    baseline: SampleReadings[Samples],
+    samples: Samples,
     seen: Sequence[int],
     *,
     normalize: bool,

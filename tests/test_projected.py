@@ -117,7 +117,7 @@ def test_trials_of_experts_start_at_their_layer_and_say_so_once(tokenizer, caplo
         trial_log_probs(model, samples, experts)
     assert ran.count(0) == ran.count(2) < len(experts) * len(samples.batches())
     assert [record.levelname for record in caplog.records] == ["INFO"]
-    assert "9 targets' trials" in caplog.text
+    assert "9 targets are no linear layers" in caplog.text
 
 
 def test_a_sliding_window_shorter_than_the_rows(tokenizer):
@@ -223,3 +223,27 @@ def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
         trials = ProjectedTrials(model, encode(model, tokenizer), candidates, store)
     assert not trials.supports(candidates[0])
     assert "does not give the model's own answers" in caplog.text
+
+
+def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, caplog):
+    """Its module's output is not the matrix times its input."""
+
+    class Mixing(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = torch.nn.Parameter(torch.eye(40) + 0.1 * torch.arange(1600.0).reshape(40, 40).sin())
+
+        def forward(self, x):
+            return (x @ self.mix).tanh()
+
+    model.transformer.h[1].mlp.act = Mixing()
+    samples, candidates = encode(model, tokenizer), candidates_of(model, "mix")
+    store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
+    with caplog.at_level(logging.INFO):
+        _, trials = measure(model, candidates, samples, store, race=False)
+    assert "1 targets are no linear layers" in caplog.text
+    for trial in trials:
+        exact = model_log_probs(edited(model, trial.candidate, torch.float64), samples)
+        gold = [start + sample.gold for start, sample in zip(samples.starts, samples.samples, strict=True)]
+        expected = np.add.reduceat(exact, samples.token_starts)[gold]
+        assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)

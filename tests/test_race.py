@@ -18,19 +18,20 @@ from lasertri.trial import measure
 
 def test_stages_hold_every_sample_once_and_each_answer_in_proportion():
     samples = make_samples(100)
-    parts = stages(samples, seed=3)
+    answers = [sample.answers[sample.gold] for sample in samples]
+    parts = stages(answers, seed=3)
     assert [len(part) for part in parts] == [10, 10, 20, 30, 30]
     assert sorted(i for part in parts for i in part) == list(range(100))
     share, seen = np.mean([sample.gold for sample in samples]), []
     for part in parts:
         seen += part
         assert abs(sum(samples[i].gold for i in seen) - share * len(seen)) <= 1
-    assert stages(samples, seed=3) == parts != stages(samples, seed=4)
+    assert stages(answers, seed=3) == parts != stages(answers, seed=4)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 20])
 def test_few_samples_still_make_whole_stages(count):
-    parts = stages(make_samples(count))
+    parts = stages([sample.answers[sample.gold] for sample in make_samples(count)])
     assert sorted(i for part in parts for i in part) == list(range(count))
     assert all(parts)
 
@@ -50,6 +51,22 @@ def test_samples_of_one_group_are_one_sign():
     leader, correct = np.ones(20, dtype=bool), np.zeros((1, 20), dtype=bool)
     assert beaten(correct, leader, [str(i) for i in range(20)])
     assert not beaten(correct, leader, [str(i // 5) for i in range(20)])
+
+
+def test_real_scores_are_told_by_their_gain_not_by_how_often_they_win():
+    """Nine samples of ten lose a little, one wins much: no reason to stop; a small loss everywhere is one."""
+    names = [str(i) for i in range(40)]
+    leader = np.linspace(0.2, 0.6, 40)
+    rare = leader + np.where(np.arange(40) % 10 == 0, 0.2, -0.03)
+    assert beaten(np.stack([rare, leader - 0.01, leader]), leader, names).tolist() == [False, True, False]
+    assert not beaten(np.stack([leader - 0.01]), leader, [str(i // 5) for i in range(40)]).any()
+
+
+def test_real_scores_without_a_difference_are_hardly_ever_dropped():
+    rng = np.random.default_rng(0)
+    leader, names = rng.uniform(0.3, 0.7, 30), [str(i) for i in range(30)]
+    dropped = beaten(leader + rng.normal(size=(4000, 30)) * rng.uniform(0, 0.1, 30), leader, names)
+    assert 0 < dropped.sum() <= 0.01 * 4000
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,39 @@ def test_intervals_cover_the_true_difference(group_size):
     assert held >= 0.87 * runs
 
 
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_intervals_of_real_scores_cover_the_true_difference(group_size):
+    """Truth 0.06: a tenth of the samples gains 0.6, the others nothing but noise."""
+    rng, held, n, runs = np.random.default_rng(4), 0, 300, 60
+    for run in range(runs):
+        jump = np.repeat(rng.random(n // group_size) < 0.1, group_size)
+        baseline = rng.uniform(0.1, 0.3, n)
+        edited = baseline + np.where(jump, 0.6, 0) + rng.uniform(-0.1, 0.1, n)
+        low, high = paired_interval(baseline, edited, [str(i // group_size) for i in range(n)], seed=run)
+        held += low <= 0.06 <= high
+    assert held >= 0.87 * runs
+
+
+def test_right_and_wrong_have_one_interval_whatever_their_dtype():
+    baseline, edited = np.random.default_rng(0).random((2, 50)) < [[0.4], [0.6]]
+    names = [str(i) for i in range(50)]
+    assert paired_interval(baseline, edited, names) == paired_interval(baseline.astype(float), edited * 1.0, names)
+
+
+def test_real_gains_keep_the_joint_tests_level():
+    """Gains of very different sizes, with no effect."""
+    rng, accepted, runs = np.random.default_rng(7), 0, 200
+    for run in range(runs):
+        gains = rng.normal(size=(20, 60)) * rng.exponential(size=60) / 20
+        winner = int(gains.sum(1).argmax())
+        accepted += max_t_p_value(gains, winner, [str(i) for i in range(60)], seed=run, flips=500) <= LEVEL
+    assert accepted <= 20
+
+
 def test_few_groups_know_nothing():
+    real = np.linspace(0.1, 0.9, 29)
+    assert paired_interval(real, real / 2, [str(i) for i in range(29)]) == (-1.0, 1.0)
+
     won = np.ones(40, dtype=bool)
     assert paired_interval(~won, won, [str(i // 4) for i in range(40)]) == (-1.0, 1.0)
 

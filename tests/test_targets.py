@@ -6,7 +6,8 @@ from tiny import CONFIGS, ENCODER_DECODERS, INNER, MASKED, WIDTH
 from torch import nn
 
 from lasertri import LasertriError
-from lasertri.targets import ARCHITECTURES, find_targets
+from lasertri.architectures import ARCHITECTURES
+from lasertri.targets import find_targets
 
 PLAIN = {"gptj", "gpt2", "gpt_neo", "gpt_neox", "opt", "phi", "bloom", "t5", "bart", *MASKED}
 GATED = ["fc_in", "fc_up", "fc_out"]

@@ -30,12 +30,13 @@ from benchmarks.adapt.deep_recall import deep_recall
 from benchmarks.memory import MIB, peak
 from benchmarks.record import machine_record, write_record
 from lasertri import Adaptation, Sample, adapt, load_model, load_tokenizer
+from lasertri.architectures import layer_paths
 from lasertri.demo import MODEL_DIR, recall
 from lasertri.models import checkpoint_files
 from lasertri.search import Round
 from lasertri.settings import BLOCK_COUNTS
 from lasertri.strategies import LASER_RATIOS, Candidate
-from lasertri.targets import Target, layer_paths
+from lasertri.targets import Target
 
 T = TypeVar("T")
 MODELS = ("demo", "deep", "random")

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from lasertri.errors import LasertriError
-from lasertri.tasks import Sample, group_names
+from lasertri.tasks import group_names
 
 FEWEST = 20  # below this an edit that helps cannot be told from luck
 
 
+T = TypeVar("T")
+Groups = Callable[[Sequence[Any]], Sequence[Hashable]]
+
+
 @dataclass(frozen=True)
-class Split:
+class Split(Generic[T]):
     """The samples that calibrate and those that are held out; no group is on both sides."""
 
-    calibration: list[Sample]
-    held_out: list[Sample]
+    calibration: list[T]
+    held_out: list[T]
 
 
 def split_samples(
-    samples: Sequence[Sample],
+    samples: Sequence[T],
     *,
-    held_out: Sequence[Sample] | None = None,
+    held_out: Sequence[T] | None = None,
     calibration: int = 100,
     held_out_limit: int = 2000,
     seed: int = 0,
-) -> Split:
+    group_names: Groups = group_names,
+) -> Split[T]:
     """Draw the calibration samples; the rest is held out, unless held-out samples are given.
 
     At most half of the samples calibrate (all may, where held-out samples are given). Samples of one group never
@@ -38,7 +44,7 @@ def split_samples(
         LasertriError: fewer than 20 samples would calibrate, or a group is on both sides.
     """
     generator = np.random.default_rng(seed)
-    groups: dict[str, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for index, name in enumerate(group_names(samples)):
         groups.setdefault(name, []).append(index)
     wanted = min(calibration, len(samples) if held_out is not None else len(samples) // 2)
@@ -58,7 +64,7 @@ def split_samples(
         if shared:
             raise LasertriError(
                 f"expected held-out samples of other groups and prompts than the calibration's, came {len(shared)} on "
-                f"both sides, such as {min(shared)!r}"
+                f"both sides, such as {min(map(str, shared))!r}"
             )
         rest_samples = [held_out[i] for i in generator.permutation(len(held_out))]
     else:
@@ -67,12 +73,13 @@ def split_samples(
 
 
 def standard_split(
-    samples: Sequence[Sample],
+    samples: Sequence[T],
     *,
-    held_out: Sequence[Sample] | None = None,
+    held_out: Sequence[T] | None = None,
     held_out_limit: int = 2000,
     seed: int = 0,
-) -> Split:
+    group_names: Groups = group_names,
+) -> Split[T]:
     """LASER's split: the first fifth of the rows, in their order, calibrates; the rest is held out.
 
     Where held-out samples are given all rows calibrate. Held-out rows whose group is on the other side are left out.
@@ -94,7 +101,7 @@ def standard_split(
     return Split(chosen, drawn_samples(rest, held_out_limit, seed))
 
 
-def drawn_samples(samples: Sequence[Sample], count: int, seed: int) -> list[Sample]:
+def drawn_samples(samples: Sequence[T], count: int, seed: int) -> list[T]:
     """A seeded draw of so many samples (of all, if there are no more), in their order."""
     drawn = np.random.default_rng(seed).permutation(len(samples))[:count]
     return [samples[i] for i in sorted(drawn)]
