@@ -124,7 +124,7 @@ def test_experts_of_unknown_models_are_found_by_their_shapes():
     torch.testing.assert_close(gated_mlp(model, mine, x), expected)
     for layer in model.layers:
         layer.experts.is_concatenated = False
-    with pytest.raises(LasertriError, match="no linear layers"):
+    with pytest.raises(LasertriError, match="no matrices"):
         find_targets(model, ".")
 
 
