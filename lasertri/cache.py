@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,33 @@ OFF = ("", "0", "off")
 ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")  # no file of another kind is ever deleted
 MEMORY_NAME = "remembered.json"
 REMEMBERED = 4096  # checksums kept
+
+
+class FactorKey(NamedTuple):
+    """What factors are known by.
+
+    Attributes:
+        weight_sha256: `checksum.weight_sha256` of the weight as stored.
+        transposed: whether it is stored as [inputs, outputs].
+        partition, columns: of the factors.
+        backend: that made them.
+        dtype: of their bases.
+    """
+
+    weight_sha256: str
+    transposed: bool
+    partition: Partition
+    columns: int
+    backend: str
+    dtype: torch.dtype
+
+    @property
+    def text(self) -> str:
+        """The same for equal keys only, in this format."""
+        order = self.partition.order
+        digest = None if order is None else hashlib.sha256(order.cpu().numpy().tobytes()).hexdigest()
+        known = (self.transposed, self.partition.offsets, digest, self.columns, self.backend, str(self.dtype))
+        return json.dumps([FORMAT, self.weight_sha256, *known])
 
 
 class FactorCache:
@@ -63,56 +91,37 @@ class FactorCache:
             return None
         return cls(None if chosen is None else Path(os.path.expanduser(chosen)), _limit_asked_for())
 
-    def load(
-        self,
-        weight_sha256: str,
-        transposed: bool,
-        partition: Partition,
-        columns: int,
-        backend: str,
-        dtype: torch.dtype,
-    ) -> BlockFactors | None:
+    def load(self, key: FactorKey) -> BlockFactors | None:
         """Factors on the CPU as they were stored under this key, or None; a damaged file is deleted."""
-        key = _key(weight_sha256, transposed, partition, columns, backend, dtype)
-        path = self._path(key)
+        path = self._path(key.text)
         tensors = None
         with self._disk():
-            tensors = self._read(path, key)
+            tensors = self._read(path, key.text)
         if tensors is None:
             return None
         with self._disk():
             _mark_used(path)
-        return BlockFactors(tensors["basis"], tensors["sigma"], partition, columns)
+        return BlockFactors(tensors["basis"], tensors["sigma"], key.partition, key.columns)
 
-    def store(
-        self,
-        weight_sha256: str,
-        transposed: bool,
-        partition: Partition,
-        columns: int,
-        backend: str,
-        dtype: torch.dtype,
-        factors: BlockFactors,
-    ) -> None:
+    def store(self, key: FactorKey, factors: BlockFactors) -> None:
         """Keep factors under this key, and delete the least recently used ones that no longer fit.
 
         Raises:
             LasertriError: the factors are not those that the key names.
         """
-        key = _key(weight_sha256, transposed, partition, columns, backend, dtype)
-        own = _key(weight_sha256, transposed, factors.partition, factors.columns, backend, factors.basis.dtype)
-        if own != key:
+        own = key._replace(partition=factors.partition, columns=factors.columns, dtype=factors.basis.dtype)
+        if own.text != key.text:
             raise LasertriError(
-                f"expected factors of the partition, {columns} columns and {dtype} that the key names, "
+                f"expected factors of the partition, {key.columns} columns and {key.dtype} that the key names, "
                 f"came {factors.columns} columns and {factors.basis.dtype}"
             )
         tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
-        content = save(tensors, {"key": key, "sha256": _content_sha256(tensors)})
+        content = save(tensors, {"key": key.text, "sha256": _content_sha256(tensors)})
         if len(content) > self.limit:
             return
         with self._disk():
-            _replace(self._path(key), content)
-            _mark_used(self._path(key))
+            _replace(self._path(key.text), content)
+            _mark_used(self._path(key.text))
             self._evict()
 
     def sha256(self, name: str, stored: Tensor, files: Sequence[Path] | None = None) -> str:
@@ -199,13 +208,6 @@ def _limit_asked_for() -> int:
     if not 0 <= size < math.inf:
         raise LasertriError(f"expected LASERTRI_CACHE_SIZE to be a number of GiB such as {SIZE_GIB}, came {text!r}")
     return int(size * 2**30)
-
-
-def _key(
-    weight_sha256: str, transposed: bool, partition: Partition, columns: int, backend: str, dtype: torch.dtype
-) -> str:
-    order = None if partition.order is None else hashlib.sha256(partition.order.cpu().numpy().tobytes()).hexdigest()
-    return json.dumps([FORMAT, weight_sha256, transposed, partition.offsets, order, columns, backend, str(dtype)])
 
 
 def _content_sha256(tensors: dict[str, Tensor]) -> str:

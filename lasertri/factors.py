@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from lasertri.cache import FactorCache
+from lasertri.cache import FactorCache, FactorKey
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition, block_svd, project_blocks
 from lasertri.ops.backends import choose_backend
@@ -140,23 +140,23 @@ class FactorStore:
         if self._cache is None:
             return None
         weight, partition = self._weight(target), Partition.consecutive(target.shape[0], blocks)
-        found = self._cache.load(*self._key(target, partition))
+        found = self._cache.load(self._key(target, partition))
         if found is None:
             return None
         return found._replace(basis=found.basis.to(weight.device), sigma=found.sigma.to(weight.device))
 
     def _store(self, target: Target, factors: BlockFactors) -> None:
         if self._cache is not None:
-            self._cache.store(*self._key(target, factors.partition), factors)
+            self._cache.store(self._key(target, factors.partition), factors)
 
-    def _key(self, target: Target, partition: Partition) -> tuple[str, bool, Partition, int, str, torch.dtype]:
+    def _key(self, target: Target, partition: Partition) -> FactorKey:
         """What the cache knows these factors by."""
         stored = target.parameter(self.model)
         if target not in self._sha256 and self._cache is not None:
             self._sha256[target] = self._cache.sha256(str(target), target.part(stored), self._files or None)
         backend = choose_backend(self.backend, stored.device).name
         dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        return self._sha256[target], target.transposed, partition, target.shape[1], backend, dtype
+        return FactorKey(self._sha256[target], target.transposed, partition, target.shape[1], backend, dtype)
 
     def _weight(self, target: Target) -> Tensor:
         return target.view(target.parameter(self.model))

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from lasertri import LasertriError, Partition, block_svd, cache
-from lasertri.cache import FactorCache
+from lasertri.cache import FactorCache, FactorKey
 from lasertri.checksum import weight_sha256
 
 SHA = "ab" * 32
@@ -42,9 +42,9 @@ def made(partition, columns, dtype=torch.float32):
 def stored(kept, sha=SHA, rows=12, columns=8):
     """Store small factors; give back their key, themselves and their file."""
     partition = Partition.consecutive(rows, 3)
-    key, factors = (sha, False, partition, columns, "gram", torch.float32), made(partition, columns)
+    key, factors = FactorKey(sha, False, partition, columns, "gram", torch.float32), made(partition, columns)
     before = set(entries(kept))
-    kept.store(*key, factors)
+    kept.store(key, factors)
     new = set(entries(kept)) - before
     return key, factors, new.pop() if new else None
 
@@ -86,48 +86,48 @@ def used_at(path, seconds):
 @pytest.mark.parametrize("columns", [5, 20], ids=["tall", "wide"])
 def test_factors_come_back_as_they_were(kept, partition, columns, dtype):
     factors = made(partition, columns, dtype)
-    key = SHA, True, partition, columns, "gram", dtype
-    assert kept.load(*key) is None
-    kept.store(*key, factors)
-    assert_same(kept.load(*key), factors)
-    assert_same(FactorCache.default().load(*key), factors)
+    key = FactorKey(SHA, True, partition, columns, "gram", dtype)
+    assert kept.load(key) is None
+    kept.store(key, factors)
+    assert_same(kept.load(key), factors)
+    assert_same(FactorCache.default().load(key), factors)
 
 
 def test_another_key_is_another_entry(kept):
     key, factors, _ = stored(kept)
     others = [
-        ("cd" * 32, *key[1:]),
-        (SHA, True, *key[2:]),
-        (*key[:2], Partition((0, 2, 9, 12)), *key[3:]),
-        (*key[:2], Partition(key[2].offsets, torch.arange(12)), *key[3:]),
-        (*key[:2], Partition(key[2].offsets, torch.arange(11, -1, -1)), *key[3:]),
-        (*key[:3], 9, *key[4:]),
-        (*key[:4], "reference", key[5]),
-        (*key[:5], torch.float64),
+        key._replace(weight_sha256="cd" * 32),
+        key._replace(transposed=True),
+        key._replace(partition=Partition((0, 2, 9, 12))),
+        key._replace(partition=Partition(key.partition.offsets, torch.arange(12))),
+        key._replace(partition=Partition(key.partition.offsets, torch.arange(11, -1, -1))),
+        key._replace(columns=9),
+        key._replace(backend="reference"),
+        key._replace(dtype=torch.float64),
     ]
-    assert all(kept.load(*other) is None for other in others)
-    assert len({cache._key(*k) for k in (key, *others)}) == len(others) + 1
-    assert_same(kept.load(*key), factors)
+    assert all(kept.load(other) is None for other in others)
+    assert len({k.text for k in (key, *others)}) == len(others) + 1
+    assert_same(kept.load(key), factors)
 
 
 def test_a_format_of_another_version_is_not_read(kept, monkeypatch):
     key, _, _ = stored(kept)
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
 
 
 def test_a_partition_of_equal_rows_finds_what_another_stored(kept):
     key, factors, _ = stored(kept)
     again = Partition.consecutive(12, 3)
-    assert again is not key[2]
-    assert torch.equal(kept.load(*key[:2], again, *key[3:]).basis, factors.basis)
+    assert again is not key.partition
+    assert torch.equal(kept.load(key._replace(partition=again)).basis, factors.basis)
 
 
 def test_factors_under_a_key_that_is_not_theirs_are_an_error(kept):
     key, factors, _ = stored(kept)
-    for other in ((*key[:5], torch.float64), (*key[:3], 9, *key[4:]), (*key[:2], Partition((0, 2, 9, 12)), *key[3:])):
+    for changes in ({"dtype": torch.float64}, {"columns": 9}, {"partition": Partition((0, 2, 9, 12))}):
         with pytest.raises(LasertriError, match="that the key names, came 8 columns and torch.float32"):
-            kept.store(*other, factors)
+            kept.store(key._replace(**changes), factors)
 
 
 def test_any_changed_byte_is_a_miss_or_changes_nothing(kept):
@@ -141,7 +141,7 @@ def test_any_changed_byte_is_a_miss_or_changes_nothing(kept):
         bad = bytearray(good)
         bad[place] ^= flip
         rewrite(path, bytes(bad))
-        loaded = kept.load(*key)
+        loaded = kept.load(key)
         missed += loaded is None
         if loaded is None:
             assert not path.exists()
@@ -165,21 +165,21 @@ def test_any_changed_byte_is_a_miss_or_changes_nothing(kept):
 )
 def test_a_damaged_file_is_deleted_with_a_warning_and_can_be_stored_again(kept, caplog, damage):
     key, factors, path = stored(kept)
-    assert kept.load(*key) is not None
+    assert kept.load(key) is not None
     rewrite(path, damage(path.read_bytes()))
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
     assert not path.exists()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "damaged file; it is computed again" in caplog.text
-    kept.store(*key, factors)
-    assert_same(kept.load(*key), factors)
+    kept.store(key, factors)
+    assert_same(kept.load(key), factors)
 
 
 def test_the_entry_of_another_key_under_this_name_is_deleted(kept):
     key, _, path = stored(kept)
     _, _, other = stored(kept, sha="cd" * 32)
     path.write_bytes(other.read_bytes())
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
     assert not path.exists()
 
 
@@ -188,28 +188,28 @@ def test_content_is_hashed_once_until_the_file_changes(kept, monkeypatch):
     calls = []
     monkeypatch.setattr(cache, "_content_sha256", lambda t, _f=cache._content_sha256: calls.append(1) or _f(t))
     for _ in range(3):
-        assert_same(FactorCache.default().load(*key), factors)
+        assert_same(FactorCache.default().load(key), factors)
     assert len(calls) == 1
     rewrite(path, path.read_bytes())
-    assert_same(kept.load(*key), factors)
+    assert_same(kept.load(key), factors)
     assert len(calls) == 2
     (kept.directory / cache.MEMORY_NAME).write_text("{broken")
-    assert_same(kept.load(*key), factors)
+    assert_same(kept.load(key), factors)
     assert len(calls) == 3
 
 
 def test_changed_values_of_the_same_size_are_detected(kept):
     key, _, path = stored(kept)
-    assert kept.load(*key) is not None
+    assert kept.load(key) is not None
     good = path.read_bytes()
     rewrite(path, good[:-8] + bytes(8))
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
 
 
 def test_loading_leaves_the_time_of_writing(kept):
     key, _, path = stored(kept)
     os.utime(path, ns=(0, 12_345_678_901))
-    assert kept.load(*key) is not None
+    assert kept.load(key) is not None
     assert path.stat().st_mtime_ns == 12_345_678_901
     assert path.stat().st_atime > 1e9
 
@@ -221,7 +221,7 @@ def test_the_least_recently_used_go_first_and_the_limit_holds(kept):
     for seconds, path in enumerate((a, b, c)):
         used_at(path, seconds + 100)
     assert entries(kept) == sorted((a, b, c)), "the fourth, stored first, is gone"
-    assert kept.load(*first) is not None
+    assert kept.load(first) is not None
     _, _, d = stored(kept, sha="4" * 64)
     assert entries(kept) == sorted((a, c, d))
     kept.limit = size
@@ -234,7 +234,7 @@ def test_an_entry_over_the_limit_is_not_stored_and_evicts_nothing(kept):
     kept.limit = small.stat().st_size
     key, _, large = stored(kept, rows=60, columns=40)
     assert large is None
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
     assert entries(kept) == [small]
 
 
@@ -286,7 +286,7 @@ def test_a_folder_that_cannot_be_made_only_warns_once(tmp_path, caplog):
     kept = FactorCache(tmp_path / "file" / "cache")
     for _ in range(2):
         key, _, _ = stored(kept)
-        assert kept.load(*key) is None
+        assert kept.load(key) is None
         tensor = torch.ones(3)
         assert kept.sha256("w", tensor, [tmp_path / "file"]) == weight_sha256(tensor)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -302,7 +302,7 @@ def test_a_full_disk_only_warns_and_leaves_nothing_behind(kept, monkeypatch, cap
     monkeypatch.setattr(Path, "write_bytes", full)
     key, _, path = stored(kept)
     assert path is None
-    assert kept.load(*key) is None
+    assert kept.load(key) is None
     assert not list(kept.directory.iterdir())
     assert caplog.text.count("No space left on device") == 1
 
@@ -315,22 +315,22 @@ def test_a_folder_that_can_only_be_read_is_read(kept, monkeypatch, caplog):
 
     for name in ("utime", "replace", "mkdir"):
         monkeypatch.setattr(os, name, refuse)
-    assert_same(kept.load(*key), factors)
+    assert_same(kept.load(key), factors)
     assert caplog.text.count("Read-only file system") == 1
 
 
 def test_stores_that_race_leave_one_good_file(kept):
     partition = Partition.consecutive(60, 3)
     factors = made(partition, 40)
-    key = SHA, False, partition, 40, "gram", torch.float32
+    key = FactorKey(SHA, False, partition, 40, "gram", torch.float32)
     caches = [FactorCache.default() for _ in range(4)]
     barrier, wrong = threading.Barrier(len(caches)), []
 
     def work(one):
         barrier.wait()
         for _ in range(20):
-            one.store(*key, factors)
-            loaded = one.load(*key)
+            one.store(key, factors)
+            loaded = one.load(key)
             if loaded is None or not torch.equal(loaded.basis, factors.basis):
                 wrong.append(loaded)
 
@@ -341,7 +341,7 @@ def test_stores_that_race_leave_one_good_file(kept):
         thread.join()
     assert not wrong
     assert {path.name for path in kept.directory.iterdir()} == {entries(kept)[0].name, cache.MEMORY_NAME}
-    assert_same(kept.load(*key), factors)
+    assert_same(kept.load(key), factors)
 
 
 @pytest.fixture
