@@ -74,6 +74,7 @@ def main(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}, or all; on a GPU {GPU_MODEL}.")] = "demo",
     trials: Annotated[int | None, typer.Option(help="Candidates of the plain route measured; all by default.")] = None,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    race: Annotated[bool, typer.Option(help="Also the routes that race, which take long without an effect.")] = True,
     output: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
 ) -> None:
     """Measure, check, print and record."""
@@ -85,7 +86,7 @@ def main(
     agreed = True
     for name in MODELS if model == "all" else (model,):
         machine = machine_record()
-        figures = compare(Case.make(name), trials)
+        figures = compare(Case.make(name), trials, race=race)
         name = f"bench_adapt_{name}"
         path = write_record(name, figures, None if output is None else output / f"{name}.json", machine)
         typer.echo(f"{name}, {threads} threads\n{table(figures['rows'])}")
@@ -96,7 +97,7 @@ def main(
         raise typer.Exit(1)
 
 
-def compare(case: Case, trials: int | None = None) -> dict[str, object]:
+def compare(case: Case, trials: int | None = None, *, race: bool = True) -> dict[str, object]:
     """All routes, and whether the plain one and lasertri's full grid find the same."""
     samples = case.samples(SAMPLES, SEED)
     context = case.model, case.tokenizer, samples
@@ -131,12 +132,13 @@ def compare(case: Case, trials: int | None = None) -> dict[str, object]:
 
     with cache():
         full = lasertri("(c) full grid", samples, race=False)
-    if not case.paper:
+    if race and not case.paper:
         with cache():
             lasertri("(d) ranked at K = 1", samples, race=True, scoring_blocks=1)
-    with cache():
-        lasertri("(d) racing", samples, race=True)
-        lasertri("(e) second task", case.samples(SAMPLES, SECOND_SEED), race=True)
+    if race:
+        with cache():
+            lasertri("(d) racing", samples, race=True)
+            lasertri("(e) second task", case.samples(SAMPLES, SECOND_SEED), race=True)
     seconds = {entry["route"]: entry["seconds"] for entry in rows}
     for entry in rows:
         entry["times_floor"] = entry["seconds"] / least
