@@ -430,11 +430,13 @@ def reproduce_command(
     loaded, tokenizer = _load(plan.model, plan.revision, dtype, device)
     files = checkpoint_files(plan.model, revision=plan.revision)
     tell = functools.partial(typer.echo, err=True)
+    tell(f"columns are kept in {folder.path} as they finish; the same command goes on from there")
     result = reproduce(plan, folder, loaded, tokenizer, files=files, tell=tell)
     _print(result, as_json, as_markdown(result))
-    failed = sum("error" in row for row in result["rows"])
+    asked = [row for row in result["rows"] if row["task"] in plan.tasks and row["column"] in plan.columns]
+    failed = sum("error" in row for row in asked)
     if failed:
-        raise LasertriError(f"{failed} of {len(result['rows'])} columns failed; the same command tries them again")
+        raise LasertriError(f"{failed} of {len(asked)} columns failed; the same command tries them again")
 
 
 @app.command()
