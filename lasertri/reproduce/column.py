@@ -13,10 +13,12 @@ from lasertri.comparison import Comparison
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import evaluate
 from lasertri.method import adapt
+from lasertri.models import model_kind
 from lasertri.reproduce.accounting import sample_forwards
 from lasertri.reproduce.plan import BASELINE, Plan
 from lasertri.settings import Settings
 from lasertri.targets import find_targets
+from lasertri.tasks import Sample
 from lasertri.tasks.named import described, task_samples
 from lasertri.tasks.split import Split, standard_split
 from lasertri.timing import Clock
@@ -30,19 +32,19 @@ class TaskData:
     """
 
     size: int
-    split: Split
+    split: Split[Sample]
     description: str
 
     @classmethod
-    def load(cls, task: str, plan: Plan, tokenizer: PreTrainedTokenizerBase) -> TaskData:
-        """Read and split a task.
+    def load(cls, task: str, plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TaskData:
+        """Read and split a task, put in the form that goes with the model.
 
         Raises:
             LasertriError: its data is missing or of another form, or too short.
         """
         found = task_samples(
             task,
-            masked=is_masked(tokenizer),
+            masked=model_kind(model) == "masked",
             data_dir=plan.task_folder(task),
             protocol=plan.protocol,
             tokenizer=tokenizer,
@@ -51,11 +53,6 @@ class TaskData:
         limit = plan.held_out_limit or len(samples)
         split = standard_split(samples, held_out_limit=limit, seed=plan.seed)
         return cls(len(samples), split, described(task, found))
-
-
-def is_masked(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether questions are put to a masked model."""
-    return tokenizer.mask_token is not None  # a decoder's has none
 
 
 def measure_column(

@@ -82,7 +82,7 @@ def _outcomes(
     data: TaskData | _Failure | None = None
     for column in columns:
         if data is None:
-            data = _attempt(functools.partial(TaskData.load, task, plan, tokenizer))
+            data = _attempt(functools.partial(TaskData.load, task, plan, model, tokenizer))
             tell(f"{task}: {data.message}" if isinstance(data, _Failure) else data.description)
         if isinstance(data, _Failure):
             yield column, {"error": data.message}
