@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -62,6 +62,22 @@ def whole_directory(directory: Path, *, overwrite: bool = False) -> Iterator[Pat
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, or replace it, in one step.
+
+    Raises:
+        LasertriError: it cannot be written; what was there before stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LasertriError(f"{path}: expected a file that can be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:

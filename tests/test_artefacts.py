@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 
 from lasertri import LasertriError
-from lasertri.artefacts import check_writable, whole_directory
+from lasertri.artefacts import check_writable, whole_directory, write_whole
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):
@@ -43,6 +43,22 @@ def test_overwriting_replaces_the_whole_folder(tmp_path):
             (folder / name).write_text("1")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["new"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    for text in ("old", "new"):
+        write_whole(path, text)
+    assert path.read_text() == "new"
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(LasertriError, match=r"file.json: expected .* written: No space"):
+        write_whole(path, "newer")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_unwritable_folder_is_found_out_at_once(tmp_path):

@@ -34,6 +34,7 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
         "from lasertri.tasks.lm_eval import LASER_TASKS; "
         "assert len(list(LASER_TASKS.glob('*.yaml'))) == 8 and (LASER_TASKS / 'laser.py').exists(); "
         "from lasertri.demo.recall import samples; from lasertri.report import render; "
+        "from lasertri.reproduce.published import figures; figures(3, 'gptj'); "
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "
         "load_model(MODEL_DIR); load_tokenizer(MODEL_DIR); print(len(samples(20, seed=0)))"
     ).format(site=[p for p in sys.path if p.endswith("site-packages")], venv=str(tmp_path / "venv"))
