@@ -203,8 +203,9 @@ def test_a_device_that_is_not_there(folder, data):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, data, tmp_path):
-    command = [sys.executable, "-m", "lasertri", "adapt", folder, "--data", data, "-o", tmp_path / "out"]
+def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
+    data, long = write(tmp_path / "long.jsonl", make_samples(4000)), ["--calibration", "2000", "--no-race"]
+    command = [sys.executable, "-m", "lasertri", "adapt", folder, "--data", data, *long, "-o", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
     seen = b""
     while b"trials" not in seen:  # the first progress bar of the long work
