@@ -1,0 +1,76 @@
+"""The program: what every command shares of its start and its end."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from lasertri.errors import LasertriError
+from lasertri.version import __version__
+
+P = ParamSpec("P")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Adapt a pretrained transformer to a task without training it: score every weight matrix with one backward "
+    "pass, truncate the best few, keep the best single edit if it is more than luck.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Set up logging for every command."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Mistakes of the user end with one sentence and exit code 1; an interrupt with 130."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LasertriError as error:
+            typer.echo(f"lasertri: {error}", err=True)
+            raise typer.Exit(1) from error
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            typer.echo("lasertri: the device is out of memory; choose a smaller --batch-size", err=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            typer.echo("lasertri: interrupted; nothing was changed", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapper
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """An option that cannot be used is an error of usage, exit code 2."""
+    try:
+        yield
+    except LasertriError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
+    """To standard output, as one JSON object or as text."""
+    typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
