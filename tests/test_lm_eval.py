@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from tiny import make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
 from lasertri import LasertriError, Sample, adapt
+from lasertri.cli import app
 from lasertri.encode import EncodedSamples
 from lasertri.evaluate import Readings, evaluate
 from lasertri.tasks import group_names
@@ -376,3 +378,21 @@ def test_lm_eval_measures_them(tmp_path, pair, name, metric):
         model=pair[2], tasks=[path], bootstrap_iters=0, task_manager=TaskManager(include_defaults=False)
     )["results"]["local"]
     assert 0 <= results[f"{metric},none"] <= 1
+
+
+def test_the_command_measures_a_model_on_a_task_by_name(pair, choice_docs, tmp_path):
+    tokenizer, model, _ = pair
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(json.dumps(task(choice_docs, task="mine")))
+    options = ["--task", "lm_eval:mine", "--include-path", tmp_path / "tasks", "--json"]
+    for extra in ([], ["--chat"]):
+        result = CliRunner().invoke(app, [str(a) for a in ("eval", tmp_path / "model", *options, *extra)])
+        assert result.exit_code == 0, result.output
+        samples = lm_eval_samples(task(choice_docs), chat=tokenizer if extra else None)
+        expected = evaluate(model, EncodedSamples(samples, model=model, tokenizer=tokenizer)).to_dict()
+        assert json.loads(result.stdout) == pytest.approx(expected, nan_ok=True)
+    refused = CliRunner().invoke(app, ["eval", "m", "--task", "fever", "--include-path", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "goes with --task lm_eval:NAME" in " ".join(refused.output.split())
