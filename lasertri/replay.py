@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from lasertri.architectures import MLP_ROLES, last_mlp_path, layer_paths
 from lasertri.encode import Batch
@@ -138,6 +140,19 @@ def recorded(model: nn.Module, batch: Batch, plans: Sequence[Plan]) -> Iterator[
         yield recording
 
 
+def fused_activations(model: nn.Module) -> dict[str, Forward]:
+    """One kernel for every GELU by tanh, which transformers writes as a formula of eight.
+
+    They are the same function, up to rounding; in a trial the formula takes a fifth of the time.
+    """
+
+    def gelu(_: Forward, /, hidden: Tensor) -> Tensor:
+        return functional.gelu(hidden, approximate="tanh")
+
+    formulas = NewGELUActivation | FastGELUActivation
+    return {name: gelu for name, module in model.named_modules() if isinstance(module, formulas)}
+
+
 class Replay:
     """Copies of a recorded batch that differ in the output of one target.
 
@@ -170,7 +185,8 @@ class Replay:
             calls = iter(tiled[source])
             return lambda *_, **__: next(calls)
 
-        others = {name: replayed(source) for name, source in self._plan.replayed.items()}
+        others = fused_activations(model)
+        others |= {name: replayed(source) for name, source in self._plan.replayed.items()}
         if outputs is not None:
             others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
         if self._plan.last_mlp:
