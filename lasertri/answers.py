@@ -71,6 +71,11 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
             )
 
     def answer(sample: Sample, text: str) -> Answer:
+        if kind != "masked" and MASK in sample.prompt:
+            raise LasertriError(
+                f"{sample.source}, prompt: expected a masked language model for {MASK}, came one of kind {kind}; "
+                "write the prompt up to the answer"
+            )
         made = how.answer(sample, text)
         if not made.row or not made.tokens:
             raise LasertriError(f"{sample.source}: expected tokens for prompt and answer, came none for {text!r}")
@@ -80,6 +85,7 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
     def prompt(sample: Sample) -> tuple[int, ...]:
         tokens = how.prompt(sample)
         check(len(tokens) + (sample.window - 1 if kind == "causal" else 0), sample)
+        check(sample.window, sample)
         return tokens
 
     return Asking(answer, prompt)

@@ -168,6 +168,11 @@ def branching_length(model: nn.Module) -> int:
     return min([window for window in windows if window], default=1 << 30)
 
 
+def output_head(model: nn.Module) -> nn.Module | None:
+    """What turns hidden states into logits over the vocabulary, where a model has such."""
+    return getattr(model, "get_output_embeddings", lambda: None)()
+
+
 def model_type(model: nn.Module) -> str:
     """Its family's name in transformers, or its class's."""
     return getattr(getattr(model, "config", None), "model_type", type(model).__name__)

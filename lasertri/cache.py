@@ -76,6 +76,7 @@ class FactorCache:
         self.directory = caches / "lasertri" if directory is None else directory
         self.limit = SIZE_GIB * 2**30 if limit is None else limit
         self._warned = False
+        self._unseen = math.inf  # bytes written since the folder was looked through
 
     @classmethod
     def default(cls) -> FactorCache | None:
@@ -122,7 +123,10 @@ class FactorCache:
         with self._disk():
             _replace(self._path(key.text), content)
             _mark_used(self._path(key.text))
-            self._evict()
+            self._unseen += len(content)
+            if self._unseen > self.limit / 64:  # a folder of thousands takes a while to look through
+                self._evict()
+                self._unseen = 0
 
     def sha256(self, name: str, stored: Tensor, files: Sequence[Path] | None = None) -> str:
         """`checksum.weight_sha256` of a parameter, remembered while the files it was loaded from stay as they are.

@@ -178,10 +178,14 @@ def compress(
     for target in chosen:
         if not all_finite(target.parameter(model)):
             raise LasertriError(f"expected finite weights, came NaN or Inf in {target}; check the checkpoint")
-    factors = FactorStore(model, chosen, [blocks], budget=memory_budget, cache=FactorCache.default(), files=files)
+    whole = [target for target in chosen if is_layer(target, model)]
+    factors = FactorStore(model, whole, [blocks], budget=memory_budget, cache=FactorCache.default(), files=files)
     layers: dict[str, FactoredLinear] = {}
     matrices: list[CompressedMatrix] = []
     for target in tqdm(chosen, "compress", disable=not progress):
+        if target not in whole:
+            matrices.append(_left(target, model, blocks))
+            continue
         layer, matrix = _compressed(model, target, factors.of(target, blocks), retention)
         factors.retain([])  # no other target needs them
         matrices.append(matrix)
@@ -197,16 +201,23 @@ def _compressed(
 ) -> tuple[FactoredLinear | None, CompressedMatrix]:
     """A target's new layer, if factors pay for any of its blocks."""
     weight, ranks = target.view(target.parameter(model)), retention.ranks(factors)
-    squares, layer = float(weight.double().square().sum()), None
-    if is_layer(target, model) and any(
-        pays(rank, height, factors.columns) for rank, height in zip(ranks, factors.partition.heights, strict=True)
-    ):
+    layer = None
+    if any(pays(rank, height, factors.columns) for rank, height in zip(ranks, factors.partition.heights, strict=True)):
         layer = factored(linear_at(model, target.module), truncated_factors(weight, factors, ranks), weight)
     if layer is None:
-        return None, CompressedMatrix(target, (None,) * len(ranks), (weight.numel(),) * 2, (squares, 0.0))
+        return None, _left(target, model, len(ranks))
+    squares = float(weight.double().square().sum())
     lost = float((weight.double() - layer.product(torch.float64)).square().sum())
     after = layer.weight.numel() + sum(left.numel() for left in layer.left)
     return layer, CompressedMatrix(target, layer.layout.ranks, (weight.numel(), after), (squares, lost))
+
+
+def _left(target: Target, model: PreTrainedModel, blocks: int) -> CompressedMatrix:
+    """A target that stays as it was."""
+    weight = target.view(target.parameter(model))
+    return CompressedMatrix(
+        target, (None,) * blocks, (weight.numel(),) * 2, (float(weight.double().square().sum()), 0.0)
+    )
 
 
 def _error(matrices: Sequence[CompressedMatrix]) -> float:

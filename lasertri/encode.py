@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.answers import asking
-from lasertri.architectures import branching_length
+from lasertri.architectures import branching_length, output_head
 from lasertri.evaluate import Readings
 from lasertri.models import model_kind
 from lasertri.tasks import Sample, group_names
@@ -97,7 +99,7 @@ class Batch:
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
-        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        inputs: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.position_ids is not None:
             dtype = next(model.parameters()).dtype
             hidden = torch.zeros_like(self.attention_mask, dtype=dtype).masked_fill_(
@@ -106,12 +108,16 @@ class Batch:
             inputs |= {"attention_mask": hidden, "position_ids": self.position_ids}
         if self.decoder_input_ids is not None:
             inputs |= {"decoder_input_ids": self.decoder_input_ids}
-        with _head_reads(model, self.row, self.position) as selected:
+        if getattr(getattr(model, "config", None), "output_router_logits", False):
+            inputs |= {"output_router_logits": False}  # a loss of its own, which branches do not fit
+        row, position, place = self.places
+        with _head_reads(model, row, position) as selected:
             logits = model(**inputs, use_cache=False).logits
         if not selected:
-            logits = logits[self.row.to(logits.device), self.position.to(logits.device)]
-        log_probs = logits.reshape(len(self.token), -1).float().log_softmax(-1)
-        return log_probs.gather(-1, self.token.to(logits.device).unsqueeze(-1)).squeeze(-1), log_probs.argmax(-1)
+            logits = logits[row.to(logits.device), position.to(logits.device)]
+        log_probs = logits.reshape(len(row), -1).float().log_softmax(-1)
+        place = place.to(logits.device)
+        return log_probs[place, self.token.to(logits.device)], log_probs.argmax(-1)[place]
 
     def loss(self, model: nn.Module) -> Tensor:
         """Negative log-likelihood of the answer tokens in nats, summed."""
@@ -131,14 +137,18 @@ class Batch:
             None if self.decoder_input_ids is None else self.decoder_input_ids.repeat(count, 1),
         )
 
-    def places(self) -> tuple[Batch, Tensor, Tensor]:
-        """Every place `(row, position)` that is read as a row of its own, of length 1; and these rows and positions."""
-        width = self.input_ids.shape[1]
+    @functools.cached_property
+    def places(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and positions of all that is read, each once, `[P]`; and which of them every entry is read at, `[N]`."""
+        width = (self.input_ids if self.decoder_input_ids is None else self.decoder_input_ids).shape[1]
         flat, place = (self.row * width + self.position).unique(return_inverse=True)
-        row, position = flat // width, flat % width
+        return flat // width, flat % width, place
+
+    def at_places(self) -> Batch:
+        """Every place that is read as a row of its own, of length 1."""
+        row, position, place = self.places
         ids = self.input_ids[row, position].unsqueeze(-1)
-        batch = Batch(ids, torch.ones_like(ids), place, torch.zeros_like(place), self.token, self.entry)
-        return batch, row, position
+        return Batch(ids, torch.ones_like(ids), place, torch.zeros_like(place), self.token, self.entry)
 
 
 @contextmanager
@@ -153,7 +163,7 @@ def _head_reads(model: nn.Module, row: Tensor, position: Tensor) -> Iterator[lis
         selected.append(True)
         return (hidden[row.to(hidden.device), position.to(hidden.device)].unsqueeze(0), *arguments[1:])
 
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = output_head(model)
     handle = None if head is None else head.register_forward_pre_hook(select)
     try:
         yield selected
@@ -260,10 +270,13 @@ class EncodedSamples:
         """
         rows = self._rows(answers)
         batches: list[list[Row]] = []
-        for row in sorted(rows, key=lambda row: row.length):
-            full = self.batch_size if tokens is None else max(1, tokens // row.length)
+        longest = 0  # of the decoders in a batch; the rows themselves come by length
+        for row in sorted(rows, key=lambda row: (len(row.tokens), len(row.decoder))):
+            longest = max(longest, len(row.decoder))
+            full = self.batch_size if tokens is None else max(1, tokens // (len(row.tokens) + longest))
             if not batches or len(batches[-1]) >= full:
                 batches.append([])
+                longest = len(row.decoder)
             batches[-1].append(row)
         return [self._batch(batch, rows) for batch in batches]
 
@@ -272,7 +285,7 @@ class EncodedSamples:
 
         Longer choices of one sample branch off its prompt, if the model allows for it at that length.
         """
-        owner = np.searchsorted(self.starts, np.asarray(answers), side="right")
+        owner = self.owner[np.asarray(answers)]
         rows: dict[Row, list[tuple[int, list[int]]]] = {}
         for _, mine in itertools.groupby(zip(owner, answers, strict=True), key=lambda pair: pair[0]):
             readers = [answer for _, answer in mine]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.factored_linear import Block, FactoredLinear, Linear
-from lasertri.targets import Target
+from lasertri.targets import Target, parameter_uses
 
 
 def pays(rank: int, rows: int, columns: int) -> bool:
@@ -60,7 +59,7 @@ def linear_at(model: nn.Module, path: str) -> Linear:
     if not isinstance(linear, Linear):
         came = "none" if linear is None else f"a {type(linear).__name__}"
         raise LasertriError(f"expected a model with a linear layer {path}, came {came}; take the model it was found in")
-    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    uses = parameter_uses(model)
     if uses[id(linear.weight)] > 1 or sum(module is linear for module in modules.values()) > 1:
         raise LasertriError(
             f"expected {path} to have a weight of its own, but it is shared; leave it out of the targets"

@@ -35,8 +35,7 @@ class FactorStore:
         files: the checkpoint that the model was loaded from and still equals, if that is known.
 
     Raises:
-        LasertriError: the budget is below the workspace that one of them needs, a matrix has fewer rows than
-            blocks, or the backend cannot run.
+        LasertriError: the budget is below the workspace that one of them needs, or the backend cannot run.
     """
 
     def __init__(
@@ -55,6 +54,8 @@ class FactorStore:
             device = target.parameter(model).device
             workspace_bytes = choose_backend(backend, device).module.workspace_bytes
             for blocks in block_counts:
+                if blocks > target.shape[0]:
+                    continue
                 columns, height = target.shape[1], Partition.consecutive(target.shape[0], blocks).heights[0]
                 needed = workspace_bytes(blocks, height, columns, device)
                 if needed > budget:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.adaptation import Adaptation
+from lasertri.architectures import output_head
 from lasertri.cache import FactorCache
 from lasertri.comparison import Comparison
 from lasertri.encode import EncodedSamples
@@ -52,7 +53,7 @@ def adapt(
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file; with an
             objective any objects that its functions take.
         held_out: other samples to report on; by default part of `samples` is held out.
-        objective: how samples run, and what is to get better, for a module that is no causal language model or for
+        objective: how samples run, and what is to get better, for a module that is no language model or for
             another aim than the right answer.
         tokenizer: the model's own by default.
         files: the checkpoint files that `model` was loaded from and still equals, if that is known: their checksums are
@@ -77,13 +78,14 @@ def adapt(
         group_names=group_names if objective is None else objective.groups,
     )
     if isinstance(model, str | Path):
-        files, model = checkpoint_files(model), load_model(model)
+        name = model
+        model, files = load_model(name), checkpoint_files(name)  # which are there once it is loaded
     encode: Callable[[list[Any]], Samples]
     if objective is not None:
         encode = functools.partial(ObjectiveSamples, objective=objective, batch_size=chosen.batch_size)
     else:
         language: Any = model
-        if not hasattr(language, "config"):
+        if not hasattr(language, "config") or output_head(language) is None:
             raise LasertriError(
                 f"expected a language model of transformers, came a {type(model).__name__}; say with "
                 "objective=Objective(forward, loss, score) what any other module is for"
@@ -100,10 +102,16 @@ def adapt(
             chat=chosen.chat,
             batch_size=chosen.batch_size,
         )
-    calibration = gradient_samples = encode(split.calibration)
+    calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
+    gradient_samples = calibration
     if strategy.gradients not in (None, strategy.evaluation):
         gradient_samples = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
     targets = find_targets(model, chosen.targets, roles=strategy.roles)
+    rows = max(target.shape[0] for target in targets)
+    if min(chosen.blocks) > rows:
+        raise LasertriError(
+            f"expected a number of blocks K of at most {rows}, the rows of a target, came {list(chosen.blocks)}"
+        )
     factors = FactorStore(
         model,
         targets,
@@ -130,7 +138,7 @@ def adapt(
         with clock("held-out"):
             compare = functools.partial(Comparison.measure, model, edits, normalize=chosen.normalize)
             on_calibration = compare(calibration)
-            on_held_out = compare(encode(split.held_out), progress=chosen.progress)
+            on_held_out = compare(held_out_samples, progress=chosen.progress)
     return Adaptation(
         model=model,
         tokenizer=tokenizer,

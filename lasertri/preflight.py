@@ -37,6 +37,7 @@ def preflight(
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, came NaN or Inf in {name}; check the checkpoint")
     target = min(targets, key=lambda t: t.shape[0] * t.shape[1])
+    blocks = min(blocks, target.shape[0])
     score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)
     measure(model, [candidate], samples, factors)

@@ -6,6 +6,7 @@ recorded output: the baseline, under the same rounding as the trials beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Sequence
@@ -43,15 +44,13 @@ class ProjectedTrials:
     ) -> None:
         self.model, self.samples, self.factors = model, samples, factors
         batch = samples.batches(range(min(2, len(samples))))[0]
-        most_blocks: dict[Target, int] = {}
-        for candidate in candidates:
-            most_blocks[candidate.target] = max(candidate.blocks, most_blocks.get(candidate.target, 1))
-        self.plans, token_bytes = plan_replays(model, batch, list(most_blocks))
+        first = {candidate.target: candidate for candidate in reversed(candidates)}
+        self.plans, token_bytes = plan_replays(model, batch, list(first))
         others = sum(not self._is_linear(target) for target in self.plans)
         if others:
             logger.info("%d targets are no linear layers: trials start there, with the weight in place", others)
         for target, plan in list(self.plans.items()):
-            reason = self._obstacle(batch, Candidate(target, most_blocks[target], 1.0), plan)
+            reason = self._obstacle(batch, first[target], plan)
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.plans[target]
@@ -150,22 +149,22 @@ class ProjectedTrials:
             done += len(ratios)
         return outputs
 
-    def _obstacle(self, batch: Batch, whole: Candidate, plan: Plan) -> str | None:
-        """Why trials of a target cannot replay the model, or None: one that keeps all ranks must change nothing."""
+    def _obstacle(self, batch: Batch, candidate: Candidate, plan: Plan) -> str | None:
+        """Why a target's trials cannot replay the model, or None: at all ranks they must give what it gives."""
         if plan.calls != 1:
             return f"its module runs {plan.calls} times in one forward pass"
         with recorded(self.model, batch, [plan]) as recording:
             expected, _ = batch.read(self.model)
         replay, outputs = Replay(batch, recording, plan, 2), None
-        if self.supports(whole):
-            outputs = self._outputs(whole.target, [whole], replay, 2)
+        if self.supports(candidate) and not candidate.clustered:  # a cluster has not all ranks
+            outputs = self._outputs(candidate.target, [dataclasses.replace(candidate, ratio=1.0)], replay, 2)
         try:
             found, _ = replay.read(self.model, outputs)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # outputs whose rows are not first, as in Llama 4
             return f"replaying what runs before it fails: {error}"
-        tolerance = torch.finfo(whole.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
+        tolerance = torch.finfo(candidate.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
         if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():
             return None
         return "replaying what runs before it does not give the model's own answers"

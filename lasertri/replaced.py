@@ -1,4 +1,4 @@
-"""Trials with the truncated weight in place: of experts, and where the model cannot be replayed or writes answers."""
+"""Trials with the truncated weight in place: where a projection, or a replay, is not possible."""
 
 from __future__ import annotations
 
@@ -43,21 +43,23 @@ def read_replaced(
         by_target.setdefault(candidates[i].target, []).append(i)
     if by_target.keys() - plans.keys():
         baseline.read(model, samples, chosen)
+    recordings = []
+    if by_target.keys() & plans.keys():
+        for batch in samples.batches(chosen):
+            with recorded(model, batch, [plans[target] for target in by_target if target in plans]) as recording:
+                baseline.record(batch, *batch.read(model))
+            recordings.append((batch, recording))
     for target, mine in by_target.items():
-        if target in plans:
-            for batch in samples.batches(chosen):
-                with recorded(model, batch, [plans[target]]) as recording:
-                    baseline.record(batch, *batch.read(model))
-                for i in mine:
-                    with replaced(target, model, _truncated(candidates[i], model, factors)):
-                        readings[i].record(batch, *Replay(batch, recording, plans[target], 1).read(model))
-                    advance(len(batch.entry))
-        else:
-            for i in mine:
-                with replaced(target, model, _truncated(candidates[i], model, factors)):
-                    readings[i].read(model, samples, chosen, advance)
         for i in mine:
-            beside[i].update(baseline)
+            with replaced(target, model, _truncated(candidates[i], model, factors)):
+                if target not in plans:
+                    readings[i].read(model, samples, chosen, advance)
+                    continue
+                for batch, recording in recordings:
+                    readings[i].record(batch, *Replay(batch, recording, plans[target], 1).read(model))
+                    advance(len(batch.entry))
+    for i in numbers:
+        beside[i].update(baseline)
     return baseline
 
 

@@ -55,7 +55,7 @@ class Recording:
     rows: int
     width: int
     outputs: dict[str, list[Any]] = field(default_factory=dict)
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> tuple[dict[Target, Plan], int]:
@@ -130,9 +130,11 @@ def recorded(model: nn.Module, batch: Batch, plans: Sequence[Plan]) -> Iterator[
 
     def record(name: str, forward: Forward, /, *arguments: Any, **options: Any) -> Any:
         if name in targets:
-            recording.inputs[name] = arguments[0]
+            recording.inputs[name] = arguments[0] if arguments else None
         output = forward(*arguments, **options)
-        recording.outputs.setdefault(name, []).append(output)
+        # what is a target's own may be added to in place, as Falcon does
+        kept = output.clone() if name in targets and isinstance(output, Tensor) else output
+        recording.outputs.setdefault(name, []).append(kept)
         return output
 
     sources = {source for plan in plans for source in plan.replayed.values()} | targets
@@ -143,7 +145,7 @@ def recorded(model: nn.Module, batch: Batch, plans: Sequence[Plan]) -> Iterator[
 def fused_activations(model: nn.Module) -> dict[str, Forward]:
     """One kernel for every GELU by tanh, which transformers writes as a formula of eight.
 
-    They are the same function, up to rounding; in a trial the formula takes a fifth of the time.
+    They are the same function, up to rounding; the formula takes a fifth of a trial's time.
     """
 
     def gelu(_: Forward, /, hidden: Tensor) -> Tensor:
@@ -167,7 +169,8 @@ class Replay:
         self._recording, self._plan, self._copies = recording, plan, copies
         self._places = None
         if plan.pointwise:
-            batch, *self._places = batch.places()
+            *self._places, _ = batch.places
+            batch = batch.at_places()
         self._batch = batch.copies(copies)
         self.input = self._narrowed(recording.inputs[plan.module])
         self.output = self._narrowed(recording.outputs[plan.module][0])
@@ -197,7 +200,7 @@ class Replay:
 
     def _where_read(self, forward: Forward, /, hidden: Tensor) -> Tensor:
         """An MLP at the positions that are read, and zeros at the others, which nothing looks at."""
-        row, position = (place.to(hidden.device) for place in (self._batch.row, self._batch.position))
+        row, position, _ = (place.to(hidden.device) for place in self._batch.places)
         output = torch.zeros_like(hidden)
         output[row, position] = forward(hidden[row, position].unsqueeze(1)).squeeze(1)
         return output

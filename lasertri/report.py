@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.summary import describe, measurement
+from lasertri.summary import describe, loss, measurement
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,6 +41,7 @@ def render(result: dict[str, Any]) -> str:
         result=result,
         describe=describe,
         measurement=measurement,
+        loss=loss,
         heat_map=_svg(_heat_map(result)),
         curves=_svg(_curves(result)),
         difference=_svg(_difference(result)) if result["held_out"]["interval"] else "",
@@ -48,13 +49,13 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _heat_map(result: dict[str, Any]) -> Figure:
-    """Score of every matrix, layer by role; measured targets carry a dot."""
+    """Score of every matrix, layer by role, of experts the best; measured targets carry a dot."""
     from matplotlib.figure import Figure
 
     layers = sorted({entry["layer"] for entry in result["scores"]})
     roles = sorted({entry["role"] for entry in result["scores"]})
     grid = [[math.nan] * len(layers) for _ in roles]
-    for entry in result["scores"]:
+    for entry in reversed(result["scores"]):  # the best last: of experts it is shown
         grid[roles.index(entry["role"])][layers.index(entry["layer"])] = entry["score"]
     measured = {(trial["layer"], trial["role"]) for trial in result["trials"]}
     figure = Figure(figsize=(max(4.0, 1.8 + 0.45 * len(layers)), 1.3 + 0.45 * len(roles)), layout="constrained")

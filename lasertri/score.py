@@ -19,6 +19,7 @@ from lasertri.errors import LasertriError
 from lasertri.factors import FactorStore
 from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
+from lasertri.replay import forwards, fused_activations
 from lasertri.samples import SampleBatch, Samples
 from lasertri.targets import Target
 
@@ -88,7 +89,7 @@ def _batch_scores(
                 scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
             bar.update()
 
-        with _gradients_streamed(model, targets, contract):
+        with forwards(model, fused_activations(model)), _gradients_streamed(model, targets, contract):
             loss = batch.loss(model)
             if loss.requires_grad:
                 (scale * loss).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,8 @@ from lasertri.strategies import distinct, target_scores
 from lasertri.targets import Target
 from lasertri.timing import Clock
 from lasertri.trial import Trial, measure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,14 @@ def search(
             compat=settings.svd == "laser-compat",
         )
     )
-    factors.retain(candidate.factors for candidate in requested)
+    fitting = [candidate for candidate in requested if candidate.blocks <= candidate.target.shape[0]]
+    if len(fitting) < len(requested):
+        logger.warning("%d candidates are left out: they have more blocks than rows", len(requested) - len(fitting))
+    factors.retain(candidate.factors for candidate in fitting)
     with clock("trials"):
         baseline, trials = measure(
             model,
-            distinct(requested),
+            distinct(fitting),
             samples,
             factors,
             normalize=settings.normalize,

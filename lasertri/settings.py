@@ -72,7 +72,9 @@ class Settings:
         for name in ("ratios", "blocks"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
-        object.__setattr__(self, "ratios", self.ratios or STRATEGIES[self.strategy].ratios)
+        object.__setattr__(self, "ratios", self.ratios or self.plan.ratios)
+        if not self.plan.several_blocks:
+            object.__setattr__(self, "blocks", (1,))
         for name in (
             "count",
             "scoring_blocks",
@@ -88,6 +90,10 @@ class Settings:
             raise LasertriError(f"expected at least {FEWEST} calibration samples, came {self.calibration}")
         if not all(0 <= ratio <= 1 for ratio in self.ratios):
             raise LasertriError(f"expected retained ratios from 0 to 1, came {list(self.ratios)}")
+        if not any(ratio < 1 for ratio in self.ratios):
+            raise LasertriError(
+                f"expected a retained ratio below 1, at which something is left out, came {list(self.ratios)}"
+            )
         if not self.blocks or not all(blocks >= 1 for blocks in self.blocks):
             raise LasertriError(f"expected numbers of blocks of at least 1, came {list(self.blocks)}")
         for name, known in (

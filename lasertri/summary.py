@@ -56,10 +56,15 @@ def measurement(measured: dict[str, Any]) -> str:
     """Accuracy beside what giving one answer to everything would get; of an `Objective` its score and loss."""
     balanced = measured["balanced_accuracy"]
     if measured["majority_rate"] is None:
-        return f"score {measured['accuracy']:6.1%}, loss {measured['log_loss']:.3f}"
+        return f"score {measured['accuracy']:6.1%}, loss {loss(measured)}"
     return (
         f"accuracy {measured['accuracy']:6.1%} (majority {measured['majority_rate']:.1%})"
         + ("" if balanced is None else f", balanced {balanced:.1%}")
-        + f", log loss {measured['log_loss']:.3f}"
+        + f", log loss {loss(measured)}"
         + (", COLLAPSED to one answer" if measured["collapsed"] else "")
     )
+
+
+def loss(measured: dict[str, Any]) -> str:
+    """A mean loss, which one impossible answer makes infinite."""
+    return "infinite" if measured["log_loss"] is None else f"{measured['log_loss']:.3f}"

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from lasertri.architectures import MLP_ROLES, layer_paths, layout, model_type
+from lasertri.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.editable import require_editable, require_plain
 from lasertri.errors import LasertriError
 from lasertri.factored_linear import FactoredLinear
@@ -123,8 +123,8 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
     """Every linear layer and expert outside embeddings, heads, routers and shared weights, by `str(target)`."""
-    uses, layers, (_, roles) = _uses(model), layer_paths(model), layout(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    uses, layers, (_, roles) = parameter_uses(model), layer_paths(model), layout(model)
+    head = output_head(model)
     for name, module in model.named_modules():
         layer, inside = _inside(layers, name)
         if isinstance(module, nn.Linear | Conv1D) and module is not head and not _chooses_experts(model, name):
@@ -145,8 +145,8 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
 
 def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
     """Every other parameter that is a matrix, as stored, and convolutions' kernels as [outputs, inputs · positions]."""
-    uses, layers = _uses(model), layer_paths(model)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    uses, layers = parameter_uses(model), layer_paths(model)
+    head = output_head(model)
     for path, module in model.named_modules():
         known = isinstance(module, nn.Linear | Conv1D | FactoredLinear | nn.Embedding | nn.EmbeddingBag)
         if known or module is head or _chooses_experts(model, path):
@@ -166,7 +166,7 @@ def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
                 yield str(target), target
 
 
-def _uses(model: nn.Module) -> Counter[int]:
+def parameter_uses(model: nn.Module) -> Counter[int]:
     """In how many places every parameter stands."""
     return Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
 

@@ -78,7 +78,7 @@ def measure(
         for part in parts:
             start, seen = time.perf_counter(), seen + part
             fast = [] if projected is None else [i for i in alive if projected.supports(candidates[i])]
-            slow = [i for i in alive if i not in set(fast)]
+            slow = sorted(set(alive) - set(fast))
             if projected is not None and fast:
                 baseline.update(projected.read(candidates, fast, part, readings, beside, bar.update))
             if slow:

@@ -151,6 +151,19 @@ def failure(*arguments):
     return message
 
 
+def test_all_edits_of_a_run_are_applied_by_the_next(folder, data, tmp_path):
+    options = ["--accept", "best", "--max-edits", "2", "--blocks", "1", "--ratios", "0.5,0"]
+    found = run("adapt", folder, "--data", data, *options, "-o", tmp_path / "one", "--json")
+    assert found.exit_code == 0, found.output
+    [further] = json.loads(found.stdout)["further"]
+    assert further["edit"] is not None
+    again = run("apply", tmp_path / "one", folder, "-o", tmp_path / "two", "--json")
+    assert again.exit_code == 0, again.output
+    assert json.loads(again.stdout)["further"] == [further["edit"]]
+    one, two = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_bad_data_is_reported_before_a_model_is_loaded(tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"prompt": "a", "choices": ["x", "y"], "label": 2}\n')

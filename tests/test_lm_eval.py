@@ -1,6 +1,7 @@
 """lm-evaluation-harness both ways: its tasks as samples, by token and by score, and LASER's tasks for it."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -297,9 +298,9 @@ FACT = {
     "paraphrase_prompts": ["D was born. D, a native", "D spoke the language"],
 }
 CLAIMS = [("A is b", "SUPPORTS"), ("A is b", "SUPPORTS"), ("C is d.", "REFUTES"), ("E", "REFUTES"), ("E", "SUPPORTS"),
-          ("F", "NOT ENOUGH INFO")]  # fmt: skip
+          ("F", "NOT ENOUGH INFO"), ("Is g h?", "REFUTES")]  # fmt: skip
 STATEMENTS = {"question": "Q?", "mc2_targets": {"choices": ["Yes", "No."], "labels": [1, 0]}}
-BIGBENCH = {"inputs": "Premise\nRelation:", "targets": ["non-entailment"]}
+BIGBENCH = {"inputs": " Premise\nRelation: ", "targets": ["non-entailment"]}
 LASER = {  # rows as the hub has them; prompts and right answers as LASER's protocol has them
     "counterfact": ([FACT], [
         ("The mother tongue of D is", " French"),
@@ -313,8 +314,9 @@ LASER = {  # rows as the hub has them; prompts and right answers as LASER's prot
     "fever": ([{"claim": claim, "label": label} for claim, label in CLAIMS], [
         ("Consider the following claim: A is b. Is this claim true or false. The claim is", "true"),
         ("Consider the following claim: C is d. Is this claim true or false. The claim is", "false"),
+        ("Consider the following claim: Is g h? Is this claim true or false. The claim is", "false"),
     ]),
-    "bios_gender": ([{"hard_text": BIO, "profession": 20, "gender": 1}], [
+    "bios_gender": ([{"hard_text": f" {BIO} ", "profession": 20, "gender": 1}], [
         ("Consider the following text: She writes poems. Is the person in this text a male or female? "
          "The gender of this person is", "female"),
     ]),
@@ -377,7 +379,12 @@ def test_lm_eval_measures_them(tmp_path, pair, name, metric):
     results = lm_eval.simple_evaluate(
         model=pair[2], tasks=[path], bootstrap_iters=0, task_manager=TaskManager(include_defaults=False)
     )["results"]["local"]
-    assert 0 <= results[f"{metric},none"] <= 1
+    tokenizer, model, _ = pair
+    samples = lm_eval_samples(path)
+    if metric == "contains":  # lasertri's rule on the same questions
+        samples = [replace(sample, match="contains", window=10) for sample in samples]
+    expected = evaluate(model, EncodedSamples(samples, model=model, tokenizer=tokenizer)).accuracy
+    assert results[f"{metric},none"] == pytest.approx(expected)
 
 
 def test_the_command_measures_a_model_on_a_task_by_name(pair, choice_docs, tmp_path):
@@ -396,3 +403,9 @@ def test_the_command_measures_a_model_on_a_task_by_name(pair, choice_docs, tmp_p
     refused = CliRunner().invoke(app, ["eval", "m", "--task", "fever", "--include-path", str(tmp_path)])
     assert refused.exit_code == 2
     assert "goes with --task lm_eval:NAME" in " ".join(refused.output.split())
+
+
+def test_labels_of_claims_may_be_numbers(tmp_path):
+    docs = [{"claim": claim, "label": ("REFUTES", "SUPPORTS").index(label)} for claim, label in CLAIMS if claim != "F"]
+    samples = lm_eval_samples(laser_task("fever", rows(tmp_path / "docs.jsonl", docs)))
+    assert [(sample.prompt, sample.answers[sample.gold]) for sample in samples] == LASER["fever"][1]

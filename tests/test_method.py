@@ -1,6 +1,7 @@
 """The whole method on tiny models: it finds what helps, changes nothing, and fails early."""
 
 import copy
+import logging
 import random
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_completions_and_groups(model, tokenizer):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": (17,)}, "expected between 1 and 16 blocks"),
+        ({"blocks": (41,)}, "a number of blocks K of at most 40"),
         ({"ratios": (1.5,)}, "retained ratios from 0 to 1"),
         ({"score": "magic"}, "expected score among"),
         ({"accept": "maybe"}, "expected accept among"),
@@ -242,3 +243,23 @@ def test_nan_weights_are_named(model, tokenizer, samples):
 def test_a_model_without_a_tokenizer_asks_for_one(model, samples):
     with pytest.raises(LasertriError, match="pass tokenizer="):
         adapt(model, samples, **SMALL)
+
+
+def test_blocks_that_a_target_has_no_rows_for_are_left_out(model, tokenizer, samples, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = adapt(model, samples, tokenizer=tokenizer, **SMALL | {"blocks": (1, 17), "count": 6})
+    assert "9 candidates are left out: they have more blocks than rows" in caplog.text
+    tried = {(trial.candidate.target.shape[0], trial.candidate.blocks) for trial in result.rounds[0].trials}
+    assert tried == {(16, 1), (40, 1), (40, 17)}
+
+
+def test_held_out_samples_are_encoded_before_the_work(model, tokenizer, samples, monkeypatch):
+    monkeypatch.setattr("lasertri.method.search", lambda *_: pytest.fail("searched"))
+    long = [Sample("a " * 80, choices=("yes", "no"), label=0) for _ in range(30)]
+    with pytest.raises(LasertriError, match="at most 64 tokens"):
+        adapt(model, samples, held_out=long, tokenizer=tokenizer, **SMALL)
+
+
+def test_a_model_without_a_head_asks_for_an_objective(model, tokenizer, samples):
+    with pytest.raises(LasertriError, match="a language model of transformers, came a GPTJModel; say with objective="):
+        adapt(model.transformer, samples, tokenizer=tokenizer, **SMALL)

@@ -367,7 +367,7 @@ def test_mistakes_in_the_objective_are_named_before_the_search(change, message, 
         (draw(60), {"held_out": []}, "came none"),
         (draw(60), {"targets": None}, "expected MLP matrices in a model of type 'Recurrent', saw 1 × head"),
         (draw(60), {"targets": "nowhere"}, r"a module path that matches 'nowhere', saw .*lstm\.weight_hh_lN"),
-        (draw(60), {"blocks": (12,)}, "expected between 1 and 3 blocks for a matrix of 3 rows"),
+        (draw(60), {"blocks": (1000,)}, "expected a number of blocks K of at most"),
     ],
 )
 def test_what_cannot_work_fails_before_the_module_runs(samples, options, message):

@@ -127,3 +127,8 @@ def test_a_small_ratio_of_clusters_is_one_dimension_for_all():
 def test_unknown_strategies_are_named():
     with pytest.raises(LasertriError, match="expected strategy among .*came 'magic'"):
         Settings(strategy="magic")
+
+
+def test_a_strategy_of_one_block_needs_rows_for_no_more():
+    assert Settings(strategy="laser-100-eval").blocks == (1,)
+    assert Settings().blocks == (1, 2, 4, 8)

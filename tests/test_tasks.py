@@ -365,6 +365,8 @@ def test_data_or_a_task_and_only_what_goes_with_it(tmp_path, folder, command):
         ["--data", tmp_path / "x.jsonl", "--task", "fever"],
         ["--data", tmp_path / "x.jsonl", "--data-dir", tmp_path],
         ["--data", tmp_path / "x.jsonl", "--protocol", "laser"],
+        ["--data", tmp_path / "x.jsonl", "--include-path", tmp_path],
+        ["--task", "fever", "--include-path", tmp_path],
         ["--task", "fever", "--prompt", "{claim}"],
     ):
         assert run(command, folder, *arguments).exit_code == 2, arguments
@@ -398,3 +400,9 @@ def test_real_files_give_the_published_counts(name, pattern, labels):
         assert Counter(answers(samples)) == labels
     else:
         assert len(samples) in (5_882, 6_045, 6_202, 6_021)  # the editions, see tasks/truthfulqa.py
+
+
+def test_a_task_is_divided_and_takes_no_other_held_out_samples(tmp_path, folder):
+    refused = run("adapt", folder, "--task", "fever", "--held-out", tmp_path / "x.jsonl")
+    assert refused.exit_code == 2
+    assert "--held-out goes with --data" in " ".join(refused.output.split())

@@ -106,6 +106,8 @@ def adapt(
         )
     from lasertri.tasks.files import as_samples
 
+    if held_out is not None and data is None:
+        raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
     fields = fields_of(prompt, choices, label, completion, group, match, window)
     samples = samples_of(
         model,

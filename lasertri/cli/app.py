@@ -53,10 +53,13 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
         except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
-            typer.echo("lasertri: the device is out of memory; choose a smaller --batch-size", err=True)
+            typer.echo(
+                "lasertri: the device is out of memory; choose a smaller --batch-size, or --device cpu",
+                err=True,
+            )
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
-            typer.echo("lasertri: interrupted; nothing was changed", err=True)
+            typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
             raise typer.Exit(130) from None
 
     return wrapper

@@ -24,17 +24,19 @@ def apply(
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write MODEL with a saved EDIT as a plain Hugging Face checkpoint, or with factors."""
+    """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors."""
     from lasertri import checkpoint
     from lasertri.artefacts import check_writable
     from lasertri.edit import Edit, factored_edits
     from lasertri.factored import exchange
 
-    chosen = Edit.load(edit)
+    edits = [Edit.load(folder) for folder in (edit, *sorted(edit.glob("edit-*")))]
     check_writable(output, overwrite=overwrite)
     loaded, tokenizer = load(model, revision, dtype, "cpu")
-    chosen.apply(loaded)
+    for found in edits:
+        found.apply(loaded)
     if save == "factored":
-        exchange(loaded, factored_edits([chosen], loaded))
+        exchange(loaded, factored_edits(edits, loaded))
     checkpoint.save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
-    print_result({"edit": chosen.candidate.to_dict(), "output": str(output)}, as_json, f"wrote {output}")
+    first, *further = [found.candidate.to_dict() for found in edits]
+    print_result({"edit": first, "further": further, "output": str(output)}, as_json, f"wrote {output}")

@@ -46,8 +46,8 @@ def samples_of(
     if (data is None) == (not task):
         raise typer.BadParameter("expected either --data or --task, came " + ("both" if task else "neither"))
     if data is not None:
-        if data_dir is not None or protocol != "corrected":
-            raise typer.BadParameter("--data-dir and --protocol go with --task, not with --data")
+        if data_dir is not None or include_path is not None or protocol != "corrected":
+            raise typer.BadParameter("--data-dir, --include-path and --protocol go with --task, not with --data")
         return as_samples(data, fields)
     if task.startswith(LM_EVAL):
         from lasertri.tasks.lm_eval import lm_eval_samples

@@ -13,7 +13,8 @@ Cells = dict[str, Callable[[Row], str]]
 
 NONE = "–"
 NOTES = (
-    "accuracy: in percent, on the test part; change: in points from the unedited model, with its 95 % interval",
+    "accuracy: in percent, on the test part; majority: what one answer throughout would get; change: in points from "
+    "the unedited model, with its 95 % interval",
     "trials: candidates requested / different / measured to the end",
     "seconds: of the whole column, factors and test part included; speedup: the seconds of our own laser column over "
     "them, where both ran under the same conditions",
@@ -54,6 +55,7 @@ def rows_as_markdown(rows: Sequence[Row], published: str | None) -> str:
         "column": lambda row: row["column"],
         "accuracy": _accuracy,
         "published": lambda row: _number(row["published_accuracy"]),
+        "majority": lambda row: _number(row.get("majority")),
         "change": _change,
         "trials": lambda row: " / ".join(f"{n:,}" for n in row.get("trials") or ()) or NONE,
         "seconds": lambda row: _number(row.get("seconds")),

@@ -59,7 +59,8 @@ def task_samples(
         data_dir: folder with the dataset's own files, or a copy of the hub's parquet branch; by default the hub.
         protocol: "corrected", or "laser" with the bugs of its code: answers found in the prompt (hotpotqa,
             qa-wikidata) and a missing space (truthfulqa). The scale n/(n+1) of its masked models' log loss is a bug of
-            the measure, not of a task, and is not brought back.
+            the measure, not of a task, and is not brought back; nor are masked models asked without what the
+            tokenizer opens and closes texts with, as LASER asks them in epistemic-reasoning.
         tokenizer: the model's own, which counts an answer's tokens (hotpotqa) and cuts biographies for masked models
             (bios-gender, bios-profession); without it words are counted.
 

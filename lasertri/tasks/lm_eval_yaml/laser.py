@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from datasets import Dataset
 
+LABELS = ("REFUTES", "SUPPORTS")  # by name, or as 0 and 1
 PROFESSIONS = {11, 20, 5, 12, 26, 1, 14, 21}  # the dataset's numbers of journalist, poet, … in LASER's choice of eight
 
 
@@ -24,10 +25,9 @@ def fever_claims(rows: Dataset) -> Dataset:
     """Every claim once, without those that are undecided or labelled both ways."""
     labels: dict[str, set[str]] = {}
     for row in rows:
-        labels.setdefault(row["claim"].strip(), set()).add(row["label"])
-    decided = [
-        (claim, *found) for claim, found in labels.items() if len(found) == 1 and found <= {"SUPPORTS", "REFUTES"}
-    ]
+        label = row["label"]
+        labels.setdefault(row["claim"].strip(), set()).add(LABELS[label] if label in (0, 1) else label)
+    decided = [(claim, *found) for claim, found in labels.items() if len(found) == 1 and found <= set(LABELS)]
     return Dataset.from_list([{"claim": claim, "label": label} for claim, label in decided])
 
 
