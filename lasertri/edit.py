@@ -259,6 +259,11 @@ def _checksum(config: dict[str, Any], factors: Path) -> str:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise LasertriError(
+            f"{path.parent}: expected a folder with a saved edit, found no {path.name}; where no edit was accepted "
+            "there is none"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

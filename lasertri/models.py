@@ -134,6 +134,8 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
     Raises:
         LasertriError: it is not there, or is not a language model.
     """
+    if str(name).startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise LasertriError(f"expected a hub id or a folder with a Hugging Face model, found no folder {str(name)!r}")
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -48,7 +49,7 @@ class Settings:
     targets: str | None = None
     count: int = 5
     ratios: tuple[float, ...] = ()
-    blocks: tuple[int, ...] = BLOCK_COUNTS
+    blocks: tuple[int, ...] = ()
     svd: str = "exact"
     scoring_blocks: int = 8
     calibration: int = 100
@@ -73,8 +74,18 @@ class Settings:
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
         object.__setattr__(self, "ratios", self.ratios or self.plan.ratios)
-        if not self.plan.several_blocks:
-            object.__setattr__(self, "blocks", (1,))
+        own = BLOCK_COUNTS if self.plan.several_blocks else (1,)
+        if len(own) == 1 and self.blocks not in ((), own):
+            raise LasertriError(
+                f"expected no blocks with strategy {self.strategy}, which tries K = 1, came {self.blocks}"
+            )
+        object.__setattr__(self, "blocks", self.blocks or own)
+        try:
+            re.compile(self.targets or "")
+        except re.error as error:
+            raise LasertriError(
+                f"expected a regular expression for the targets, came {self.targets!r}: {error}"
+            ) from error
         for name in (
             "count",
             "scoring_blocks",
@@ -94,7 +105,7 @@ class Settings:
             raise LasertriError(
                 f"expected a retained ratio below 1, at which something is left out, came {list(self.ratios)}"
             )
-        if not self.blocks or not all(blocks >= 1 for blocks in self.blocks):
+        if not all(blocks >= 1 for blocks in self.blocks):
             raise LasertriError(f"expected numbers of blocks of at least 1, came {list(self.blocks)}")
         for name, known in (
             ("score", tuple(TAIL_SCORES)),

@@ -154,7 +154,7 @@ def test_damaged_files_are_refused(model, tmp_path):
         config.write_text(broken)
         with pytest.raises(LasertriError, match=CONFIG_NAME):
             Edit.load(tmp_path)
-    with pytest.raises(LasertriError, match="cannot be read"):
+    with pytest.raises(LasertriError, match="found no lasertri_config.json; where no edit was accepted there is none"):
         Edit.load(tmp_path / "absent")
 
 

@@ -47,8 +47,10 @@ SMALL = {"ratios": (0.5, 0.1), "blocks": (1, 2), "count": 2, "progress": False}
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_runs_on_the_demo(name):
-    result = adapt(str(MODEL_DIR), recall_samples(120, seed=3), strategy=name, accept="best", **SMALL)
-    strategy, figures = STRATEGIES[name], result.to_dict()
+    strategy = STRATEGIES[name]
+    small = SMALL if strategy.several_blocks else SMALL | {"blocks": ()}
+    result = adapt(str(MODEL_DIR), recall_samples(120, seed=3), strategy=name, accept="best", **small)
+    figures = result.to_dict()
     standard = strategy.evaluation == "standard"
     assert figures["baseline"]["n"] == (24 if standard else 60)
     assert result.held_out.baseline.n == (96 if standard else 60)
@@ -132,3 +134,5 @@ def test_unknown_strategies_are_named():
 def test_a_strategy_of_one_block_needs_rows_for_no_more():
     assert Settings(strategy="laser-100-eval").blocks == (1,)
     assert Settings().blocks == (1, 2, 4, 8)
+    with pytest.raises(LasertriError, match="expected no blocks with strategy laser, which tries K = 1"):
+        Settings(strategy="laser", blocks=(2, 4))

@@ -13,7 +13,7 @@ from lasertri.cli.app import app, print_result, reported, usage
 from lasertri.cli.loading import load
 from lasertri.cli.samples import fields_of, samples_of
 from lasertri.settings import BLOCK_COUNTS, Settings
-from lasertri.strategies import DEFAULT, STRATEGIES
+from lasertri.strategies import DEFAULT
 
 if TYPE_CHECKING:
     from lasertri.adaptation import Adaptation
@@ -32,7 +32,8 @@ def adapt(
     include_path: options.IncludePath = None,
     protocol: options.Protocol = "corrected",
     held_out: Annotated[
-        Path | None, typer.Option(help="Samples to report on; then all rows of --data may calibrate.")
+        Path | None,
+        options.samples(help="Samples to report on; then all rows of --data may calibrate."),
     ] = None,
     output: options.Output = None,
     prompt: options.Prompt = "{prompt}",
@@ -46,34 +47,51 @@ def adapt(
     dtype: options.Dtype = "auto",
     device: options.Device = None,
     targets: options.Targets = None,
-    count: Annotated[int, typer.Option("--count", "-q", help="Targets to measure, best score first.")] = 5,
+    count: Annotated[int, options.search("--count", "-q", help="Targets to measure, best score first.")] = 5,
     strategy: Annotated[
-        str, typer.Option(help="What is scored and measured: " + ", ".join(STRATEGIES) + ".", metavar="NAME")
+        str,
+        options.search(help="What is scored and measured; see lasertri ls.", metavar="NAME"),
     ] = DEFAULT,
-    ratios: Annotated[str, typer.Option(help="Retained ratios ρ, such as 0.5,0.1; by default the strategy's.")] = "",
-    blocks: Annotated[str, typer.Option(help="Numbers of row blocks K.")] = ",".join(map(str, BLOCK_COUNTS)),
+    ratios: Annotated[
+        str,
+        options.search(help="Retained ratios ρ, such as 0.5,0.1; by default the strategy's."),
+    ] = "",
+    blocks: Annotated[
+        str,
+        options.search(
+            help=f"Numbers of row blocks K; by default the strategy's, {BLOCK_COUNTS} or 1.",
+        ),
+    ] = "",
     svd: Annotated[
         Literal["exact", "laser-compat"],
-        typer.Option(help="laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block."),
+        options.search(
+            help="laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block.",
+        ),
     ] = "exact",
-    scoring_blocks: Annotated[int, typer.Option(help="The K that targets are ranked at.")] = 8,
+    scoring_blocks: Annotated[int, options.search(help="The K that targets are ranked at.")] = 8,
     race: Annotated[
-        bool, typer.Option(help="Stop measuring a candidate that the leading one beats beyond doubt.")
+        bool,
+        options.search(help="Stop measuring a candidate that the leading one beats beyond doubt."),
     ] = True,
-    calibration: Annotated[int, typer.Option(help="Samples for gradients and trials.")] = 100,
-    held_out_limit: Annotated[int, typer.Option(help="Most samples held out.")] = 2000,
-    score: Annotated[Literal["taylor", "paper"], typer.Option(help="What ranks the targets.")] = "taylor",
+    calibration: Annotated[int, options.search(help="Samples for gradients and trials.")] = 100,
+    held_out_limit: Annotated[int, options.search(help="Most samples held out.")] = 2000,
+    score: Annotated[Literal["taylor", "paper"], options.search(help="What ranks the targets.")] = "taylor",
     accept: Annotated[
-        Literal["test", "best"], typer.Option(help="test: only if more than luck; best: the papers' rule.")
+        Literal["test", "best"],
+        options.search(help="test: only if more than luck; best: the papers' rule."),
     ] = "test",
-    max_edits: Annotated[int, typer.Option(help="Most edits, each found on the model with those before it.")] = 1,
+    max_edits: Annotated[
+        int,
+        options.search(help="Most edits, each found on the model with those before it."),
+    ] = 1,
     normalize: options.Normalize = False,
     delimiter: options.Delimiter = " ",
     chat: options.Chat = False,
-    seed: Annotated[int, typer.Option(help="Of the split and of the test.")] = 0,
+    seed: Annotated[int, options.search(help="Of the split and of the test.")] = 0,
     batch_size: options.BatchSize = 16,
     backend: Annotated[
-        Literal["auto", "gram", "triton", "cuda", "reference"], typer.Option(help="Of the ops; see lasertri info.")
+        Literal["auto", "gram", "triton", "cuda", "reference"],
+        options.search(help="Of the ops; see lasertri info."),
     ] = "auto",
     memory_budget: options.MemoryBudget = 4.0,
     save: options.Save = "checkpoint",
@@ -106,6 +124,8 @@ def adapt(
         )
     from lasertri.tasks.files import as_samples
 
+    if save == "factored" and output is None:
+        raise typer.BadParameter("--save goes with -o, the folder it is saved in")
     if held_out is not None and data is None:
         raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
     fields = fields_of(prompt, choices, label, completion, group, match, window)

@@ -41,7 +41,7 @@ def samples_of(
     """The samples of --data or of --task, whichever is given; lm_eval writes its prompts for a chat by itself."""
     from lasertri.models import checkpoint_kind, load_tokenizer
     from lasertri.tasks.files import Fields, as_samples
-    from lasertri.tasks.named import described, task_samples
+    from lasertri.tasks.named import TASKS, described, task_samples
 
     if (data is None) == (not task):
         raise typer.BadParameter("expected either --data or --task, came " + ("both" if task else "neither"))
@@ -63,6 +63,8 @@ def samples_of(
         return found
     if include_path is not None:
         raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
+    if task not in TASKS:
+        raise typer.BadParameter(f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, came {task!r}")
     if fields != Fields():
         raise typer.BadParameter(
             "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"

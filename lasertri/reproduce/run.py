@@ -65,7 +65,8 @@ def reproduce(
             folder.write(task, column, common | outcome)
             _write_table(plan, folder, published)
         table = _write_table(plan, folder, published)
-        tell("\n" + rows_as_markdown([row for row in table["rows"] if row["task"] == task], published) + "\n")
+        if task != plan.tasks[-1]:  # the whole table follows the last
+            tell("\n" + rows_as_markdown([row for row in table["rows"] if row["task"] == task], published) + "\n")
     return table
 
 

@@ -193,7 +193,10 @@ def _filled(template: str, row: Row, source: str) -> str:
         if name is None:
             continue
         if name not in row:
-            raise LasertriError(f"{source}: expected a field {name!r} (template {template!r}), came {sorted(row)}")
+            raise LasertriError(
+                f"{source}: expected a field {name!r} (template {template!r}), came {sorted(row)}; "
+                "name yours with --prompt or --completion"
+            )
         if not isinstance(row[name], str | int | float) or isinstance(row[name], bool):
             raise LasertriError(f"{source}, {name}: expected text, came {row[name]!r}")
     return template.format_map(row)

@@ -57,7 +57,8 @@ def split_samples(
     if len(chosen) < FEWEST:
         raise LasertriError(
             f"expected at least {FEWEST} calibration samples, came {len(chosen)} of {len(samples)} "
-            f"(half of the rows are held out, groups stay together); bring more rows, a held-out file, or a larger N"
+            "(half of the rows are held out, groups stay together); bring more rows, samples to hold out, or a larger "
+            "calibration"
         )
     if held_out is not None:
         shared = set(group_names(held_out)) & set(group_names([samples[i] for i in chosen]))
