@@ -1,9 +1,11 @@
 """The command line as its users meet it: output, exit codes, messages."""
 
+import itertools
 import json
 import os
 import re
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -217,7 +219,9 @@ def test_a_device_that_is_not_there(folder, data):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
-    data, long = write(tmp_path / "long.jsonl", make_samples(4000)), ["--calibration", "2000", "--no-race"]
+    prompts = itertools.islice(itertools.product(string.ascii_lowercase, repeat=3), 6000)  # no two rows alike
+    samples = [Sample(" ".join(letters), choices=("yes", "no"), label=i % 2) for i, letters in enumerate(prompts)]
+    data, long = write(tmp_path / "long.jsonl", samples), ["--calibration", "3000", "--no-race"]
     command = [sys.executable, "-m", "lasertri", "adapt", folder, "--data", data, *long, "-o", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
     seen = b""
