@@ -1,5 +1,6 @@
 """The command line as its users meet it: output, exit codes, messages."""
 
+import functools
 import itertools
 import json
 import os
@@ -223,7 +224,10 @@ def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
     samples = [Sample(" ".join(letters), choices=("yes", "no"), label=i % 2) for i, letters in enumerate(prompts)]
     data, long = write(tmp_path / "long.jsonl", samples), ["--calibration", "3000", "--no-race"]
     command = [sys.executable, "-m", "lasertri", "adapt", folder, "--data", data, *long, "-o", tmp_path / "out"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    # a shell has its background jobs ignore the signal, and what they start
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, preexec_fn=heed)
     seen = b""
     while b"trials" not in seen:  # the first progress bar of the long work
         seen += os.read(process.stderr.fileno(), 4096)
