@@ -22,9 +22,9 @@ from lasertri.tasks import group_names
 from lasertri.tasks.lm_eval import LASER_TASKS, lm_eval_samples
 from lasertri.tasks.split import split_samples
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install 'lasertri[lm_eval]'")
+lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install 'lasertri[lm-eval]'")
 pytest.importorskip(
-    "accelerate", reason="lm_eval's Hugging Face models need accelerate; pip install 'lasertri[lm_eval]'"
+    "accelerate", reason="lm_eval's Hugging Face models need accelerate; pip install 'lasertri[lm-eval]'"
 )
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402

@@ -82,7 +82,7 @@ def _load(task: str | dict[str, Any], include_path: str | Path | None) -> Any:
     except ModuleNotFoundError as error:
         raise LasertriError(
             f"expected lm-evaluation-harness for an lm_eval task, it is not installed ({error}); "
-            "pip install 'lasertri[lm_eval]'"
+            "pip install 'lasertri[lm-eval]'"
         ) from error
     if include_path is not None and not Path(include_path).is_dir():
         raise LasertriError(f"expected a folder of lm_eval tasks, found none at {str(include_path)!r}")
