@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,12 +71,19 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         LasertriError: it cannot be written; what was there before stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, text.encode())
     except OSError as error:
         raise LasertriError(f"{path}: expected a file that can be written: {error.strerror}") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all, whoever else writes it; an `OSError` is the caller's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lasertri.artefacts import replace_file
 from lasertri.checksum import weight_sha256
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition
@@ -121,7 +121,7 @@ class FactorCache:
         if len(content) > self.limit:
             return
         with self._disk():
-            _replace(self._path(key.text), content)
+            replace_file(self._path(key.text), content)
             _mark_used(self._path(key.text))
             self._unseen += len(content)
             if self._unseen > self.limit / 64:  # a folder of thousands takes a while to look through
@@ -170,7 +170,7 @@ class FactorCache:
         checksum = compute()
         with self._disk():
             newest = [*self._memory().items(), (seen, checksum)][-REMEMBERED:]
-            _replace(self.directory / MEMORY_NAME, json.dumps(dict(newest)).encode())
+            replace_file(self.directory / MEMORY_NAME, json.dumps(dict(newest)).encode())
         return checksum
 
     def _memory(self) -> dict[str, str]:
@@ -228,14 +228,3 @@ def _evidence(path: Path) -> tuple[str, int, int]:
 def _mark_used(path: Path) -> None:
     """Set the time of access, which eviction goes by, and leave the time of writing, which is evidence."""
     os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

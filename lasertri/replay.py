@@ -39,6 +39,7 @@ class Plan:
         pointwise: nothing after the target mixes positions, so that only those that are read need to run.
         last_mlp: path of the MLP of the last layer, where it comes after the target: it needs only the positions that
             are read; empty where there is none that is a module of its own.
+        fused: of the activations that still run, see `fused_activations`.
     """
 
     module: str
@@ -46,6 +47,7 @@ class Plan:
     calls: int
     pointwise: bool
     last_mlp: str
+    fused: dict[str, Forward]
 
 
 @dataclass
@@ -79,12 +81,18 @@ def plan_replays(model: nn.Module, batch: Batch, targets: Sequence[Target]) -> t
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             spans.pop(name, None)
-    plans = {target: _plan(target, spans, layers, last, mlp) for target in targets}
+    fused = fused_activations(model)
+    plans = {target: _plan(target, spans, layers, last, mlp, fused) for target in targets}
     return plans, max(sizes.values()) // batch.size
 
 
 def _plan(
-    target: Target, spans: Mapping[str, list[tuple[int, int]]], layers: Sequence[str], last: int, mlp: str
+    target: Target,
+    spans: Mapping[str, list[tuple[int, int]]],
+    layers: Sequence[str],
+    last: int,
+    mlp: str,
+    fused: Mapping[str, Forward],
 ) -> Plan:
     calls = spans.get(target.module, [])
     start = calls[0][0] if calls else 0
@@ -96,7 +104,8 @@ def _plan(
     replayed = {name: earlier[-1] if name in earlier else name for name in outermost}
     pointwise = 0 <= target.layer == last and target.role in MLP_ROLES  # no position sees another from there on
     later = mlp in spans and spans[mlp][0][0] > start
-    return Plan(target.module, replayed, len(calls), pointwise, mlp if later else "")
+    running = {name: forward for name, forward in fused.items() if name not in done}
+    return Plan(target.module, replayed, len(calls), pointwise, mlp if later else "", running)
 
 
 def _parents(name: str) -> Iterator[str]:
@@ -188,8 +197,7 @@ class Replay:
             calls = iter(tiled[source])
             return lambda *_, **__: next(calls)
 
-        others = fused_activations(model)
-        others |= {name: replayed(source) for name, source in self._plan.replayed.items()}
+        others = self._plan.fused | {name: replayed(source) for name, source in self._plan.replayed.items()}
         if outputs is not None:
             others[self._plan.module] = lambda *_, **__: outputs.flatten(0, 1)
         if self._plan.last_mlp:
