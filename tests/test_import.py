@@ -28,5 +28,5 @@ def test_every_public_name_is_there_twice():
 def test_a_missing_extra_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.task", None)  # where another test has imported it
-    with pytest.raises(lasertri.LasertriError, match=r"it is not installed .*; pip install 'lasertri\[lm_eval\]'"):
+    with pytest.raises(lasertri.LasertriError, match=r"it is not installed .*; pip install 'lasertri\[lm-eval\]'"):
         lm_eval_samples("arc_easy")
