@@ -6,8 +6,9 @@ decided here, when it runs. The public wrappers in `functional.py` check shapes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,29 @@ from lasertri.ops.blocks import BlockError, equal_blocks, gather, heights, lengt
 from lasertri.ops.finite import all_finite
 from lasertri.ops.full_fp32 import full_fp32
 
+P = ParamSpec("P")
+R = TypeVar("R")
+LIBRARY = torch.library.Library("lasertri", "FRAGMENT")  # the ops are there for as long as it is
 
-@torch.library.custom_op("lasertri::block_svd", mutates_args=())
+
+def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make an op of a body, under the body's own name; `fake` gives empty results of the shapes that it returns.
+
+    `torch.library.custom_op` would do, but imports the compiler at the first call: a second for nothing in eager code.
+    """
+
+    def registered(body: Callable[P, R]) -> Callable[P, R]:
+        name = body.__name__
+        schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        LIBRARY.impl(name, torch.no_grad()(body), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.lasertri, name).default
+
+    return registered
+
+
+@_op(lambda weight, offsets, *_: _empty_factors(weight, offsets))
 def block_svd(
     weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str
 ) -> tuple[Tensor, Tensor]:
@@ -35,12 +57,7 @@ def block_svd(
     return basis, sigma
 
 
-@block_svd.register_fake
-def _(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str) -> tuple[Tensor, Tensor]:
-    return _empty_factors(weight, offsets)
-
-
-@torch.library.custom_op("lasertri::score_blocks", mutates_args=())
+@_op(lambda weight, grad, basis, sigma, offsets, *_: (_empty_scores(weight, offsets), _empty_scores(weight, offsets)))
 def score_blocks(
     weight: Tensor,
     grad: Tensor,
@@ -69,20 +86,7 @@ def score_blocks(
     return out_sigma, out_grad
 
 
-@score_blocks.register_fake
-def _(
-    weight: Tensor,
-    grad: Tensor,
-    basis: Tensor | None,
-    sigma: Tensor | None,
-    offsets: Sequence[int],
-    order: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _empty_scores(weight, offsets), _empty_scores(weight, offsets)
-
-
-@torch.library.custom_op("lasertri::reduce_blocks", mutates_args=())
+@_op(lambda weight, basis, ranks, offsets, *_: _empty_stack(weight, ranks, offsets))
 def reduce_blocks(
     weight: Tensor,
     basis: Tensor | None,
@@ -116,20 +120,7 @@ def reduce_blocks(
     return stack
 
 
-@reduce_blocks.register_fake
-def _(
-    weight: Tensor,
-    basis: Tensor | None,
-    ranks: Sequence[int],
-    offsets: Sequence[int],
-    order: Tensor | None,
-    backend: str,
-    precision: str,
-) -> Tensor:
-    return _empty_stack(weight, ranks, offsets)
-
-
-@torch.library.custom_op("lasertri::linear_blocks", mutates_args=())
+@_op(lambda x, weight, bias, output, projected, basis, ranks, offsets, *_: _empty_outputs(x, weight, ranks, offsets))
 def linear_blocks(
     x: Tensor,
     weight: Tensor,
@@ -167,22 +158,6 @@ def linear_blocks(
         rows = torch.cat([places[offsets[j] : offsets[j + 1]] for j in members])
         stack[..., rows] = outputs(members, rows)
     return stack
-
-
-@linear_blocks.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    output: Tensor | None,
-    projected: Tensor | None,
-    basis: Tensor,
-    ranks: Sequence[int],
-    offsets: Sequence[int],
-    order: Tensor | None,
-    backend: str,
-) -> Tensor:
-    return _empty_outputs(x, weight, ranks, offsets)
 
 
 def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
