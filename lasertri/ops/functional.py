@@ -133,7 +133,6 @@ def linear_blocks(
     ratios: float | Sequence[float] | None = None,
     blocks: int | Partition = 1,
     factors: BlockFactors | None = None,
-    output: Tensor | None = None,
     projected: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -146,7 +145,6 @@ def linear_blocks(
         x: `[…, n]`, FP32, FP64, BF16 or FP16.
         weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
         ranks, ratios, blocks, factors: as in `reduce_blocks`.
-        output: x Wᵀ without the bias, `[…, m]`, FP32 or better, where it is known: it spares wide blocks that product.
         projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known (`project_blocks` makes it): it
             spares tall blocks that product.
         backend: "auto", "reference", "gram", "triton" or "cuda".
@@ -163,19 +161,16 @@ def linear_blocks(
             f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, came x "
             f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
         )
-    rank = max(lengths(partition.offsets, weight.shape[-1]))
-    for name, tensor, expected in (
-        ("bias", bias, weight.shape[:1]),
-        ("output", output, (*x.shape[:-1], len(weight))),
-        ("projected", projected, (len(weight), rank)),
+    wide = (torch.float32, torch.float64)  # what projections need
+    for name, tensor, expected, dtypes in (
+        ("bias", bias, weight.shape[:1], DTYPES),
+        ("projected", projected, (len(weight), max(lengths(partition.offsets, weight.shape[-1]))), wide),
     ):
-        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in DTYPES):
+        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in dtypes):
             raise LasertriError(
-                f"expected {name} {list(expected)} on {x.device} in a floating dtype, "
-                f"came {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
+                f"expected {name} {list(expected)} on {x.device} in {_listed(dtypes)}, "
+                f"got {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
             )
-        if name != "bias" and tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
-            raise LasertriError(f"expected {name} in FP32 or FP64, which the projections need, came {tensor.dtype}")
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     if factors is None:
         factors = block_svd(weight, blocks=partition, backend=backend)
@@ -183,7 +178,6 @@ def linear_blocks(
         x.detach().reshape(-1, x.shape[-1]),
         weight,
         None if bias is None else bias.detach(),
-        None if output is None else output.detach().reshape(-1, len(weight)),
         None if projected is None else projected.detach(),
         factors.basis,
         [rank for request in per_block for rank in request],
@@ -225,7 +219,7 @@ def _checked(
     """The detached weight and its partition, once both are known to fit."""
     if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
         came = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight in {', '.join(str(d) for d in DTYPES)}, came {came}")
+        raise LasertriError(f"expected a weight in {_listed(DTYPES)}, came {came}")
     if weight.dim() < 2 or 0 in weight.shape[-2:]:
         raise LasertriError(f"expected a weight [..., rows, columns] with both positive, came {list(weight.shape)}")
     rows, columns = weight.shape[-2:]
@@ -247,6 +241,10 @@ def _checked(
     if partition.rows != rows:
         raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
     return weight.detach(), partition
+
+
+def _listed(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(dtype) for dtype in dtypes)
 
 
 def _order(partition: Partition, weight: Tensor) -> Tensor | None:

@@ -114,7 +114,6 @@ def linear_blocks(
     side: Side,
     ranks: Sequence[int],
     basis: Tensor,
-    output: Tensor | None,
     projected: Tensor | None,
     bias: Tensor | None,
     *,
@@ -122,17 +121,14 @@ def linear_blocks(
 ) -> Tensor:
     """`x A_kᵀ + bias` for all ranks with no A_k made: from the output of a wide block, the input of a tall one.
 
-    x `[T, n]`; output x Aᵀ `[T, B, b]` or projected A Q `[B, b, r]` where one is known; bias `[B, b]` -> `[R, T, B, b]`
-    in the dtype of x.
+    x `[T, n]`; projected A Q `[B, b, r]` where it is known; bias `[B, b]` -> `[R, T, B, b]` in the dtype of x.
     """
     compute = torch.float64 if torch.float64 in (x.dtype, blocks.dtype) else torch.float32
     basis, wide_x = basis[..., : max(ranks)].to(compute), x.to(compute)
     if side == "left":
-        if output is None:
-            rows = blocks.flatten(0, 1)
-            output = torch.cat([wide_x @ rows[panel].to(compute).mT for panel in panels(rows.mT)], dim=-1)
-            output = output.unflatten(-1, blocks.shape[:2])
-        left, right = output.to(compute).transpose(0, 1) @ basis, basis.mT
+        rows = blocks.flatten(0, 1)
+        output = torch.cat([wide_x @ rows[panel].to(compute).mT for panel in panels(rows.mT)], dim=-1)
+        left, right = output.unflatten(-1, blocks.shape[:2]).transpose(0, 1) @ basis, basis.mT
     else:
         if projected is None:
             parts = [blocks[:, panel].to(compute) @ basis for panel in panels(blocks.mT)]

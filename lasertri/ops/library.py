@@ -120,12 +120,11 @@ def reduce_blocks(
     return stack
 
 
-@_op(lambda x, weight, bias, output, projected, basis, ranks, offsets, *_: _empty_outputs(x, weight, ranks, offsets))
+@_op(lambda x, weight, bias, projected, basis, ranks, offsets, *_: _empty_outputs(x, weight, ranks, offsets))
 def linear_blocks(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    output: Tensor | None,
     projected: Tensor | None,
     basis: Tensor,
     ranks: Sequence[int],
@@ -133,20 +132,19 @@ def linear_blocks(
     order: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """x `[T, n]`, weight `[m, n]`, bias `[m]`, output `[T, m]`, projected `[m, r]` -> `[R, T, m]`."""
+    """x `[T, n]`, weight `[m, n]`, bias `[m]`, projected `[m, r]` -> `[R, T, m]`."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     chosen, side = choose_backend(backend, x.device), side_of(offsets, columns)
     places = torch.arange(offsets[-1], device=x.device) if order is None else order
     matrix = weight if order is None else weight[order]
 
     def outputs(members: Sequence[int], rows: Tensor) -> Tensor:
-        known = None if output is None else output[:, rows].unflatten(-1, (len(members), -1))
         added = None if bias is None else bias[rows].unflatten(-1, (len(members), -1))
         q = _basis_of(basis, offsets, members, columns)
         aq = None if projected is None else projected[rows, : q.shape[-1]].unflatten(0, (len(members), -1))
         with full_fp32(x.device):
             stack = chosen.module.linear_blocks(
-                x, gather(matrix, offsets, members), side, per_block[members[0]], q, known, aq, added
+                x, gather(matrix, offsets, members), side, per_block[members[0]], q, aq, added
             )
         return stack.flatten(-2)
 

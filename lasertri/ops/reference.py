@@ -67,7 +67,6 @@ def linear_blocks(
     side: Side,
     ranks: Sequence[int],
     basis: Tensor,
-    output: Tensor | None,
     projected: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:

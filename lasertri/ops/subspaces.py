@@ -62,13 +62,6 @@ def subspace_partition(
     return Partition((0, *heights.cumsum(0).tolist()), best.sort(stable=True).indices.cpu())
 
 
-def subspace_residual(weight: Tensor, partition: Partition, dimension: int) -> float:
-    """Sum of squared distances of the rows to their cluster's best subspace: truncation's least squared error."""
-    order = torch.arange(len(weight)) if partition.order is None else partition.order
-    clusters = weight.detach().double()[order.to(weight.device)].split(partition.heights)
-    return sum(_fit(cluster, dimension)[1] for cluster in clusters)
-
-
 def _settle(rows: Tensor, labels: Tensor, blocks: int, dimension: int, iterations: int) -> tuple[Tensor, float]:
     """Labels `[m]` and their residual after turns of assigning and fitting, until neither changes much."""
     norms = rows.square().sum(-1)
