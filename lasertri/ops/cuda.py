@@ -89,5 +89,5 @@ def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[s
     if not bits & NOT_FINITE:
         return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge", "; use backend='reference'"
     if all_finite(block):
-        return f"expected values whose squares {dtype} can hold, came larger ones", "; use method='direct'"
-    return "expected finite values, came NaN or Inf", "; check how it was made or loaded"
+        return f"expected values whose squares {dtype} can hold, got larger ones", "; use method='direct'"
+    return "expected finite values, got NaN or Inf", "; check how it was made or loaded"

@@ -72,7 +72,7 @@ def score_blocks(
     if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
         raise LasertriError(
             f"expected a gradient like the weight, {list(weight.shape)} on {weight.device} in a floating dtype, "
-            f"came {list(grad.shape)} {grad.dtype} on {grad.device}"
+            f"got {list(grad.shape)} {grad.dtype} on {grad.device}"
         )
     basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
     order = _order(partition, weight)
@@ -110,7 +110,7 @@ def reduce_blocks(
     """
     weight, partition = _checked(weight, blocks, backend, factors)
     if precision not in PRECISIONS:
-        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, came {precision!r}")
+        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, got {precision!r}")
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     stack = library.reduce_blocks(
         weight,
@@ -158,7 +158,7 @@ def linear_blocks(
     weight, partition = _checked(weight, blocks, backend, factors)
     if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or x.dtype not in DTYPES or x.device != weight.device:
         raise LasertriError(
-            f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, came x "
+            f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, got x "
             f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
         )
     wide = (torch.float32, torch.float64)  # what projections need
@@ -218,28 +218,28 @@ def _checked(
 ) -> tuple[Tensor, Partition]:
     """The detached weight and its partition, once both are known to fit."""
     if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
-        came = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight in {_listed(DTYPES)}, came {came}")
+        got = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
+        raise LasertriError(f"expected a weight in {_listed(DTYPES)}, got {got}")
     if weight.dim() < 2 or 0 in weight.shape[-2:]:
-        raise LasertriError(f"expected a weight [..., rows, columns] with both positive, came {list(weight.shape)}")
+        raise LasertriError(f"expected a weight [..., rows, columns] with both positive, got {list(weight.shape)}")
     rows, columns = weight.shape[-2:]
     partition = blocks if isinstance(blocks, Partition) else Partition.consecutive(rows, blocks)
     if factors is not None and not isinstance(factors, BlockFactors):
-        raise LasertriError(f"expected the BlockFactors that block_svd returned, came {type(factors).__name__}")
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
     if factors is not None:
         partition = factors.partition
         expected = (*weight.shape[:-2], partition.blocks, max(lengths(partition.offsets, columns)))
         if factors.columns != columns or factors.sigma.shape != expected or factors.sigma.device != weight.device:
             raise LasertriError(
-                f"expected factors of this weight {list(weight.shape)} on {weight.device}, came factors with "
+                f"expected factors of this weight {list(weight.shape)} on {weight.device}, got factors with "
                 f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
             )
     if method not in METHODS:
-        raise LasertriError(f"expected a method among {list(METHODS)}, came {method!r}")
+        raise LasertriError(f"expected a method among {list(METHODS)}, got {method!r}")
     if backend != "auto" and not torch.compiler.is_compiling():  # the op asks again when it runs
         choose_backend(backend, weight.device, method)
     if partition.rows != rows:
-        raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
+        raise LasertriError(f"expected a partition of {rows} rows, got one of {partition.rows}")
     return weight.detach(), partition
 
 

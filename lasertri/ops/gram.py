@@ -149,9 +149,9 @@ def _check_squares(largest: Tensor) -> None:
     lost = (largest != 0) & ((largest < 1e-140) | (largest > 1e140))
     if lost.any():
         index = int(lost.nonzero()[0])
-        came = "larger" if largest[index] > 1 else "smaller"
+        got = "larger" if largest[index] > 1 else "smaller"
         raise BlockError(
-            index, f"expected values whose squares torch.float64 can hold, came {came} ones", "; use method='direct'"
+            index, f"expected values whose squares torch.float64 can hold, got {got} ones", "; use method='direct'"
         )
 
 

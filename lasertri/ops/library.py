@@ -187,7 +187,7 @@ def _ranks_of_blocks(ranks: Sequence[int], offsets: Sequence[int]) -> list[tuple
 def _rows(matrix: Tensor, order: Tensor | None, name: str, *, checked: bool = True) -> Tensor:
     """The rows in the partition's order, once every value is known to be finite."""
     if checked and not all_finite(matrix):
-        raise LasertriError(f"expected finite values, came NaN or Inf in `{name}`; check how it was made or loaded")
+        raise LasertriError(f"expected finite values, got NaN or Inf in `{name}`; check how it was made or loaded")
     return matrix if order is None else matrix[..., order, :]
 
 

@@ -40,11 +40,11 @@ def subspace_partition(
         LasertriError: a shape, dtype or number that cannot be used, or a NaN or Inf in the weight.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2 or 0 in weight.shape or weight.dtype not in DTYPES:
-        came = f"{list(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight [rows, columns] in a floating dtype, both positive, came {came}")
+        got = f"{list(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise LasertriError(f"expected a weight [rows, columns] in a floating dtype, both positive, got {got}")
     for name, value, minimum in (("dimension", dimension, 0), ("restarts", restarts, 1), ("iterations", iterations, 0)):
         if not isinstance(value, Integral) or value < minimum:
-            raise LasertriError(f"expected {name} to be an integer of at least {minimum}, came {value!r}")
+            raise LasertriError(f"expected {name} to be an integer of at least {minimum}, got {value!r}")
     consecutive = Partition.consecutive(len(weight), blocks)
     if dimension == 0 or blocks == 1:
         return consecutive

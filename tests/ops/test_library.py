@@ -83,7 +83,7 @@ def test_compiled_code_may_name_a_backend(backend):
 
     weight = gapped(10, 13, dtype=torch.float32)
     assert torch.equal(compiled(truncated)(weight), truncated(weight))
-    with pytest.raises(LasertriError, match="came 'magma'"):
+    with pytest.raises(LasertriError, match="got 'magma'"):
         compiled(lambda weight: block_svd(weight, backend="magma").sigma)(weight)
 
 

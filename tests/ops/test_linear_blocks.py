@@ -115,16 +115,19 @@ def test_no_activations_give_no_outputs(backend):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.ones(3, 7)}, r"x \[\.\.\., 8\].*came x \[3, 7\]"),
-        ({"x": torch.ones(3, 8, dtype=torch.int64)}, "came x .* torch.int64"),
+        ({"x": torch.ones(3, 7)}, r"x \[\.\.\., 8\].*got x \[3, 7\]"),
+        ({"x": torch.ones(3, 8, dtype=torch.int64)}, "got x .* torch.int64"),
         ({"weight": torch.ones(2, 12, 8)}, r"two dimensions.*\[2, 12, 8\]"),
         ({"bias": torch.ones(12, dtype=torch.complex64)}, "bias .*in torch.float32 or .* in torch.complex64"),
-        ({"factors": torch.ones(4)}, "BlockFactors that block_svd returned, came Tensor"),
-        ({"bias": torch.ones(8)}, r"bias \[12\].*came \[8\]"),
-        ({"projected": torch.ones(12, 7)}, r"projected \[12, 8\].*came \[12, 7\]"),
-        ({"projected": torch.ones(12, 8, dtype=torch.bfloat16)}, "in torch.float32 or torch.float64, came .*torch.bfloat16"),
-        ({"ranks": 9}, "ranks from 0 to 8, came 9"),
-        ({"backend": "magma"}, "came 'magma'"),
+        ({"factors": torch.ones(4)}, "BlockFactors that block_svd returned, got Tensor"),
+        ({"bias": torch.ones(8)}, r"bias \[12\].*got \[8\]"),
+        ({"projected": torch.ones(12, 7)}, r"projected \[12, 8\].*got \[12, 7\]"),
+        (
+            {"projected": torch.ones(12, 8, dtype=torch.bfloat16)},
+            "torch.float32 or torch.float64, got .*bfloat16",
+        ),
+        ({"ranks": 9}, "ranks from 0 to 8, got 9"),
+        ({"backend": "magma"}, "got 'magma'"),
         ({"factors": block_svd(torch.ones(4, 8))}, r"factors of this weight \[12, 8\]|partition of 12 rows"),
     ],
 )

@@ -320,22 +320,22 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_weight(weight, value,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either `ranks` or `ratios`, came neither"),
-        ({"ranks": 1, "ratios": 0.5}, "either `ranks` or `ratios`, came both"),
-        ({"ranks": 9}, "ranks from 0 to 8, came 9"),
-        ({"ranks": -1}, "ranks from 0 to 8, came -1"),
-        ({"ranks": [1, 9]}, "came 9"),
-        ({"ranks": [1.5]}, r"came 1\.5"),
+        ({}, "either `ranks` or `ratios`, got neither"),
+        ({"ranks": 1, "ratios": 0.5}, "either `ranks` or `ratios`, got both"),
+        ({"ranks": 9}, "ranks from 0 to 8, got 9"),
+        ({"ranks": -1}, "ranks from 0 to 8, got -1"),
+        ({"ranks": [1, 9]}, "got 9"),
+        ({"ranks": [1.5]}, r"got 1\.5"),
         ({"ranks": []}, "at least one rank or ratio"),
-        ({"ranks": 5, "blocks": 3}, "ranks from 0 to 4, came 5"),
-        ({"ratios": 1.01}, r"ratios from 0 to 1, came 1\.01"),
-        ({"ratios": [-0.1]}, r"came -0\.1"),
-        ({"ratios": float("nan")}, "came nan"),
+        ({"ranks": 5, "blocks": 3}, "ranks from 0 to 4, got 5"),
+        ({"ratios": 1.01}, r"ratios from 0 to 1, got 1\.01"),
+        ({"ratios": [-0.1]}, r"got -0\.1"),
+        ({"ratios": float("nan")}, "got nan"),
         ({"ratios": []}, "at least one rank or ratio"),
         ({"ranks": 1, "blocks": 13}, "between 1 and 12 blocks"),
         ({"ranks": 1, "blocks": 0}, "between 1 and 12 blocks"),
-        ({"ranks": 1, "backend": "magma"}, "came 'magma'"),
-        ({"ranks": 1, "precision": "tf32"}, r"\['float64', 'float32'\], came 'tf32'"),
+        ({"ranks": 1, "backend": "magma"}, "got 'magma'"),
+        ({"ranks": 1, "precision": "tf32"}, r"\['float64', 'float32'\], got 'tf32'"),
     ],
 )
 def test_options_that_cannot_be_used_are_errors_saying_what_came(weight, options, message):
@@ -363,5 +363,5 @@ def test_numbers_from_numpy_are_ranks_and_ratios_too():
     for asked, plain in (({"ranks": np.int64(3)}, {"ranks": 3}), ({"ratios": np.float32(0.5)}, {"ratios": 0.5})):
         assert torch.equal(reduce_blocks(weight, **asked), reduce_blocks(weight, **plain))
     assert reduce_blocks(weight, ranks=np.array([1, 2])).shape == (2, 8, 12)
-    with pytest.raises(LasertriError, match="came 'x'"):
+    with pytest.raises(LasertriError, match="got 'x'"):
         reduce_blocks(weight, ratios="x")
