@@ -3,7 +3,7 @@ import itertools
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, reduce_blocks, score_blocks
 

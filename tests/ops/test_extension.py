@@ -6,7 +6,7 @@ import sys
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, block_svd, reduce_blocks, score_blocks
 from lasertri.ops import extension

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from matrices import gapped, gaussian
+from spectra import gapped, gaussian
 
 from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
 from lasertri.ops import library

@@ -3,11 +3,12 @@ import itertools
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian
+from spectra import gapped, gaussian
 from torch.nn.functional import linear
 
 from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
 from lasertri.ops import project_blocks
+from lasertri.ops.blocks import retained_rank
 from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
@@ -18,7 +19,7 @@ RATIOS = (0.5, 1.0, 0.0, 0.7, 0.5)
 
 def truncations(weight, blocks, ratios=RATIOS):
     return [
-        oracle.reduction(weight, [int(min(len(block), weight.shape[1]) * ratio) for block in blocks], blocks)
+        oracle.reduction(weight, [retained_rank(min(len(block), weight.shape[1]), ratio) for block in blocks], blocks)
         for ratio in ratios
     ]
 

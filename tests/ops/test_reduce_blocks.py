@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, reduce_blocks
 from lasertri.ops import gram, truncate
+from lasertri.ops.blocks import retained_rank
 from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
@@ -20,7 +21,7 @@ RATIOS = (1.0, 0.7, 0.5, 0.2, 0.0)
 
 
 def laser_ranks(ratio, blocks, columns):
-    return [int(min(len(block), columns) * ratio) for block in blocks]
+    return [retained_rank(min(len(block), columns), ratio) for block in blocks]
 
 
 def assert_reduced(stack, weight, blocks, ratios=RATIOS):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import gapped, gaussian, orthonormal, power_law, spiked, stacked
+from spectra import gapped, gaussian, orthonormal, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, score_blocks
 from lasertri.ops.blocks import BlockScores

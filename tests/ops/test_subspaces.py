@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import gaussian, generator, orthonormal
+from spectra import gaussian, generator, orthonormal
 
 from lasertri import LasertriError, Partition, reduce_blocks
 from lasertri.ops.subspaces import _fill_empty, _start, subspace_partition
