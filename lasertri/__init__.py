@@ -9,12 +9,15 @@ from lasertri.errors import LasertriError
 from lasertri.ops import (
     BlockFactors,
     BlockScores,
+    LowRank,
     Partition,
     block_svd,
     linear_blocks,
     reduce_blocks,
     score_blocks,
     use_backend,
+    whiten_blocks,
+    whiten_moments,
 )
 from lasertri.tasks import Sample
 from lasertri.version import __version__
@@ -38,6 +41,7 @@ __all__ = [
     "Edit",
     "Fields",
     "LasertriError",
+    "LowRank",
     "Objective",
     "Partition",
     "Sample",
@@ -55,6 +59,8 @@ __all__ = [
     "score_blocks",
     "task_samples",
     "use_backend",
+    "whiten_blocks",
+    "whiten_moments",
 ]
 
 _LAZY = {  # these import transformers, which importing the ops should not

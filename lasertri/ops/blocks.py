@@ -138,6 +138,22 @@ class BlockFactors(NamedTuple):
         return lengths(self.partition.offsets, self.columns)
 
 
+class LowRank(NamedTuple):
+    """A low-rank approximation of every block: block j is about `left[rows of block j] @ right[j]`.
+
+    Both sides have √σ, so that both keep their digits in a narrower dtype.
+
+    Attributes:
+        left: U √σ `[…, m, r]`, in the rows' own places.
+        right: √σ Vᵀ `[…, K, r, n]`.
+        sigma: singular values `[…, K, r]`, FP64, descending. Blocks of lower rank are padded with zeros.
+    """
+
+    left: Tensor
+    right: Tensor
+    sigma: Tensor
+
+
 class _SigmaAndGrad(NamedTuple):
     sigma: Tensor
     grad: Tensor

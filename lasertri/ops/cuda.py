@@ -64,6 +64,8 @@ def reduce_blocks(
 
 
 linear_blocks = gram.linear_blocks
+whiten_blocks = gram.whiten_blocks
+whiten_moments = gram.whiten_moments
 
 
 def _factor(

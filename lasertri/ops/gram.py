@@ -20,6 +20,17 @@ from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
 from lasertri.ops.reference import gradient_floor
 from lasertri.ops.truncate import guarded_reduce
+from lasertri.ops.whiten import whiten_blocks, whiten_moments
+
+__all__ = [
+    "block_svd",
+    "linear_blocks",
+    "reduce_blocks",
+    "score_blocks",
+    "whiten_blocks",
+    "whiten_moments",
+    "workspace_bytes",
+]
 
 
 def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) -> int:

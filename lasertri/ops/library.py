@@ -158,6 +158,52 @@ def linear_blocks(
     return stack
 
 
+@_op(lambda deltas, inputs, rank, offsets, *_: _empty_low_rank(deltas.mT, inputs, rank, offsets))
+def whiten_blocks(
+    deltas: Tensor,
+    inputs: Tensor,
+    rank: int,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    damping: float,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Δ `[…, T, m]` and X `[…, T, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, rows = choose_backend(backend, deltas.device), _rows(deltas.mT, order, "deltas")
+    x, groups = _flat(_rows(inputs, None, "inputs")), list(equal_blocks(offsets))
+    batches = [_stacked(gather(rows, offsets, members), len(x)).mT for members in groups]
+    with full_fp32(deltas.device):
+        pairs = chosen.module.whiten_blocks(batches, x, rank, damping, precision=precision)
+    return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
+
+
+@_op(lambda grad, outputs, inputs, rank, offsets, *_: _empty_low_rank(grad, inputs, rank, offsets))
+def whiten_moments(
+    grad: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    rank: int,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    damping: float,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G `[…, m, n]`, B `[…, m, m]` and C `[…, n, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, groups = choose_backend(backend, grad.device), list(equal_blocks(offsets))
+    rows, c = _rows(grad, order, "grad"), _flat(_rows(inputs, None, "inputs"))
+    square = _rows(_rows(outputs, order, "outputs").mT, order, "outputs", checked=False)
+    grads = [_stacked(gather(rows, offsets, members), len(c)) for members in groups]
+    moments = [
+        _stacked(torch.stack([square[..., b, b] for b in _slices(offsets, members)], dim=-3), len(c))
+        for members in groups
+    ]
+    with full_fp32(grad.device):
+        pairs = chosen.module.whiten_moments(grads, moments, c, rank, damping, precision=precision)
+    return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
+
+
 def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
     sigma = _empty_scores(weight, offsets)
     columns = weight.shape[-1]
@@ -172,6 +218,17 @@ def _empty_scores(weight: Tensor, offsets: Sequence[int]) -> Tensor:
 
 def _empty_stack(weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return weight.new_empty(len(ranks) // (len(offsets) - 1), *weight.shape)
+
+
+def _empty_low_rank(rows: Tensor, columns: Tensor, rank: int, offsets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros for `[…, m, _]` and `[…, _, n]`."""
+    dtype = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
+    lead, blocks = rows.shape[:-2], len(offsets) - 1
+    return (
+        rows.new_zeros(*lead, rows.shape[-2], rank, dtype=dtype),
+        rows.new_zeros(*lead, blocks, rank, columns.shape[-1], dtype=dtype),
+        rows.new_zeros(*lead, blocks, rank, dtype=torch.float64),
+    )
 
 
 def _empty_outputs(x: Tensor, weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
@@ -207,6 +264,34 @@ def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], col
     height = heights(offsets)[members[0]]
     short = height if side_of(offsets, columns) == "left" else columns
     return _flat(basis[..., neighbours(members), :short, : min(height, columns)])
+
+
+def _stacked(blocks: Tensor, matrices: int) -> Tensor:
+    """`[…, K, b, n]` -> `[S, K, b, n]`."""
+    return blocks.reshape(matrices, *blocks.shape[-3:])
+
+
+def _slices(offsets: Sequence[int], members: Sequence[int]) -> list[slice]:
+    return [slice(offsets[j], offsets[j + 1]) for j in members]
+
+
+def _placed(
+    out: tuple[Tensor, Tensor, Tensor],
+    groups: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor]],
+    offsets: Sequence[int],
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write left `[S, K, b, k]`, right `[S, K, k, n]` and σ `[S, K, k]` of groups of equal blocks into their places."""
+    left, right, sigma = out
+    for members, pair in zip(groups, pairs, strict=True):
+        k = pair[2].shape[-1]
+        for i, (j, block) in enumerate(zip(members, _slices(offsets, members), strict=True)):
+            u, vh, s = (part[:, i].reshape(*left.shape[:-2], *part.shape[2:]) for part in pair)
+            left[..., block if order is None else order[block], :k] = u.to(left.dtype)
+            right[..., j, :k, :] = vh
+            sigma[..., j, :k] = s
+    return out
 
 
 def _flat(blocks: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ from lasertri.ops.kernels.gram import gram as fused_gram
 from lasertri.ops.kernels.prefix_product import prefix_product as fused_prefix_product
 from lasertri.ops.products import Products
 
-__all__ = ["block_svd", "linear_blocks", "reduce_blocks", "score_blocks", "workspace_bytes"]
+__all__ = [
+    "block_svd",
+    "linear_blocks",
+    "reduce_blocks",
+    "score_blocks",
+    "whiten_blocks",
+    "whiten_moments",
+    "workspace_bytes",
+]
 
 FP32 = "tf32x3"  # as exact as FP32 products (both lose what the Gram matrix squares), and on tensor cores
 
@@ -39,3 +47,5 @@ block_svd = functools.partial(gram.block_svd, products=FUSED)
 score_blocks = functools.partial(gram.score_blocks, products=FUSED)
 reduce_blocks = functools.partial(gram.reduce_blocks, products=FUSED)
 linear_blocks = functools.partial(gram.linear_blocks, products=FUSED)
+whiten_blocks = gram.whiten_blocks
+whiten_moments = gram.whiten_moments

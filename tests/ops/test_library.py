@@ -7,7 +7,16 @@ import pytest
 import torch
 from spectra import gapped, gaussian
 
-from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
+from lasertri import (
+    LasertriError,
+    Partition,
+    block_svd,
+    linear_blocks,
+    reduce_blocks,
+    score_blocks,
+    whiten_blocks,
+    whiten_moments,
+)
 from lasertri.ops import library
 
 OFFSETS = [0, 3, 7, 10]
@@ -54,13 +63,26 @@ def test_opcheck_linear_blocks(order, given, backend):
     torch.library.opcheck(library.linear_blocks, arguments)
 
 
+@pytest.mark.parametrize("shape", [(5, 10, 13), (20, 10, 6)], ids=["few tokens", "many"])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_whitening(shape, precision, order, backend):
+    count, rows, columns = shape
+    deltas, x = gaussian(2, count, rows, dtype=torch.float32), gaussian(2, count, columns, dtype=torch.bfloat16)
+    options = (3, OFFSETS, order, 0.1, backend, precision)
+    torch.library.opcheck(library.whiten_blocks, (deltas, x, *options))
+    moments = deltas.mT @ x.float(), deltas.mT @ deltas, x.mT @ x
+    torch.library.opcheck(library.whiten_moments, (*moments, *options))
+
+
 def everything(weight, grad, blocks):
     factors = block_svd(weight, blocks=blocks)
     scores = score_blocks(weight, grad, factors=factors)
     reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
-    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs
+    steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
+    steps += whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
+    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs, *steps
 
 
 def compiled(function):
