@@ -64,6 +64,7 @@ def reduce_blocks(
 
 
 linear_blocks = gram.linear_blocks
+lowrank_blocks = gram.lowrank_blocks
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments
 

@@ -210,6 +210,45 @@ def project_blocks(weight: Tensor, factors: BlockFactors) -> Tensor:
     return out
 
 
+def lowrank_blocks(
+    weight: Tensor,
+    *,
+    rank: int,
+    blocks: int | Partition = 1,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> LowRank:
+    """Best approximation of every block of rows by a product of two thin factors: of a gradient, the plain step.
+
+    Where the rank is small beside the short side, block Krylov iteration finds it in a few passes over the matrix, its
+    squared residual within about 1e-7 of the least there is (Eckart–Young); else an eigenproblem of that side does.
+    The iteration's start is seeded: the same bits every time.
+
+    Args:
+        weight: `[…, m, n]`, a weight or a gradient, as in `block_svd`.
+        rank: of every block, from 0 to min(b, n) of the largest; a smaller block is kept whole.
+        blocks: number K of consecutive blocks, or a `Partition` of the rows.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: "float64", or "float32", faster; FP64 comes back where FP32 would not resolve the rank.
+
+    Returns:
+        `LowRank`, the named tuple `(left, right, sigma)`, in FP32, or FP64 for a weight in FP64; σ is FP64.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
+
+    Example:
+        >>> step = lowrank_blocks(torch.randn(6, 8), rank=2, blocks=3)
+        >>> (step.left[:2] @ step.right[0]).shape
+        torch.Size([2, 8])
+    """
+    _check_matrices(weight=weight)
+    rows, columns = weight.shape[-2:]
+    partition = _low_rank_options(rows, columns, rank, blocks, backend, precision, weight.device)
+    options = int(rank), partition.offsets, _order(partition, weight), backend, precision
+    return LowRank(*library.lowrank_blocks(weight.detach(), *options))
+
+
 def whiten_blocks(
     deltas: Tensor,
     inputs: Tensor,

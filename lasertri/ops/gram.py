@@ -17,14 +17,17 @@ import torch
 from torch import Tensor
 
 from lasertri.ops.blocks import BlockError, Side
+from lasertri.ops.krylov import leading_vectors
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
-from lasertri.ops.reference import gradient_floor
-from lasertri.ops.truncate import guarded_reduce
+from lasertri.ops.reference import Pair, gradient_floor
+from lasertri.ops.truncate import dtype_to_try, guarded_reduce, resolved_in_fp32
+from lasertri.ops.units import in_own_units
 from lasertri.ops.whiten import whiten_blocks, whiten_moments
 
 __all__ = [
     "block_svd",
     "linear_blocks",
+    "lowrank_blocks",
     "reduce_blocks",
     "score_blocks",
     "whiten_blocks",
@@ -148,6 +151,35 @@ def linear_blocks(
     out = x.new_empty(len(ranks), len(x), *blocks.shape[:2])
     products.prefix_product(left, right, ranks, out.transpose(1, 2), bias, compute=compute)
     return out
+
+
+def lowrank_blocks(blocks: Tensor, rank: int, *, precision: str = "float64", products: Products = TORCH) -> Pair:
+    """Best rank of equal blocks `[B, b, n]`: left `[B, b, k]`, right `[B, k, n]` and σ `[B, k]`; √σ on both sides."""
+    side: Side = "left" if blocks.shape[-2] <= blocks.shape[-1] else "right"
+    rank = min(rank, *blocks.shape[-2:])
+    if blocks.dtype == torch.float64:  # squares of narrower types always fit
+        units, k = in_own_units(blocks, torch.float64)
+        left, right, sigma = (part.double() for part in _lowrank(units, side, rank, precision, products))
+        return torch.ldexp(left, k), torch.ldexp(right, k), torch.ldexp(sigma, 2 * k[..., 0])
+    return _lowrank(blocks, side, rank, precision, products)
+
+
+def _lowrank(blocks: Tensor, side: Side, rank: int, precision: str, products: Products) -> Pair:
+    dtype, short = dtype_to_try(blocks, [rank], precision), short_first(blocks, side)
+    basis = leading_vectors(short, rank, dtype)
+    if basis is None:
+        basis, sigma = block_svd(blocks, side, dtype=dtype, products=products)
+        if dtype == torch.float32 and not resolved_in_fp32(sigma, [rank], basis.shape[-2]).all():
+            basis, _ = block_svd(blocks, side, products=products)
+        basis = basis[..., :rank]
+    coordinates = torch.cat([basis.mT @ short[..., columns].to(basis.dtype) for columns in panels(short)], dim=-1)
+    sigma, order = coordinates.norm(dim=-1).sort(descending=True, stable=True)
+    basis = basis.gather(-1, order.unsqueeze(-2).expand_as(basis))
+    coordinates = coordinates.gather(-2, order.unsqueeze(-1).expand_as(coordinates))
+    root = sigma.sqrt().unsqueeze(-1)
+    across = coordinates * torch.where(root > 0, 1 / root, 0)
+    kept = basis * root.mT
+    return (kept, across, sigma) if side == "left" else (across.mT, kept.mT, sigma)
 
 
 def short_first(blocks: Tensor, side: Side) -> Tensor:

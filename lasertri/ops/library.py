@@ -158,6 +158,20 @@ def linear_blocks(
     return stack
 
 
+@_op(lambda weight, rank, offsets, *_: _empty_low_rank(weight, weight, rank, offsets))
+def lowrank_blocks(
+    weight: Tensor, rank: int, offsets: Sequence[int], order: Tensor | None, backend: str, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`[…, m, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, rows = choose_backend(backend, weight.device), _rows(weight, order, "weight")
+    groups, pairs = list(equal_blocks(offsets)), []
+    for members in groups:
+        with full_fp32(weight.device):
+            pair = chosen.module.lowrank_blocks(_flat(gather(rows, offsets, members)), rank, precision=precision)
+        pairs.append(tuple(part.unflatten(0, (-1, len(members))) for part in pair))
+    return _placed(_empty_low_rank(rows, rows, rank, offsets), groups, pairs, offsets, order)
+
+
 @_op(lambda deltas, inputs, rank, offsets, *_: _empty_low_rank(deltas.mT, inputs, rank, offsets))
 def whiten_blocks(
     deltas: Tensor,

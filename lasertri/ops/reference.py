@@ -78,6 +78,13 @@ def linear_blocks(
     return (outputs if bias is None else outputs + bias).to(x.dtype)
 
 
+def lowrank_blocks(blocks: Tensor, rank: int, *, precision: str = "float64") -> Pair:
+    """Best rank of equal blocks `[…, b, n]` (Eckart–Young): left `[…, b, k]`, right `[…, k, n]` and σ `[…, k]`."""
+    u, sigma, vh = svd_by_qr(blocks.double())
+    root = sigma[..., :rank].sqrt()
+    return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :], sigma[..., :rank]
+
+
 def whiten_blocks(
     deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, *, precision: str = "float64"
 ) -> list[Pair]:
@@ -99,7 +106,7 @@ def whiten_moments(
     """Best rank of (B+λ)^-½ G (C+λ)^-½ for groups of G `[S, K, b, n]` and B `[S, K, b, b]`, and C `[S, n, n]`."""
     right = _inverse_root(inputs.double(), damping).unsqueeze(-3)
     return [
-        _balanced_svd(_inverse_root(b.double(), damping) @ g.double() @ right, rank)
+        lowrank_blocks(_inverse_root(b.double(), damping) @ g.double() @ right, rank)
         for g, b in zip(grads, outputs, strict=True)
     ]
 
@@ -107,12 +114,6 @@ def whiten_moments(
 def svd_by_qr(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By QR iteration on CUDA, where torch's choice is Jacobi's method, less exact for small values and less sure."""
     return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)
-
-
-def _balanced_svd(a: Tensor, rank: int) -> Pair:
-    u, sigma, vh = svd_by_qr(a)
-    u, sigma, vh = u[..., :rank], sigma[..., :rank], vh[..., :rank, :]
-    return u * sigma.sqrt().unsqueeze(-2), sigma.sqrt().unsqueeze(-1) * vh, sigma
 
 
 def _inverse_root(moment: Tensor, damping: float) -> Tensor:

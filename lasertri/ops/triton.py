@@ -21,6 +21,7 @@ from lasertri.ops.products import Products
 __all__ = [
     "block_svd",
     "linear_blocks",
+    "lowrank_blocks",
     "reduce_blocks",
     "score_blocks",
     "whiten_blocks",
@@ -47,5 +48,6 @@ block_svd = functools.partial(gram.block_svd, products=FUSED)
 score_blocks = functools.partial(gram.score_blocks, products=FUSED)
 reduce_blocks = functools.partial(gram.reduce_blocks, products=FUSED)
 linear_blocks = functools.partial(gram.linear_blocks, products=FUSED)
+lowrank_blocks = functools.partial(gram.lowrank_blocks, products=FUSED)
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments

@@ -12,6 +12,7 @@ from lasertri import (
     Partition,
     block_svd,
     linear_blocks,
+    lowrank_blocks,
     reduce_blocks,
     score_blocks,
     whiten_blocks,
@@ -63,6 +64,11 @@ def test_opcheck_linear_blocks(order, given, backend):
     torch.library.opcheck(library.linear_blocks, arguments)
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_lowrank_blocks(matrix, order, precision, backend):
+    torch.library.opcheck(library.lowrank_blocks, (matrix, 2, OFFSETS, order, backend, precision))
+
+
 @pytest.mark.parametrize("shape", [(5, 10, 13), (20, 10, 6)], ids=["few tokens", "many"])
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_opcheck_whitening(shape, precision, order, backend):
@@ -81,6 +87,7 @@ def everything(weight, grad, blocks):
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
     steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
+    steps += lowrank_blocks(grad, rank=2, blocks=blocks)
     steps += whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
     return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs, *steps
 
