@@ -65,6 +65,7 @@ def reduce_blocks(
 
 linear_blocks = gram.linear_blocks
 lowrank_blocks = gram.lowrank_blocks
+scale_blocks = gram.scale_blocks
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments
 

@@ -125,6 +125,55 @@ def reduce_blocks(
     return stack[0] if scalar else stack
 
 
+def scale_blocks(
+    weight: Tensor,
+    scales: Tensor,
+    *,
+    factors: BlockFactors,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> Tensor:
+    """Multiply the singular values of every block of rows: Q diag(s) Qᵀ A, or A Q diag(s) Qᵀ for tall blocks.
+
+    With σ and ∂L/∂σ of `score_blocks`, s = 1 − η σ ∂L/∂σ is a step of the singular values down the loss.
+
+    Args:
+        weight: `[…, m, n]`, as in `block_svd`.
+        scales: s `[…, K, r]`, of the shape of `factors.sigma`, any floating dtype; what pads shorter blocks is ignored.
+        factors: what `block_svd` returned for this weight.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: of the change to a weight narrower than FP64, "float64" or "float32". Where all s are 1 the weight
+            keeps every digit but in the reference.
+
+    Returns:
+        The weight's shape and dtype. Never a view.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or scales.
+
+    Example:
+        >>> weight = torch.randn(6, 8)
+        >>> factors = block_svd(weight, blocks=2)
+        >>> halved = scale_blocks(weight, torch.full_like(factors.sigma, 0.5), factors=factors)
+        >>> torch.allclose(halved, weight / 2)
+        True
+    """
+    if not isinstance(factors, BlockFactors):
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
+    weight, partition = _checked(weight, 1, backend, factors)
+    _check_precision(precision)
+    shape = factors.sigma.shape
+    if not isinstance(scales, Tensor) or scales.shape != shape or scales.device != weight.device:
+        got = f"{list(scales.shape)} on {scales.device}" if isinstance(scales, Tensor) else type(scales).__name__
+        raise LasertriError(f"expected scales {list(shape)} on {weight.device}, one for each singular value, got {got}")
+    if scales.dtype not in DTYPES:
+        raise LasertriError(f"expected scales in {_listed(DTYPES)}, got {scales.dtype}")
+    order = _order(partition, weight)
+    return library.scale_blocks(
+        weight, scales.detach(), factors.basis.detach(), partition.offsets, order, backend, precision
+    )
+
+
 def linear_blocks(
     x: Tensor,
     weight: Tensor,

@@ -29,6 +29,7 @@ __all__ = [
     "linear_blocks",
     "lowrank_blocks",
     "reduce_blocks",
+    "scale_blocks",
     "score_blocks",
     "whiten_blocks",
     "whiten_moments",
@@ -119,6 +120,27 @@ def project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor, *, 
         products.prefix_product(basis, coordinates, asked, destination[..., columns], compute=basis.dtype)
     for i in whole:
         out[i] = blocks
+    return out
+
+
+def scale_blocks(
+    blocks: Tensor,
+    scales: Tensor,
+    side: Side,
+    basis: Tensor,
+    *,
+    precision: str = "float64",
+    products: Products = TORCH,
+) -> Tensor:
+    """A + Q diag(s − 1) Qᵀ A (or A + A Q diag(s − 1) Qᵀ), `[B, b, n]`: what is not changed keeps every digit."""
+    out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+    source, destination = short_first(blocks, side), short_first(out, side)
+    compute = torch.promote_types(getattr(torch, precision), blocks.dtype)  # an FP64 weight is worth FP64
+    basis, change = basis.to(compute), scales.double() - 1
+    for columns in panels(source):
+        panel = source[..., columns]
+        coordinates = basis.mT @ panel.to(compute)
+        products.scaled_product(basis, change, coordinates, panel, destination[..., columns], compute=compute)
     return out
 
 

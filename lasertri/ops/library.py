@@ -120,6 +120,34 @@ def reduce_blocks(
     return stack
 
 
+@_op(lambda weight, *_: weight.new_empty(weight.shape))
+def scale_blocks(
+    weight: Tensor,
+    scales: Tensor,
+    basis: Tensor,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+    precision: str,
+) -> Tensor:
+    """`[…, m, n]` and scales `[…, K, r]` -> `[…, m, n]` in the weight's dtype."""
+    chosen, side = choose_backend(backend, weight.device), side_of(offsets, weight.shape[-1])
+    matrix, _ = _rows(weight, order, "weight"), _rows(scales, None, "scales")
+    out = weight.new_empty(weight.shape)
+    for members in equal_blocks(offsets):
+        q = _basis_of(basis, offsets, members, weight.shape[-1])
+        s = scales[..., neighbours(members), : q.shape[-1]].reshape(-1, q.shape[-1])
+        with full_fp32(weight.device):
+            scaled = chosen.module.scale_blocks(
+                _flat(gather(matrix, offsets, members)), s, side, q, precision=precision
+            )
+        scaled = scaled.reshape(*weight.shape[:-2], len(members), *scaled.shape[-2:])
+        for j, block in zip(members, scaled.unbind(-3), strict=True):
+            rows = slice(offsets[j], offsets[j + 1])
+            out[..., rows if order is None else order[rows], :] = block
+    return out
+
+
 @_op(lambda x, weight, bias, projected, basis, ranks, offsets, *_: _empty_outputs(x, weight, ranks, offsets))
 def linear_blocks(
     x: Tensor,

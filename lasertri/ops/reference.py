@@ -63,6 +63,13 @@ def reduce_blocks(
     return torch.stack([t.to(blocks.dtype) for t in truncated])
 
 
+def scale_blocks(blocks: Tensor, scales: Tensor, side: Side, basis: Tensor, *, precision: str = "float64") -> Tensor:
+    """Q diag(s) Qᵀ A (or A Q diag(s) Qᵀ) in FP64: singular value i times `scales[:, i]`, `[B, b, n]`."""
+    a, scaled = blocks.double(), basis.double() * scales.double().unsqueeze(-2)
+    out = scaled @ (basis.double().mT @ a) if side == "left" else (a @ scaled) @ basis.double().mT
+    return out.to(blocks.dtype)
+
+
 def linear_blocks(
     x: Tensor,
     blocks: Tensor,

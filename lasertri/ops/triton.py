@@ -16,6 +16,7 @@ from lasertri.ops.gram import workspace_bytes
 from lasertri.ops.kernels.diagonal import diagonal as fused_diagonal
 from lasertri.ops.kernels.gram import gram as fused_gram
 from lasertri.ops.kernels.prefix_product import prefix_product as fused_prefix_product
+from lasertri.ops.kernels.scaled_product import scaled_product as fused_scaled_product
 from lasertri.ops.products import Products
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "linear_blocks",
     "lowrank_blocks",
     "reduce_blocks",
+    "scale_blocks",
     "score_blocks",
     "whiten_blocks",
     "whiten_moments",
@@ -42,6 +44,7 @@ FUSED = Products(
     _gram,
     functools.partial(fused_diagonal, precision=FP32),
     functools.partial(fused_prefix_product, precision=FP32),
+    functools.partial(fused_scaled_product, precision=FP32),
 )
 
 block_svd = functools.partial(gram.block_svd, products=FUSED)
@@ -49,5 +52,6 @@ score_blocks = functools.partial(gram.score_blocks, products=FUSED)
 reduce_blocks = functools.partial(gram.reduce_blocks, products=FUSED)
 linear_blocks = functools.partial(gram.linear_blocks, products=FUSED)
 lowrank_blocks = functools.partial(gram.lowrank_blocks, products=FUSED)
+scale_blocks = functools.partial(gram.scale_blocks, products=FUSED)
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments

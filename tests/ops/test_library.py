@@ -14,6 +14,7 @@ from lasertri import (
     linear_blocks,
     lowrank_blocks,
     reduce_blocks,
+    scale_blocks,
     score_blocks,
     whiten_blocks,
     whiten_moments,
@@ -65,6 +66,13 @@ def test_opcheck_linear_blocks(order, given, backend):
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_scale_blocks(matrix, order, precision, backend):
+    basis, sigma = library.block_svd(matrix, OFFSETS, order, backend, "auto")
+    arguments = (matrix, torch.rand_like(sigma), basis, OFFSETS, order, backend, precision)
+    torch.library.opcheck(library.scale_blocks, arguments)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_opcheck_lowrank_blocks(matrix, order, precision, backend):
     torch.library.opcheck(library.lowrank_blocks, (matrix, 2, OFFSETS, order, backend, precision))
 
@@ -86,10 +94,20 @@ def everything(weight, grad, blocks):
     reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
+    shrunk = scale_blocks(weight, 1 - 0.01 * scores.grad, factors=factors)
     steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
     steps += lowrank_blocks(grad, rank=2, blocks=blocks)
     steps += whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
-    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs, *steps
+    return (
+        factors.sigma,
+        scores.sigma,
+        scores.grad,
+        scores.tail([1, 2]),
+        reduced.sum(0) + alone,
+        outputs,
+        shrunk,
+        *steps,
+    )
 
 
 def compiled(function):
