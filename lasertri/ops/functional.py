@@ -152,6 +152,8 @@ def scale_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or scales.
 
     Example:
+        >>> import torch
+        >>> from lasertri import block_svd, scale_blocks
         >>> weight = torch.randn(6, 8)
         >>> factors = block_svd(weight, blocks=2)
         >>> halved = scale_blocks(weight, torch.full_like(factors.sigma, 0.5), factors=factors)
@@ -287,6 +289,8 @@ def lowrank_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
 
     Example:
+        >>> import torch
+        >>> from lasertri import lowrank_blocks
         >>> step = lowrank_blocks(torch.randn(6, 8), rank=2, blocks=3)
         >>> (step.left[:2] @ step.right[0]).shape
         torch.Size([2, 8])
@@ -334,6 +338,8 @@ def whiten_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in deltas or inputs.
 
     Example:
+        >>> import torch
+        >>> from lasertri import whiten_blocks
         >>> deltas, inputs = torch.randn(50, 6), torch.randn(50, 8)
         >>> step = whiten_blocks(deltas, inputs, rank=2)
         >>> (step.left @ step.right[0]).shape
@@ -378,6 +384,8 @@ def whiten_moments(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in one of the three.
 
     Example:
+        >>> import torch
+        >>> from lasertri import whiten_moments
         >>> deltas, inputs = torch.randn(50, 6), torch.randn(50, 8)
         >>> step = whiten_moments(deltas.mT @ inputs, deltas.mT @ deltas, inputs.mT @ inputs, rank=2)
         >>> step.sigma.shape

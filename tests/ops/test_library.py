@@ -1,5 +1,6 @@
 """The ops as PyTorch sees them: schemas, fakes, compiled code, and what an import does not do."""
 
+import doctest
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from lasertri import (
     whiten_blocks,
     whiten_moments,
 )
-from lasertri.ops import library
+from lasertri.ops import functional, library
 
 OFFSETS = [0, 3, 7, 10]
 ORDER = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -158,6 +159,23 @@ def test_results_are_the_same_bits_when_computed_again(matrix, backend):
         lambda: reduce_blocks(matrix, ranks=[1, 2], blocks=2, backend=backend),
     ):
         assert torch.equal(call(), call())
+
+
+def test_a_first_call_does_not_import_the_compiler():
+    program = """
+import sys, torch
+from lasertri import block_svd, reduce_blocks
+reduce_blocks(torch.eye(3), ranks=1, factors=block_svd(torch.eye(3)))
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_of_the_public_ops_run():
+    results = doctest.testmod(functional)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def test_importing_is_silent_and_touches_neither_cuda_nor_transformers():
