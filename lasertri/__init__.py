@@ -10,12 +10,17 @@ from lasertri.errors import LasertriError
 from lasertri.ops import (
     BlockFactors,
     BlockScores,
+    LowRank,
     Partition,
     block_svd,
     linear_blocks,
+    lowrank_blocks,
     reduce_blocks,
+    scale_blocks,
     score_blocks,
     use_backend,
+    whiten_blocks,
+    whiten_moments,
 )
 from lasertri.version import __version__
 
@@ -38,6 +43,7 @@ __all__ = [
     "Edit",
     "Fields",
     "LasertriError",
+    "LowRank",
     "Objective",
     "Partition",
     "Sample",
@@ -50,11 +56,15 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "lowrank_blocks",
     "reduce_blocks",
     "save",
+    "scale_blocks",
     "score_blocks",
     "task_samples",
     "use_backend",
+    "whiten_blocks",
+    "whiten_moments",
 ]
 
 _LAZY = {  # these import transformers, which importing the ops should not
