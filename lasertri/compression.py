@@ -11,7 +11,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lasertri.edit.edit import truncated_factors
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, factored, linear_at, pays
 from lasertri.factored.layer import FactoredLinear
@@ -21,6 +20,7 @@ from lasertri.model.targets import Target, find_targets
 from lasertri.ops import BlockFactors
 from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
+from lasertri.ops.pairs import truncated_factors
 
 
 @dataclass(frozen=True)

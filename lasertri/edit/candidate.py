@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lasertri.edit.laser_svd import laser_rank
 from lasertri.model.targets import Target
 from lasertri.ops.blocks import Partition, lengths, retained_rank
+from lasertri.ops.laser import laser_rank
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Candidate:
 
     Attributes:
         clustered: the blocks are K linear subspaces of one dimension, not consecutive rows.
-        compat: truncated as LASER's code does it, see `laser_svd.py`; of one block alone.
+        compat: truncated as LASER's code does it, see `ops.laser`; of one block alone.
     """
 
     target: Target

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from lasertri import ops
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.laser_svd import laser_factors
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import factored, linear_at
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.store import FactorStore
 from lasertri.model.editable import require_plain
 from lasertri.model.targets import Target
-from lasertri.ops import BlockFactors
+from lasertri.ops.laser import laser_factors
+from lasertri.ops.pairs import multiplied, truncated_factors
 from lasertri.support.checksum import weight_sha256
 from lasertri.version import __version__
 
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG_NAME = "lasertri_config.json"
 FACTORS_NAME = "lasertri_edit.safetensors"
-PANEL = 1024  # rows or columns multiplied at once in FP64
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ops.DTYPES}
 
 
@@ -86,13 +85,7 @@ class Edit:
     @property
     def weight(self) -> Tensor:
         """The edited weight `[rows, columns]` in the base weight's dtype."""
-        panels = [
-            (panel.double() @ right.double()).to(self.weight_dtype)
-            for left, right in zip(self.left, self.right, strict=True)
-            for panel in left.split(PANEL)
-        ]
-        weight = torch.cat(panels)
-        return weight if self.order is None else torch.empty_like(weight).index_copy_(0, self.order, weight)
+        return multiplied(zip(self.left, self.right, strict=True), self.weight_dtype, self.order)
 
     def apply(self, model: nn.Module) -> None:
         """Write the edited weight into the model.
@@ -237,21 +230,6 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
         yield
     finally:
         target.write(stored, original)
-
-
-def truncated_factors(weight: Tensor, factors: BlockFactors, ranks: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Of every block the truncation's two factors, `[b, k]` and `[k, n]`, FP64."""
-    offsets, order = factors.partition.offsets, factors.partition.order
-    for j, (rank, length) in enumerate(zip(ranks, factors.lengths, strict=True)):
-        rows = slice(offsets[j], offsets[j + 1])
-        block = weight[rows if order is None else order[rows].to(weight.device)]
-        basis = factors.basis[j, :, : min(rank, length)].double()
-        if factors.side == "left":
-            basis = torch.linalg.qr(basis[: block.shape[0]]).Q  # orthonormal in FP64 again
-            yield basis, torch.cat([basis.mT @ panel.double() for panel in block.split(PANEL, dim=1)], dim=1)
-        else:
-            basis = torch.linalg.qr(basis).Q
-            yield torch.cat([panel.double() @ basis for panel in block.split(PANEL)]), basis.mT
 
 
 def _checksum(config: dict[str, Any], factors: Path) -> str:

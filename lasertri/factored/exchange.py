@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Block, FactoredLinear, Linear
+from lasertri.ops.pairs import balanced
 from lasertri.support.parameters import parameter_uses
 
 
@@ -33,7 +34,7 @@ def factored(
         (height, rank), columns = left.shape, right.shape[1]
         rows = slice(start, start + height)
         if pays(rank, height, columns):
-            blocks.append(_balanced(left, right))
+            blocks.append(balanced(left, right))
         else:
             blocks.append((None, whole[rows if order is None else order[rows].to(whole.device)]))
         start += height
@@ -77,11 +78,3 @@ def exchanged(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Non
         yield
     finally:
         exchange(model, before)
-
-
-def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product, FP64, with √σ on both sides: neither over- nor underflows in FP16, and both round alike."""
-    left, right = left.double(), right.double()
-    scale = (right.norm(dim=1) / left.norm(dim=0)).sqrt()
-    scale = scale.where(scale.isfinite() & (scale > 0), 1)  # σ = 0
-    return left * scale, right / scale[:, None]

@@ -11,8 +11,8 @@ from lasertri.data.split import standard_split
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.laser_svd import laser_factors, laser_rank
 from lasertri.model.targets import Target, find_targets
+from lasertri.ops.laser import laser_factors, laser_rank
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import STRATEGIES
 
