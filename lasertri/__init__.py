@@ -5,29 +5,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
-from lasertri.ops import (
-    BlockFactors,
-    BlockScores,
-    Partition,
-    block_svd,
-    linear_blocks,
-    reduce_blocks,
-    score_blocks,
-    use_backend,
-)
 from lasertri.version import __version__
 
 if TYPE_CHECKING:
     from lasertri.compression import Compression, compress
     from lasertri.data.files import Fields, as_samples
     from lasertri.data.papers.registry import task_samples
+    from lasertri.data.sample import Sample
     from lasertri.edit.edit import Edit
     from lasertri.measure.objective import Objective
     from lasertri.method import adapt
     from lasertri.model.checkpoint import save
     from lasertri.model.loading import load, load_model, load_tokenizer
+    from lasertri.ops import (
+        BlockFactors,
+        BlockScores,
+        Partition,
+        block_svd,
+        linear_blocks,
+        reduce_blocks,
+        score_blocks,
+        use_backend,
+    )
     from lasertri.result.adaptation import Adaptation
 
 __all__ = [
@@ -57,24 +57,30 @@ __all__ = [
     "use_backend",
 ]
 
-_LAZY = {  # these import transformers, which importing the ops should not
-    "adapt": "lasertri.method",
-    "Adaptation": "lasertri.result.adaptation",
-    "Compression": "lasertri.compression",
-    "compress": "lasertri.compression",
-    "Edit": "lasertri.edit.edit",
-    "load": "lasertri.model.loading",
-    "load_model": "lasertri.model.loading",
-    "load_tokenizer": "lasertri.model.loading",
-    "save": "lasertri.model.checkpoint",
-    "Objective": "lasertri.measure.objective",
-    "Fields": "lasertri.data.files",
-    "as_samples": "lasertri.data.files",
-    "task_samples": "lasertri.data.papers.registry",
+_MODULES = {  # of names that are imported when first used: the ops wait for torch, the others for transformers too
+    "lasertri.compression": ("Compression", "compress"),
+    "lasertri.data.files": ("Fields", "as_samples"),
+    "lasertri.data.papers.registry": ("task_samples",),
+    "lasertri.data.sample": ("Sample",),
+    "lasertri.edit.edit": ("Edit",),
+    "lasertri.measure.objective": ("Objective",),
+    "lasertri.method": ("adapt",),
+    "lasertri.model.checkpoint": ("save",),
+    "lasertri.model.loading": ("load", "load_model", "load_tokenizer"),
+    "lasertri.ops": (
+        *("BlockFactors", "BlockScores", "Partition", "block_svd", "linear_blocks"),
+        *("reduce_blocks", "score_blocks", "use_backend"),
+    ),
+    "lasertri.result.adaptation": ("Adaptation",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
