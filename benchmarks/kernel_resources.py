@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lasertri.ops.kernels import diagonal, gram, prefix_product
+from lasertri.ops.kernels import diagonal, gram, prefix_product, scaled_product
 from lasertri.ops.kernels.launch import Launch
 from lasertri.ops.kernels.tiles import arithmetic, largest_tiles
 
@@ -82,6 +82,8 @@ def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., 
             "ieee",
             functools.partial(prefix_product.launch, q, z, range(100, 1000, 100), stack),
         )
+        s, out = factors(4, 1024), empty(4, 1024, 4096, dtype=read)
+        yield "scaled_product", read, double, "ieee", functools.partial(scaled_product.launch, q, s, z, a, out)
         if read == double:
             continue
         q, z, bias = q.float(), z.float(), empty(4, 4096, dtype=read)
@@ -96,6 +98,7 @@ def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., 
                 precision,
                 functools.partial(prefix_product.launch, q, z, range(100, 1000, 100), stack, bias),
             )
+            yield "scaled_product", read, single, precision, functools.partial(scaled_product.launch, q, s, z, a, out)
         if read != single:
             yield "gram", read, read, "ieee", functools.partial(gram.launch, a)
 

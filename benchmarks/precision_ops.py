@@ -5,6 +5,7 @@ python benchmarks/precision_ops.py
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from lasertri.search.strategies import LASER_RATIOS
 SPECTRA: dict[str, Spectrum] = {
     "gaussian": gaussian,
     "spiked": spiked,
-    "power law 1e2": power_law(1e2),
-    "power law 1e4": power_law(1e4),
-    "power law 1e6": power_law(1e6),
+    "power law 1e2": functools.partial(power_law, condition=1e2),
+    "power law 1e4": functools.partial(power_law, condition=1e4),
+    "power law 1e6": functools.partial(power_law, condition=1e6),
 }
 SHAPES = ((256, 1024), (1024, 256), (512, 512))
 BLOCKS = (1, 4, 16)

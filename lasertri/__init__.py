@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from lasertri.ops import (
         BlockFactors,
         BlockScores,
+        LowRank,
         Partition,
         block_svd,
         linear_blocks,
+        lowrank_blocks,
         reduce_blocks,
+        scale_blocks,
         score_blocks,
         use_backend,
+        whiten_blocks,
+        whiten_moments,
     )
     from lasertri.result.adaptation import Adaptation
 
@@ -38,6 +43,7 @@ __all__ = [
     "Edit",
     "Fields",
     "LasertriError",
+    "LowRank",
     "Objective",
     "Partition",
     "Sample",
@@ -50,36 +56,41 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "lowrank_blocks",
     "reduce_blocks",
     "save",
+    "scale_blocks",
     "score_blocks",
     "task_samples",
     "use_backend",
+    "whiten_blocks",
+    "whiten_moments",
 ]
 
-_MODULES = {  # of names that are imported when first used: the ops wait for torch, the others for transformers too
-    "lasertri.compression": ("Compression", "compress"),
-    "lasertri.data.files": ("Fields", "as_samples"),
-    "lasertri.data.papers.registry": ("task_samples",),
-    "lasertri.data.sample": ("Sample",),
-    "lasertri.edit.edit": ("Edit",),
-    "lasertri.measure.objective": ("Objective",),
-    "lasertri.method": ("adapt",),
-    "lasertri.model.checkpoint": ("save",),
-    "lasertri.model.loading": ("load", "load_model", "load_tokenizer"),
-    "lasertri.ops": (
-        *("BlockFactors", "BlockScores", "Partition", "block_svd", "linear_blocks"),
-        *("reduce_blocks", "score_blocks", "use_backend"),
-    ),
-    "lasertri.result.adaptation": ("Adaptation",),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULES = {  # of names that are imported when first used, for torch and transformers are slow to import
+    "Adaptation": "lasertri.result.adaptation",
+    "Compression": "lasertri.compression",
+    "Edit": "lasertri.edit.edit",
+    "Fields": "lasertri.data.files",
+    "Objective": "lasertri.measure.objective",
+    "Sample": "lasertri.data.sample",
+    "adapt": "lasertri.method",
+    "as_samples": "lasertri.data.files",
+    "compress": "lasertri.compression",
+    "load": "lasertri.model.loading",
+    "load_model": "lasertri.model.loading",
+    "load_tokenizer": "lasertri.model.loading",
+    "save": "lasertri.model.checkpoint",
+    "task_samples": "lasertri.data.papers.registry",
+}  # all others are of the ops
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name == "ops":
+        return importlib.import_module("lasertri.ops")
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "lasertri.ops")), name)
 
 
 def __dir__() -> list[str]:

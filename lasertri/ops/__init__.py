@@ -1,18 +1,34 @@
-"""Tensors in, tensors out: factor, score and reduce weight matrices block by block."""
+"""Tensors in, tensors out: factor, score, reduce and step weight matrices block by block."""
 
 from lasertri.ops.backends import use_backend
-from lasertri.ops.blocks import BlockFactors, BlockScores, Partition
-from lasertri.ops.functional import DTYPES, block_svd, linear_blocks, project_blocks, reduce_blocks, score_blocks
+from lasertri.ops.blocks import BlockFactors, BlockScores, LowRank, Partition
+from lasertri.ops.functional import (
+    DTYPES,
+    block_svd,
+    linear_blocks,
+    lowrank_blocks,
+    project_blocks,
+    reduce_blocks,
+    scale_blocks,
+    score_blocks,
+    whiten_blocks,
+    whiten_moments,
+)
 
 __all__ = [
     "DTYPES",
     "BlockFactors",
     "BlockScores",
+    "LowRank",
     "Partition",
     "block_svd",
     "linear_blocks",
+    "lowrank_blocks",
     "project_blocks",
     "reduce_blocks",
+    "scale_blocks",
     "score_blocks",
     "use_backend",
+    "whiten_blocks",
+    "whiten_moments",
 ]

@@ -107,7 +107,7 @@ def use_backend(name: str) -> Iterator[None]:
         LasertriError: the name is unknown.
     """
     if name not in ("auto", *BACKENDS):
-        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
+        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, got {name!r}")
     token = _AUTO.set(name)
     try:
         yield
@@ -131,16 +131,16 @@ def choose_backend(name: str, device: torch.device, method: str = "auto") -> Bac
         able = (BACKENDS[n] for n in AUTO if method in ("auto", *BACKENDS[n].methods))
         found = next((backend for backend in able if backend.why_not(device) is None), None)
         if found is None:
-            raise LasertriError(f"expected tensors on a CPU or CUDA device, came {device}; move them there")
+            raise LasertriError(f"expected tensors on a CPU or CUDA device, got {device}; move them there")
         return found
     if name not in BACKENDS:
-        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, came {name!r}")
+        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, got {name!r}")
     backend = BACKENDS[name]
     obstacle = backend.why_not(device)
     if obstacle:
         raise LasertriError(f"backend {name!r} cannot run on {device}: {obstacle}; use backend='auto'")
     if method not in ("auto", *backend.methods):
         raise LasertriError(
-            f"expected a method that backend {name!r} has, {list(backend.methods)}, came {method!r}; use backend='auto'"
+            f"expected a method that backend {name!r} has, {list(backend.methods)}, got {method!r}; use backend='auto'"
         )
     return backend

@@ -35,7 +35,7 @@ class Partition:
     def __post_init__(self) -> None:
         if len(self.offsets) < 2 or self.offsets[0] != 0 or min(self.heights) < 1:
             raise LasertriError(
-                f"expected offsets that start at 0 and increase, came {self.offsets}; every block needs a row"
+                f"expected offsets that start at 0 and increase, got {self.offsets}; every block needs a row"
             )
         if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(self.rows)):
             raise LasertriError(f"expected `order` to be a permutation of {self.rows} rows")
@@ -45,7 +45,7 @@ class Partition:
         """K consecutive blocks; where K does not divide the rows, the first blocks get one row more."""
         if not isinstance(blocks, Integral) or not 1 <= blocks <= rows:
             raise LasertriError(
-                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, came {blocks!r}; choose a smaller K"
+                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, got {blocks!r}; choose a smaller K"
             )
         height, longer = divmod(rows, blocks)
         return cls(tuple(j * height + min(j, longer) for j in range(blocks + 1)))
@@ -138,6 +138,22 @@ class BlockFactors(NamedTuple):
         return lengths(self.partition.offsets, self.columns)
 
 
+class LowRank(NamedTuple):
+    """A low-rank approximation of every block: block j is about `left[rows of block j] @ right[j]`.
+
+    Both sides have √σ, so that both keep their digits in a narrower dtype.
+
+    Attributes:
+        left: U √σ `[…, m, r]`, in the rows' own places.
+        right: √σ Vᵀ `[…, K, r, n]`.
+        sigma: singular values `[…, K, r]`, FP64, descending. Blocks of lower rank are padded with zeros.
+    """
+
+    left: Tensor
+    right: Tensor
+    sigma: Tensor
+
+
 class _SigmaAndGrad(NamedTuple):
     sigma: Tensor
     grad: Tensor
@@ -179,7 +195,7 @@ class BlockScores(_SigmaAndGrad):
             `[…]` for a scalar, `[R, …]` for a sequence.
         """
         if score not in TAIL_SCORES:
-            raise LasertriError(f"expected a score among {sorted(TAIL_SCORES)}, came {score!r}")
+            raise LasertriError(f"expected a score among {sorted(TAIL_SCORES)}, got {score!r}")
         terms = TAIL_SCORES[score](self.sigma, self.grad)
         per_block, scalar = block_ranks(self.lengths, ranks, ratios)
         index = torch.arange(terms.shape[-1], device=terms.device)
@@ -202,16 +218,16 @@ def block_ranks(
     A block with fewer singular values than the rank asked for is kept whole.
     """
     if (ranks is None) == (ratios is None):
-        raise LasertriError("expected either `ranks` or `ratios`, came " + ("both" if ranks is not None else "neither"))
+        raise LasertriError("expected either `ranks` or `ratios`, got " + ("both" if ranks is not None else "neither"))
     asked: Any = ranks if ranks is not None else ratios
     several = list(asked) if isinstance(asked, Iterable) else [asked]
     if not several:
-        raise LasertriError("expected at least one rank or ratio, came an empty sequence")
+        raise LasertriError("expected at least one rank or ratio, got an empty sequence")
     for value in several:
         if ranks is not None and not (isinstance(value, Integral) and 0 <= int(value) <= max(lengths)):
-            raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, came {value!r}")
+            raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, got {value!r}")
         if ratios is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
-            raise LasertriError(f"expected retained ratios from 0 to 1, came {value!r}")
+            raise LasertriError(f"expected retained ratios from 0 to 1, got {value!r}")
     if ranks is not None:
         per_block = [[min(int(rank), length) for length in lengths] for rank in several]
     else:

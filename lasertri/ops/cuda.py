@@ -64,6 +64,10 @@ def reduce_blocks(
 
 
 linear_blocks = gram.linear_blocks
+lowrank_blocks = gram.lowrank_blocks
+scale_blocks = gram.scale_blocks
+whiten_blocks = gram.whiten_blocks
+whiten_moments = gram.whiten_moments
 
 
 def _factor(
@@ -89,5 +93,5 @@ def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[s
     if not bits & NOT_FINITE:
         return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge", "; use backend='reference'"
     if all_finite(block):
-        return f"expected values whose squares {dtype} can hold, came larger ones", "; use method='direct'"
-    return "expected finite values, came NaN or Inf", "; check how it was made or loaded"
+        return f"expected values whose squares {dtype} can hold, got larger ones", "; use method='direct'"
+    return "expected finite values, got NaN or Inf", "; check how it was made or loaded"

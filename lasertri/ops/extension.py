@@ -71,7 +71,7 @@ def _load(path: Path) -> None:
 def why_not(device: torch.device) -> str | None:
     """Why the extension cannot run on a device, or None where it can."""
     if device.type not in ("cpu", "cuda"):
-        return f"its libraries are for CPU and CUDA tensors, came {device.type}"
+        return f"its libraries are for CPU and CUDA tensors, got {device.type}"
     return _obstacle(device.type)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops import library
 from lasertri.ops.backends import METHODS, choose_backend
-from lasertri.ops.blocks import BlockFactors, BlockScores, Partition, block_ranks, lengths
+from lasertri.ops.blocks import BlockFactors, BlockScores, LowRank, Partition, block_ranks, lengths
 from lasertri.ops.full_fp32 import full_fp32
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -72,7 +74,7 @@ def score_blocks(
     if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
         raise LasertriError(
             f"expected a gradient like the weight, {list(weight.shape)} on {weight.device} in a floating dtype, "
-            f"came {list(grad.shape)} {grad.dtype} on {grad.device}"
+            f"got {list(grad.shape)} {grad.dtype} on {grad.device}"
         )
     basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
     order = _order(partition, weight)
@@ -109,8 +111,7 @@ def reduce_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
     """
     weight, partition = _checked(weight, blocks, backend, factors)
-    if precision not in PRECISIONS:
-        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, came {precision!r}")
+    _check_precision(precision)
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     stack = library.reduce_blocks(
         weight,
@@ -124,6 +125,57 @@ def reduce_blocks(
     return stack[0] if scalar else stack
 
 
+def scale_blocks(
+    weight: Tensor,
+    scales: Tensor,
+    *,
+    factors: BlockFactors,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> Tensor:
+    """Multiply the singular values of every block of rows: Q diag(s) Qᵀ A, or A Q diag(s) Qᵀ for tall blocks.
+
+    With σ and ∂L/∂σ of `score_blocks`, s = 1 − η σ ∂L/∂σ is a step of the singular values down the loss.
+
+    Args:
+        weight: `[…, m, n]`, as in `block_svd`.
+        scales: s `[…, K, r]`, of the shape of `factors.sigma`, any floating dtype; what pads shorter blocks is ignored.
+        factors: what `block_svd` returned for this weight.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: of the change to a weight narrower than FP64, "float64" or "float32". Where all s are 1 the weight
+            keeps every digit but in the reference.
+
+    Returns:
+        The weight's shape and dtype. Never a view.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or scales.
+
+    Example:
+        >>> import torch
+        >>> from lasertri import block_svd, scale_blocks
+        >>> weight = torch.randn(6, 8)
+        >>> factors = block_svd(weight, blocks=2)
+        >>> halved = scale_blocks(weight, torch.full_like(factors.sigma, 0.5), factors=factors)
+        >>> torch.allclose(halved, weight / 2)
+        True
+    """
+    if not isinstance(factors, BlockFactors):
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
+    weight, partition = _checked(weight, 1, backend, factors)
+    _check_precision(precision)
+    shape = factors.sigma.shape
+    if not isinstance(scales, Tensor) or scales.shape != shape or scales.device != weight.device:
+        got = f"{list(scales.shape)} on {scales.device}" if isinstance(scales, Tensor) else type(scales).__name__
+        raise LasertriError(f"expected scales {list(shape)} on {weight.device}, one for each singular value, got {got}")
+    if scales.dtype not in DTYPES:
+        raise LasertriError(f"expected scales in {_listed(DTYPES)}, got {scales.dtype}")
+    order = _order(partition, weight)
+    return library.scale_blocks(
+        weight, scales.detach(), factors.basis.detach(), partition.offsets, order, backend, precision
+    )
+
+
 def linear_blocks(
     x: Tensor,
     weight: Tensor,
@@ -133,7 +185,6 @@ def linear_blocks(
     ratios: float | Sequence[float] | None = None,
     blocks: int | Partition = 1,
     factors: BlockFactors | None = None,
-    output: Tensor | None = None,
     projected: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
@@ -146,7 +197,6 @@ def linear_blocks(
         x: `[…, n]`, FP32, FP64, BF16 or FP16.
         weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
         ranks, ratios, blocks, factors: as in `reduce_blocks`.
-        output: x Wᵀ without the bias, `[…, m]`, FP32 or better, where it is known: it spares wide blocks that product.
         projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known (`project_blocks` makes it): it
             spares tall blocks that product.
         backend: "auto", "reference", "gram", "triton" or "cuda".
@@ -160,22 +210,19 @@ def linear_blocks(
     weight, partition = _checked(weight, blocks, backend, factors)
     if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or x.dtype not in DTYPES or x.device != weight.device:
         raise LasertriError(
-            f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, came x "
+            f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, got x "
             f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
         )
-    rank = max(lengths(partition.offsets, weight.shape[-1]))
-    for name, tensor, expected in (
-        ("bias", bias, weight.shape[:1]),
-        ("output", output, (*x.shape[:-1], len(weight))),
-        ("projected", projected, (len(weight), rank)),
+    wide = (torch.float32, torch.float64)  # what projections need
+    for name, tensor, expected, dtypes in (
+        ("bias", bias, weight.shape[:1], DTYPES),
+        ("projected", projected, (len(weight), max(lengths(partition.offsets, weight.shape[-1]))), wide),
     ):
-        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in DTYPES):
+        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in dtypes):
             raise LasertriError(
-                f"expected {name} {list(expected)} on {x.device} in a floating dtype, "
-                f"came {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
+                f"expected {name} {list(expected)} on {x.device} in {_listed(dtypes)}, "
+                f"got {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
             )
-        if name != "bias" and tensor is not None and tensor.dtype not in (torch.float32, torch.float64):
-            raise LasertriError(f"expected {name} in FP32 or FP64, which the projections need, came {tensor.dtype}")
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     if factors is None:
         factors = block_svd(weight, blocks=partition, backend=backend)
@@ -183,7 +230,6 @@ def linear_blocks(
         x.detach().reshape(-1, x.shape[-1]),
         weight,
         None if bias is None else bias.detach(),
-        None if output is None else output.detach().reshape(-1, len(weight)),
         None if projected is None else projected.detach(),
         factors.basis,
         [rank for request in per_block for rank in request],
@@ -215,6 +261,200 @@ def project_blocks(weight: Tensor, factors: BlockFactors) -> Tensor:
     return out
 
 
+def lowrank_blocks(
+    weight: Tensor,
+    *,
+    rank: int,
+    blocks: int | Partition = 1,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> LowRank:
+    """Best approximation of every block of rows by a product of two thin factors: of a gradient, the plain step.
+
+    Where the rank is small beside the short side, block Krylov iteration finds it in a few passes over the matrix, its
+    squared residual within about 1e-7 of the least there is (Eckart–Young); else an eigenproblem of that side does.
+    The iteration's start is seeded: the same bits every time.
+
+    Args:
+        weight: `[…, m, n]`, a weight or a gradient, as in `block_svd`.
+        rank: of every block, from 0 to min(b, n) of the largest; a smaller block is kept whole.
+        blocks: number K of consecutive blocks, or a `Partition` of the rows.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: "float64", or "float32", faster; FP64 comes back where FP32 would not resolve the rank.
+
+    Returns:
+        `LowRank`, the named tuple `(left, right, sigma)`, in FP32, or FP64 for a weight in FP64; σ is FP64.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
+
+    Example:
+        >>> import torch
+        >>> from lasertri import lowrank_blocks
+        >>> step = lowrank_blocks(torch.randn(6, 8), rank=2, blocks=3)
+        >>> (step.left[:2] @ step.right[0]).shape
+        torch.Size([2, 8])
+    """
+    _check_matrices(weight=weight)
+    rows, columns = weight.shape[-2:]
+    partition = _low_rank_options(rows, columns, rank, blocks, backend, precision, weight.device)
+    options = int(rank), partition.offsets, _order(partition, weight), backend, precision
+    return LowRank(*library.lowrank_blocks(weight.detach(), *options))
+
+
+def whiten_blocks(
+    deltas: Tensor,
+    inputs: Tensor,
+    *,
+    rank: int,
+    blocks: int | Partition = 1,
+    damping: float = 0.1,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> LowRank:
+    """Best rank of the gradient of a weight, whitened on both sides: (B + λ_B)^-½ G (C + λ_C)^-½.
+
+    Of T tokens, X are a layer's inputs and Δ the gradients of the loss at its outputs, so G = ΔᵀX is the weight's
+    gradient and B = ΔᵀΔ, C = XᵀX are their second moments; λ_B = damping · tr(B) / m, λ_C = damping · tr(C) / n. The
+    singular values are the damped canonical correlations of Δ and X (Hotelling, 1936), from 0 to 1; the scale of
+    neither matters. Nothing of the weight's size is formed: each side's eigenproblem is that of min(T, m) or min(T, n).
+
+    Args:
+        deltas: Δ `[…, T, m]`; fp32, fp64, bf16 or fp16, any strides, CPU or CUDA. Leading dimensions are a stack of
+            equal layers. Detached: the op is not differentiable.
+        inputs: X `[…, T, n]`, of the same stack; its dtype may differ.
+        rank: of every block, from 0 to min(m, n) of the largest; a smaller block has its own.
+        blocks: number K of consecutive blocks of the weight's rows, or a `Partition` of them; each is whitened by its
+            own part of B.
+        damping: share of the mean eigenvalue that is added to all, more than 0.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: "float64", or "float32", in about half the time: σ is then known to about eps32 · size / damping at
+            worst, 1e-3, and where no direction holds most of the second moments to 1e-4. The reference is FP64 always.
+
+    Returns:
+        `LowRank`, the named tuple `(left, right, sigma)`, in FP32, or FP64 where one of the inputs is; σ is FP64.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in deltas or inputs.
+
+    Example:
+        >>> import torch
+        >>> from lasertri import whiten_blocks
+        >>> deltas, inputs = torch.randn(50, 6), torch.randn(50, 8)
+        >>> step = whiten_blocks(deltas, inputs, rank=2)
+        >>> (step.left @ step.right[0]).shape
+        torch.Size([6, 8])
+    """
+    _check_matrices(deltas=deltas, inputs=inputs)
+    if inputs.shape[:-1] != deltas.shape[:-1] or inputs.device != deltas.device:
+        raise LasertriError(
+            f"expected inputs [..., T, n] of the tokens of deltas {list(deltas.shape)} on {deltas.device}, "
+            f"got {list(inputs.shape)} on {inputs.device}; give the same tokens to both"
+        )
+    partition = _low_rank_options(deltas.shape[-1], inputs.shape[-1], rank, blocks, backend, precision, deltas.device)
+    _check_damping(damping)
+    order = _order(partition, deltas)
+    options = int(rank), partition.offsets, order, float(damping), backend, precision
+    return LowRank(*library.whiten_blocks(deltas.detach(), inputs.detach(), *options))
+
+
+def whiten_moments(
+    grad: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    *,
+    rank: int,
+    blocks: int | Partition = 1,
+    damping: float = 0.1,
+    backend: str = "auto",
+    precision: str = "float64",
+) -> LowRank:
+    """`whiten_blocks` of tokens that were added up: from G = ΔᵀX, B = ΔᵀΔ and C = XᵀX.
+
+    Args:
+        grad: G `[…, m, n]`, the weight's gradient.
+        outputs: B `[…, m, m]`, second moment of the gradients at the outputs; its lower triangle is read.
+        inputs: C `[…, n, n]`, second moment of the inputs; its lower triangle is read.
+        rank, blocks, damping, backend, precision: as in `whiten_blocks`.
+
+    Returns:
+        `LowRank`, as `whiten_blocks`.
+
+    Raises:
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in one of the three.
+
+    Example:
+        >>> import torch
+        >>> from lasertri import whiten_moments
+        >>> deltas, inputs = torch.randn(50, 6), torch.randn(50, 8)
+        >>> step = whiten_moments(deltas.mT @ inputs, deltas.mT @ deltas, inputs.mT @ inputs, rank=2)
+        >>> step.sigma.shape
+        torch.Size([1, 2])
+    """
+    _check_matrices(grad=grad, outputs=outputs, inputs=inputs)
+    rows, columns = grad.shape[-2:]
+    for name, moment, size in (("outputs", outputs, rows), ("inputs", inputs, columns)):
+        if moment.shape != (*grad.shape[:-2], size, size) or moment.device != grad.device:
+            raise LasertriError(
+                f"expected {name} {[*grad.shape[:-2], size, size]} on {grad.device} for a gradient "
+                f"{list(grad.shape)}, got {list(moment.shape)} on {moment.device}; add up the products of the same rows"
+            )
+    partition = _low_rank_options(rows, columns, rank, blocks, backend, precision, grad.device)
+    _check_damping(damping)
+    options = int(rank), partition.offsets, _order(partition, grad), float(damping), backend, precision
+    return LowRank(*library.whiten_moments(grad.detach(), outputs.detach(), inputs.detach(), *options))
+
+
+def _check_matrices(**matrices: Tensor) -> None:
+    for name, matrix in matrices.items():
+        if not isinstance(matrix, Tensor) or matrix.dtype not in DTYPES:
+            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+            raise LasertriError(f"expected {name} in {_listed(DTYPES)}, got {got}")
+        if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
+            raise LasertriError(f"expected {name} [..., rows, columns] with both positive, got {list(matrix.shape)}")
+
+
+def _check_damping(damping: float) -> None:
+    if not isinstance(damping, Real) or not 0 < float(damping) < math.inf:
+        raise LasertriError(f"expected a damping above 0, got {damping!r}; 0.1 is usual")
+
+
+def _low_rank_options(
+    rows: int,
+    columns: int,
+    rank: int,
+    blocks: int | Partition,
+    backend: str,
+    precision: str,
+    device: torch.device,
+) -> Partition:
+    """The partition, once the options of a low-rank op are known to fit a weight `[rows, columns]`."""
+    partition = _partition(rows, blocks)
+    if not isinstance(rank, Integral):
+        raise LasertriError(f"expected one rank, an integer, got {rank!r}")
+    block_ranks(lengths(partition.offsets, columns), int(rank), None)
+    _check_precision(precision)
+    _check_backend(backend, device)
+    return partition
+
+
+def _partition(rows: int, blocks: int | Partition) -> Partition:
+    partition = blocks if isinstance(blocks, Partition) else Partition.consecutive(rows, blocks)
+    if partition.rows != rows:
+        raise LasertriError(f"expected a partition of {rows} rows, got one of {partition.rows}")
+    return partition
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, got {precision!r}")
+
+
+def _check_backend(backend: str, device: torch.device, method: str = "auto") -> None:
+    if backend != "auto" and not torch.compiler.is_compiling():  # the op asks again when it runs
+        choose_backend(backend, device, method)
+
+
 def _checked(
     weight: Tensor,
     blocks: int | Partition,
@@ -223,30 +463,26 @@ def _checked(
     method: str = "auto",
 ) -> tuple[Tensor, Partition]:
     """The detached weight and its partition, once both are known to fit."""
-    if not isinstance(weight, Tensor) or weight.dtype not in DTYPES:
-        came = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight in {', '.join(str(d) for d in DTYPES)}, came {came}")
-    if weight.dim() < 2 or 0 in weight.shape[-2:]:
-        raise LasertriError(f"expected a weight [..., rows, columns] with both positive, came {list(weight.shape)}")
+    _check_matrices(weight=weight)
     rows, columns = weight.shape[-2:]
-    partition = blocks if isinstance(blocks, Partition) else Partition.consecutive(rows, blocks)
     if factors is not None and not isinstance(factors, BlockFactors):
-        raise LasertriError(f"expected the BlockFactors that block_svd returned, came {type(factors).__name__}")
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
+    partition = _partition(rows, blocks if factors is None else factors.partition)
     if factors is not None:
-        partition = factors.partition
         expected = (*weight.shape[:-2], partition.blocks, max(lengths(partition.offsets, columns)))
         if factors.columns != columns or factors.sigma.shape != expected or factors.sigma.device != weight.device:
             raise LasertriError(
-                f"expected factors of this weight {list(weight.shape)} on {weight.device}, came factors with "
+                f"expected factors of this weight {list(weight.shape)} on {weight.device}, got factors with "
                 f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
             )
     if method not in METHODS:
-        raise LasertriError(f"expected a method among {list(METHODS)}, came {method!r}")
-    if backend != "auto" and not torch.compiler.is_compiling():  # the op asks again when it runs
-        choose_backend(backend, weight.device, method)
-    if partition.rows != rows:
-        raise LasertriError(f"expected a partition of {rows} rows, came one of {partition.rows}")
+        raise LasertriError(f"expected a method among {list(METHODS)}, got {method!r}")
+    _check_backend(backend, weight.device, method)
     return weight.detach(), partition
+
+
+def _listed(dtypes: Sequence[torch.dtype]) -> str:
+    return " or ".join(str(dtype) for dtype in dtypes)
 
 
 def _order(partition: Partition, weight: Tensor) -> Tensor | None:

@@ -17,9 +17,24 @@ import torch
 from torch import Tensor
 
 from lasertri.ops.blocks import BlockError, Side
+from lasertri.ops.krylov import leading_vectors
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
-from lasertri.ops.reference import gradient_floor
-from lasertri.ops.truncate import guarded_reduce
+from lasertri.ops.reference import Pair, gradient_floor
+from lasertri.ops.truncate import dtype_to_try, guarded_reduce, resolved_in_fp32
+from lasertri.ops.units import in_own_units
+from lasertri.ops.whiten import whiten_blocks, whiten_moments
+
+__all__ = [
+    "block_svd",
+    "linear_blocks",
+    "lowrank_blocks",
+    "reduce_blocks",
+    "scale_blocks",
+    "score_blocks",
+    "whiten_blocks",
+    "whiten_moments",
+    "workspace_bytes",
+]
 
 
 def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) -> int:
@@ -108,13 +123,33 @@ def project(blocks: Tensor, side: Side, ranks: Sequence[int], basis: Tensor, *, 
     return out
 
 
+def scale_blocks(
+    blocks: Tensor,
+    scales: Tensor,
+    side: Side,
+    basis: Tensor,
+    *,
+    precision: str = "float64",
+    products: Products = TORCH,
+) -> Tensor:
+    """A + Q diag(s − 1) Qᵀ A (or A + A Q diag(s − 1) Qᵀ), `[B, b, n]`: what is not changed keeps every digit."""
+    out = torch.empty_like(blocks, memory_format=torch.contiguous_format)
+    source, destination = short_first(blocks, side), short_first(out, side)
+    compute = torch.promote_types(getattr(torch, precision), blocks.dtype)  # an FP64 weight is worth FP64
+    basis, change = basis.to(compute), scales.double() - 1
+    for columns in panels(source):
+        panel = source[..., columns]
+        coordinates = basis.mT @ panel.to(compute)
+        products.scaled_product(basis, change, coordinates, panel, destination[..., columns], compute=compute)
+    return out
+
+
 def linear_blocks(
     x: Tensor,
     blocks: Tensor,
     side: Side,
     ranks: Sequence[int],
     basis: Tensor,
-    output: Tensor | None,
     projected: Tensor | None,
     bias: Tensor | None,
     *,
@@ -122,17 +157,14 @@ def linear_blocks(
 ) -> Tensor:
     """`x A_kᵀ + bias` for all ranks with no A_k made: from the output of a wide block, the input of a tall one.
 
-    x `[T, n]`; output x Aᵀ `[T, B, b]` or projected A Q `[B, b, r]` where one is known; bias `[B, b]` -> `[R, T, B, b]`
-    in the dtype of x.
+    x `[T, n]`; projected A Q `[B, b, r]` where it is known; bias `[B, b]` -> `[R, T, B, b]` in the dtype of x.
     """
     compute = torch.float64 if torch.float64 in (x.dtype, blocks.dtype) else torch.float32
     basis, wide_x = basis[..., : max(ranks)].to(compute), x.to(compute)
     if side == "left":
-        if output is None:
-            rows = blocks.flatten(0, 1)
-            output = torch.cat([wide_x @ rows[panel].to(compute).mT for panel in panels(rows.mT)], dim=-1)
-            output = output.unflatten(-1, blocks.shape[:2])
-        left, right = output.to(compute).transpose(0, 1) @ basis, basis.mT
+        rows = blocks.flatten(0, 1)
+        output = torch.cat([wide_x @ rows[panel].to(compute).mT for panel in panels(rows.mT)], dim=-1)
+        left, right = output.unflatten(-1, blocks.shape[:2]).transpose(0, 1) @ basis, basis.mT
     else:
         if projected is None:
             parts = [blocks[:, panel].to(compute) @ basis for panel in panels(blocks.mT)]
@@ -141,6 +173,35 @@ def linear_blocks(
     out = x.new_empty(len(ranks), len(x), *blocks.shape[:2])
     products.prefix_product(left, right, ranks, out.transpose(1, 2), bias, compute=compute)
     return out
+
+
+def lowrank_blocks(blocks: Tensor, rank: int, *, precision: str = "float64", products: Products = TORCH) -> Pair:
+    """Best rank of equal blocks `[B, b, n]`: left `[B, b, k]`, right `[B, k, n]` and σ `[B, k]`; √σ on both sides."""
+    side: Side = "left" if blocks.shape[-2] <= blocks.shape[-1] else "right"
+    rank = min(rank, *blocks.shape[-2:])
+    if blocks.dtype == torch.float64:  # squares of narrower types always fit
+        units, k = in_own_units(blocks, torch.float64)
+        left, right, sigma = (part.double() for part in _lowrank(units, side, rank, precision, products))
+        return torch.ldexp(left, k), torch.ldexp(right, k), torch.ldexp(sigma, 2 * k[..., 0])
+    return _lowrank(blocks, side, rank, precision, products)
+
+
+def _lowrank(blocks: Tensor, side: Side, rank: int, precision: str, products: Products) -> Pair:
+    dtype, short = dtype_to_try(blocks, [rank], precision), short_first(blocks, side)
+    basis = leading_vectors(short, rank, dtype)
+    if basis is None:
+        basis, sigma = block_svd(blocks, side, dtype=dtype, products=products)
+        if dtype == torch.float32 and not resolved_in_fp32(sigma, [rank], basis.shape[-2]).all():
+            basis, _ = block_svd(blocks, side, products=products)
+        basis = basis[..., :rank]
+    coordinates = torch.cat([basis.mT @ short[..., columns].to(basis.dtype) for columns in panels(short)], dim=-1)
+    sigma, order = coordinates.norm(dim=-1).sort(descending=True, stable=True)
+    basis = basis.gather(-1, order.unsqueeze(-2).expand_as(basis))
+    coordinates = coordinates.gather(-2, order.unsqueeze(-1).expand_as(coordinates))
+    root = sigma.sqrt().unsqueeze(-1)
+    across = coordinates * torch.where(root > 0, 1 / root, 0)
+    kept = basis * root.mT
+    return (kept, across, sigma) if side == "left" else (across.mT, kept.mT, sigma)
 
 
 def short_first(blocks: Tensor, side: Side) -> Tensor:
@@ -153,9 +214,9 @@ def _check_squares(largest: Tensor) -> None:
     lost = (largest != 0) & ((largest < 1e-140) | (largest > 1e140))
     if lost.any():
         index = int(lost.nonzero()[0])
-        came = "larger" if largest[index] > 1 else "smaller"
+        got = "larger" if largest[index] > 1 else "smaller"
         raise BlockError(
-            index, f"expected values whose squares torch.float64 can hold, came {came} ones", "; use method='direct'"
+            index, f"expected values whose squares torch.float64 can hold, got {got} ones", "; use method='direct'"
         )
 
 

@@ -6,8 +6,9 @@ decided here, when it runs. The public wrappers in `functional.py` check shapes 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,29 @@ from lasertri.ops.blocks import BlockError, equal_blocks, gather, heights, lengt
 from lasertri.ops.finite import all_finite
 from lasertri.ops.full_fp32 import full_fp32
 
+P = ParamSpec("P")
+R = TypeVar("R")
+LIBRARY = torch.library.Library("lasertri", "FRAGMENT")  # the ops are there for as long as it is
 
-@torch.library.custom_op("lasertri::block_svd", mutates_args=())
+
+def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make an op of a body, under the body's own name; `fake` gives empty results of the shapes that it returns.
+
+    `torch.library.custom_op` would do, but imports the compiler at the first call: a second for nothing in eager code.
+    """
+
+    def registered(body: Callable[P, R]) -> Callable[P, R]:
+        name = body.__name__
+        schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        LIBRARY.impl(name, torch.no_grad()(body), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
+        return getattr(torch.ops.lasertri, name).default
+
+    return registered
+
+
+@_op(lambda weight, offsets, *_: _empty_factors(weight, offsets))
 def block_svd(
     weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str
 ) -> tuple[Tensor, Tensor]:
@@ -35,12 +57,7 @@ def block_svd(
     return basis, sigma
 
 
-@block_svd.register_fake
-def _(weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str) -> tuple[Tensor, Tensor]:
-    return _empty_factors(weight, offsets)
-
-
-@torch.library.custom_op("lasertri::score_blocks", mutates_args=())
+@_op(lambda weight, grad, basis, sigma, offsets, *_: (_empty_scores(weight, offsets), _empty_scores(weight, offsets)))
 def score_blocks(
     weight: Tensor,
     grad: Tensor,
@@ -69,20 +86,7 @@ def score_blocks(
     return out_sigma, out_grad
 
 
-@score_blocks.register_fake
-def _(
-    weight: Tensor,
-    grad: Tensor,
-    basis: Tensor | None,
-    sigma: Tensor | None,
-    offsets: Sequence[int],
-    order: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return _empty_scores(weight, offsets), _empty_scores(weight, offsets)
-
-
-@torch.library.custom_op("lasertri::reduce_blocks", mutates_args=())
+@_op(lambda weight, basis, ranks, offsets, *_: _empty_stack(weight, ranks, offsets))
 def reduce_blocks(
     weight: Tensor,
     basis: Tensor | None,
@@ -116,25 +120,39 @@ def reduce_blocks(
     return stack
 
 
-@reduce_blocks.register_fake
-def _(
+@_op(lambda weight, *_: weight.new_empty(weight.shape))
+def scale_blocks(
     weight: Tensor,
-    basis: Tensor | None,
-    ranks: Sequence[int],
+    scales: Tensor,
+    basis: Tensor,
     offsets: Sequence[int],
     order: Tensor | None,
     backend: str,
     precision: str,
 ) -> Tensor:
-    return _empty_stack(weight, ranks, offsets)
+    """`[…, m, n]` and scales `[…, K, r]` -> `[…, m, n]` in the weight's dtype."""
+    chosen, side = choose_backend(backend, weight.device), side_of(offsets, weight.shape[-1])
+    matrix, _ = _rows(weight, order, "weight"), _rows(scales, None, "scales")
+    out = weight.new_empty(weight.shape)
+    for members in equal_blocks(offsets):
+        q = _basis_of(basis, offsets, members, weight.shape[-1])
+        s = scales[..., neighbours(members), : q.shape[-1]].reshape(-1, q.shape[-1])
+        with full_fp32(weight.device):
+            scaled = chosen.module.scale_blocks(
+                _flat(gather(matrix, offsets, members)), s, side, q, precision=precision
+            )
+        scaled = scaled.reshape(*weight.shape[:-2], len(members), *scaled.shape[-2:])
+        for j, block in zip(members, scaled.unbind(-3), strict=True):
+            rows = slice(offsets[j], offsets[j + 1])
+            out[..., rows if order is None else order[rows], :] = block
+    return out
 
 
-@torch.library.custom_op("lasertri::linear_blocks", mutates_args=())
+@_op(lambda x, weight, bias, projected, basis, ranks, offsets, *_: _empty_outputs(x, weight, ranks, offsets))
 def linear_blocks(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    output: Tensor | None,
     projected: Tensor | None,
     basis: Tensor,
     ranks: Sequence[int],
@@ -142,20 +160,19 @@ def linear_blocks(
     order: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """x `[T, n]`, weight `[m, n]`, bias `[m]`, output `[T, m]`, projected `[m, r]` -> `[R, T, m]`."""
+    """x `[T, n]`, weight `[m, n]`, bias `[m]`, projected `[m, r]` -> `[R, T, m]`."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
     chosen, side = choose_backend(backend, x.device), side_of(offsets, columns)
     places = torch.arange(offsets[-1], device=x.device) if order is None else order
     matrix = weight if order is None else weight[order]
 
     def outputs(members: Sequence[int], rows: Tensor) -> Tensor:
-        known = None if output is None else output[:, rows].unflatten(-1, (len(members), -1))
         added = None if bias is None else bias[rows].unflatten(-1, (len(members), -1))
         q = _basis_of(basis, offsets, members, columns)
         aq = None if projected is None else projected[rows, : q.shape[-1]].unflatten(0, (len(members), -1))
         with full_fp32(x.device):
             stack = chosen.module.linear_blocks(
-                x, gather(matrix, offsets, members), side, per_block[members[0]], q, known, aq, added
+                x, gather(matrix, offsets, members), side, per_block[members[0]], q, aq, added
             )
         return stack.flatten(-2)
 
@@ -169,20 +186,64 @@ def linear_blocks(
     return stack
 
 
-@linear_blocks.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    output: Tensor | None,
-    projected: Tensor | None,
-    basis: Tensor,
-    ranks: Sequence[int],
+@_op(lambda weight, rank, offsets, *_: _empty_low_rank(weight, weight, rank, offsets))
+def lowrank_blocks(
+    weight: Tensor, rank: int, offsets: Sequence[int], order: Tensor | None, backend: str, precision: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`[…, m, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, rows = choose_backend(backend, weight.device), _rows(weight, order, "weight")
+    groups, pairs = list(equal_blocks(offsets)), []
+    for members in groups:
+        with full_fp32(weight.device):
+            pair = chosen.module.lowrank_blocks(_flat(gather(rows, offsets, members)), rank, precision=precision)
+        pairs.append(tuple(part.unflatten(0, (-1, len(members))) for part in pair))
+    return _placed(_empty_low_rank(rows, rows, rank, offsets), groups, pairs, offsets, order)
+
+
+@_op(lambda deltas, inputs, rank, offsets, *_: _empty_low_rank(deltas.mT, inputs, rank, offsets))
+def whiten_blocks(
+    deltas: Tensor,
+    inputs: Tensor,
+    rank: int,
     offsets: Sequence[int],
     order: Tensor | None,
+    damping: float,
     backend: str,
-) -> Tensor:
-    return _empty_outputs(x, weight, ranks, offsets)
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Δ `[…, T, m]` and X `[…, T, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, rows = choose_backend(backend, deltas.device), _rows(deltas.mT, order, "deltas")
+    x, groups = _flat(_rows(inputs, None, "inputs")), list(equal_blocks(offsets))
+    batches = [_stacked(gather(rows, offsets, members), len(x)).mT for members in groups]
+    with full_fp32(deltas.device):
+        pairs = chosen.module.whiten_blocks(batches, x, rank, damping, precision=precision)
+    return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
+
+
+@_op(lambda grad, outputs, inputs, rank, offsets, *_: _empty_low_rank(grad, inputs, rank, offsets))
+def whiten_moments(
+    grad: Tensor,
+    outputs: Tensor,
+    inputs: Tensor,
+    rank: int,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    damping: float,
+    backend: str,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """G `[…, m, n]`, B `[…, m, m]` and C `[…, n, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
+    chosen, groups = choose_backend(backend, grad.device), list(equal_blocks(offsets))
+    rows, c = _rows(grad, order, "grad"), _flat(_rows(inputs, None, "inputs"))
+    square = _rows(_rows(outputs, order, "outputs").mT, order, "outputs", checked=False)
+    grads = [_stacked(gather(rows, offsets, members), len(c)) for members in groups]
+    moments = [
+        _stacked(torch.stack([square[..., b, b] for b in _slices(offsets, members)], dim=-3), len(c))
+        for members in groups
+    ]
+    with full_fp32(grad.device):
+        pairs = chosen.module.whiten_moments(grads, moments, c, rank, damping, precision=precision)
+    return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
 
 
 def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -201,6 +262,17 @@ def _empty_stack(weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -
     return weight.new_empty(len(ranks) // (len(offsets) - 1), *weight.shape)
 
 
+def _empty_low_rank(rows: Tensor, columns: Tensor, rank: int, offsets: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros for `[…, m, _]` and `[…, _, n]`."""
+    dtype = torch.promote_types(torch.promote_types(rows.dtype, columns.dtype), torch.float32)
+    lead, blocks = rows.shape[:-2], len(offsets) - 1
+    return (
+        rows.new_zeros(*lead, rows.shape[-2], rank, dtype=dtype),
+        rows.new_zeros(*lead, blocks, rank, columns.shape[-1], dtype=dtype),
+        rows.new_zeros(*lead, blocks, rank, dtype=torch.float64),
+    )
+
+
 def _empty_outputs(x: Tensor, weight: Tensor, ranks: Sequence[int], offsets: Sequence[int]) -> Tensor:
     return x.new_empty(len(ranks) // (len(offsets) - 1), x.shape[0], weight.shape[0])
 
@@ -214,7 +286,7 @@ def _ranks_of_blocks(ranks: Sequence[int], offsets: Sequence[int]) -> list[tuple
 def _rows(matrix: Tensor, order: Tensor | None, name: str, *, checked: bool = True) -> Tensor:
     """The rows in the partition's order, once every value is known to be finite."""
     if checked and not all_finite(matrix):
-        raise LasertriError(f"expected finite values, came NaN or Inf in `{name}`; check how it was made or loaded")
+        raise LasertriError(f"expected finite values, got NaN or Inf in `{name}`; check how it was made or loaded")
     return matrix if order is None else matrix[..., order, :]
 
 
@@ -234,6 +306,34 @@ def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], col
     height = heights(offsets)[members[0]]
     short = height if side_of(offsets, columns) == "left" else columns
     return _flat(basis[..., neighbours(members), :short, : min(height, columns)])
+
+
+def _stacked(blocks: Tensor, matrices: int) -> Tensor:
+    """`[…, K, b, n]` -> `[S, K, b, n]`."""
+    return blocks.reshape(matrices, *blocks.shape[-3:])
+
+
+def _slices(offsets: Sequence[int], members: Sequence[int]) -> list[slice]:
+    return [slice(offsets[j], offsets[j + 1]) for j in members]
+
+
+def _placed(
+    out: tuple[Tensor, Tensor, Tensor],
+    groups: Sequence[Sequence[int]],
+    pairs: Sequence[tuple[Tensor, Tensor, Tensor]],
+    offsets: Sequence[int],
+    order: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write left `[S, K, b, k]`, right `[S, K, k, n]` and σ `[S, K, k]` of groups of equal blocks into their places."""
+    left, right, sigma = out
+    for members, pair in zip(groups, pairs, strict=True):
+        k = pair[2].shape[-1]
+        for i, (j, block) in enumerate(zip(members, _slices(offsets, members), strict=True)):
+            u, vh, s = (part[:, i].reshape(*left.shape[:-2], *part.shape[2:]) for part in pair)
+            left[..., block if order is None else order[block], :k] = u.to(left.dtype)
+            right[..., j, :k, :] = vh
+            sigma[..., j, :k] = s
+    return out
 
 
 def _flat(blocks: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The three products that the ops are made of, in plain torch; `kernels/` has the same three, fused.
+"""The products that the ops are made of, in plain torch; `kernels/` has the same, fused.
 
 Each is told the dtype to compute in, and widens its inputs panel by panel, so that no wider copy of a matrix exists.
 """
@@ -45,12 +45,24 @@ class PrefixProduct(Protocol):
     ) -> None: ...
 
 
+class ScaledProduct(Protocol):
+    """`out = base + (left * scale) @ right`, summed in `compute`, rounded once.
+
+    `[B, m, r]`, `[B, r]`, `[B, r, n]`, and `[B, m, n]` twice.
+    """
+
+    def __call__(
+        self, left: Tensor, scale: Tensor, right: Tensor, base: Tensor, out: Tensor, *, compute: torch.dtype
+    ) -> None: ...
+
+
 class Products(NamedTuple):
     """One way to compute them."""
 
     gram: Gram
     diagonal: Diagonal
     prefix_product: PrefixProduct
+    scaled_product: ScaledProduct
 
 
 def panels(matrix: Tensor) -> Iterator[slice]:
@@ -101,4 +113,12 @@ def prefix_product(
         done = rank
 
 
-TORCH = Products(gram, diagonal, prefix_product)
+def scaled_product(
+    left: Tensor, scale: Tensor, right: Tensor, base: Tensor, out: Tensor, *, compute: torch.dtype
+) -> None:
+    """One product, of the scaled factor."""
+    scaled = left.to(compute) * scale.to(compute).unsqueeze(-2)
+    out.copy_(torch.baddbmm(base.to(compute), scaled, right.to(compute)))
+
+
+TORCH = Products(gram, diagonal, prefix_product, scaled_product)

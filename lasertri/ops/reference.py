@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lasertri.ops.blocks import Side
 
+Pair = tuple[Tensor, Tensor, Tensor]  # left `[…, b, k]`, right `[…, k, n]` and σ `[…, k]`, with √σ on both sides
+
 
 def gradient_floor(sigma: Tensor, short: int) -> Tensor:
     """σ at or below √(b·eps64)·σ₁ is not resolved: its gradient is 0 in every backend. `[B, r]` -> `[B, 1]`."""
@@ -61,13 +63,19 @@ def reduce_blocks(
     return torch.stack([t.to(blocks.dtype) for t in truncated])
 
 
+def scale_blocks(blocks: Tensor, scales: Tensor, side: Side, basis: Tensor, *, precision: str = "float64") -> Tensor:
+    """Q diag(s) Qᵀ A (or A Q diag(s) Qᵀ) in FP64: singular value i times `scales[:, i]`, `[B, b, n]`."""
+    a, scaled = blocks.double(), basis.double() * scales.double().unsqueeze(-2)
+    out = scaled @ (basis.double().mT @ a) if side == "left" else (a @ scaled) @ basis.double().mT
+    return out.to(blocks.dtype)
+
+
 def linear_blocks(
     x: Tensor,
     blocks: Tensor,
     side: Side,
     ranks: Sequence[int],
     basis: Tensor,
-    output: Tensor | None,
     projected: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
@@ -77,6 +85,47 @@ def linear_blocks(
     return (outputs if bias is None else outputs + bias).to(x.dtype)
 
 
+def lowrank_blocks(blocks: Tensor, rank: int, *, precision: str = "float64") -> Pair:
+    """Best rank of equal blocks `[…, b, n]` (Eckart–Young): left `[…, b, k]`, right `[…, k, n]` and σ `[…, k]`."""
+    u, sigma, vh = svd_by_qr(blocks.double())
+    root = sigma[..., :rank].sqrt()
+    return u[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * vh[..., :rank, :], sigma[..., :rank]
+
+
+def whiten_blocks(
+    deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, *, precision: str = "float64"
+) -> list[Pair]:
+    """`whiten_moments` of G = ΔᵀX, B = ΔᵀΔ and C = XᵀX, for groups of Δ `[S, K, T, b]` and for X `[S, T, n]`."""
+    wide, x = [delta.double() for delta in deltas], inputs.double()
+    grads, outputs = [d.mT @ x.unsqueeze(-3) for d in wide], [d.mT @ d for d in wide]
+    return whiten_moments(grads, outputs, x.mT @ x, rank, damping)
+
+
+def whiten_moments(
+    grads: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    inputs: Tensor,
+    rank: int,
+    damping: float,
+    *,
+    precision: str = "float64",
+) -> list[Pair]:
+    """Best rank of (B+λ)^-½ G (C+λ)^-½ for groups of G `[S, K, b, n]` and B `[S, K, b, b]`, and C `[S, n, n]`."""
+    right = _inverse_root(inputs.double(), damping).unsqueeze(-3)
+    return [
+        lowrank_blocks(_inverse_root(b.double(), damping) @ g.double() @ right, rank)
+        for g, b in zip(grads, outputs, strict=True)
+    ]
+
+
 def svd_by_qr(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """By QR iteration on CUDA, where torch's choice is Jacobi's method, less exact for small values and less sure."""
     return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)
+
+
+def _inverse_root(moment: Tensor, damping: float) -> Tensor:
+    """(B + λ)^-½ with λ = damping · tr(B) / m for `[…, m, m]`; of zeros I, as any would do."""
+    squares, vectors = torch.linalg.eigh(moment)
+    squares = squares.clamp(min=0)
+    damped = squares + damping * squares.mean(-1, keepdim=True)
+    return vectors * torch.where(damped > 0, damped, 1).rsqrt().unsqueeze(-2) @ vectors.mT

@@ -40,11 +40,11 @@ def subspace_partition(
         LasertriError: a shape, dtype or number that cannot be used, or a NaN or Inf in the weight.
     """
     if not isinstance(weight, Tensor) or weight.dim() != 2 or 0 in weight.shape or weight.dtype not in DTYPES:
-        came = f"{list(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight [rows, columns] in a floating dtype, both positive, came {came}")
+        got = f"{list(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+        raise LasertriError(f"expected a weight [rows, columns] in a floating dtype, both positive, got {got}")
     for name, value, minimum in (("dimension", dimension, 0), ("restarts", restarts, 1), ("iterations", iterations, 0)):
         if not isinstance(value, Integral) or value < minimum:
-            raise LasertriError(f"expected {name} to be an integer of at least {minimum}, came {value!r}")
+            raise LasertriError(f"expected {name} to be an integer of at least {minimum}, got {value!r}")
     consecutive = Partition.consecutive(len(weight), blocks)
     if dimension == 0 or blocks == 1:
         return consecutive
@@ -60,13 +60,6 @@ def subspace_partition(
             best, least = labels, residual
     heights = torch.bincount(best, minlength=blocks)
     return Partition((0, *heights.cumsum(0).tolist()), best.sort(stable=True).indices.cpu())
-
-
-def subspace_residual(weight: Tensor, partition: Partition, dimension: int) -> float:
-    """Sum of squared distances of the rows to their cluster's best subspace: truncation's least squared error."""
-    order = torch.arange(len(weight)) if partition.order is None else partition.order
-    clusters = weight.detach().double()[order.to(weight.device)].split(partition.heights)
-    return sum(_fit(cluster, dimension)[1] for cluster in clusters)
 
 
 def _settle(rows: Tensor, labels: Tensor, blocks: int, dimension: int, iterations: int) -> tuple[Tensor, float]:

@@ -16,9 +16,20 @@ from lasertri.ops.gram import workspace_bytes
 from lasertri.ops.kernels.diagonal import diagonal as fused_diagonal
 from lasertri.ops.kernels.gram import gram as fused_gram
 from lasertri.ops.kernels.prefix_product import prefix_product as fused_prefix_product
+from lasertri.ops.kernels.scaled_product import scaled_product as fused_scaled_product
 from lasertri.ops.products import Products
 
-__all__ = ["block_svd", "linear_blocks", "reduce_blocks", "score_blocks", "workspace_bytes"]
+__all__ = [
+    "block_svd",
+    "linear_blocks",
+    "lowrank_blocks",
+    "reduce_blocks",
+    "scale_blocks",
+    "score_blocks",
+    "whiten_blocks",
+    "whiten_moments",
+    "workspace_bytes",
+]
 
 FP32 = "tf32x3"  # as exact as FP32 products (both lose what the Gram matrix squares), and on tensor cores
 
@@ -33,9 +44,14 @@ FUSED = Products(
     _gram,
     functools.partial(fused_diagonal, precision=FP32),
     functools.partial(fused_prefix_product, precision=FP32),
+    functools.partial(fused_scaled_product, precision=FP32),
 )
 
 block_svd = functools.partial(gram.block_svd, products=FUSED)
 score_blocks = functools.partial(gram.score_blocks, products=FUSED)
 reduce_blocks = functools.partial(gram.reduce_blocks, products=FUSED)
 linear_blocks = functools.partial(gram.linear_blocks, products=FUSED)
+lowrank_blocks = functools.partial(gram.lowrank_blocks, products=FUSED)
+scale_blocks = functools.partial(gram.scale_blocks, products=FUSED)
+whiten_blocks = gram.whiten_blocks
+whiten_moments = gram.whiten_moments

@@ -42,15 +42,13 @@ def guarded_reduce(
         factor: makes the factors of blocks, in the dtype it is given.
         project: `(blocks, side, ranks, basis)` to the truncations, in the blocks' dtype.
     """
-    dtype = getattr(torch, precision)
     if basis is not None:
-        return project(blocks, side, ranks, basis.to(dtype))
-    if dtype == torch.float32 and not (_worth_fp32(blocks, ranks) and _squares_fit_fp32(blocks)):
-        dtype = torch.float64
+        return project(blocks, side, ranks, basis.to(getattr(torch, precision)))
+    dtype = dtype_to_try(blocks, ranks, precision)
     basis, sigma = factor(blocks, side, dtype=dtype)
     reduced = project(blocks, side, ranks, basis)
     if dtype == torch.float32:
-        unresolved = ~_resolved_in_fp32(sigma, ranks, basis.shape[-2])
+        unresolved = ~resolved_in_fp32(sigma, ranks, basis.shape[-2])
         if unresolved.any():
             rest = blocks[unresolved]
             try:
@@ -60,6 +58,12 @@ def guarded_reduce(
                 raise BlockError(index, error.cause, error.advice) from error
             reduced[:, unresolved] = project(rest, side, ranks, again)
     return reduced
+
+
+def dtype_to_try(blocks: Tensor, ranks: Sequence[int], precision: str) -> torch.dtype:
+    """FP32 where it is asked for and has a chance."""
+    fits = precision == "float32" and _worth_fp32(blocks, ranks) and _squares_fit_fp32(blocks)
+    return torch.float32 if fits else torch.float64
 
 
 def _worth_fp32(blocks: Tensor, ranks: Sequence[int]) -> bool:
@@ -84,7 +88,7 @@ def _fp32_floor(short: int) -> float:
     return 10 * (short * torch.finfo(torch.float32).eps) ** 0.5
 
 
-def _resolved_in_fp32(sigma: Tensor, ranks: Sequence[int], short: int) -> Tensor:
+def resolved_in_fp32(sigma: Tensor, ranks: Sequence[int], short: int) -> Tensor:
     """Whether σ_{k+1} ≥ 10·√(b·eps32)·σ₁ at every rank that cuts, `[B]`.
 
     Below that an FP32 Gram matrix mixes kept and removed directions: on a power-law spectrum of condition 1e4

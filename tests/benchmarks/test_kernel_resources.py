@@ -24,7 +24,7 @@ def rows(tmp_path_factory):
 def test_every_kernel_is_compiled_for_both_generations(rows):
     for capability in (80, 90):
         compiled = {row["kernel"] for row in rows if row["capability"] == capability}
-        assert compiled == {"gram", "diagonal", "prefix_product"}
+        assert compiled == {"gram", "diagonal", "prefix_product", "scaled_product"}
 
 
 def test_none_spills_or_asks_for_more_than_there_is(rows):

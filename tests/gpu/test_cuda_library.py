@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law
+from spectra import gapped, gaussian, power_law
 
 from lasertri import LasertriError, block_svd
 from lasertri.ops import extension

@@ -3,7 +3,7 @@
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 from torch.nn.functional import linear
 
 from lasertri import LasertriError, block_svd, linear_blocks, reduce_blocks, score_blocks
@@ -84,7 +84,7 @@ def test_results_are_the_same_bits_when_computed_again(backend):
 
 def test_factors_on_another_device_are_refused():
     weight = gapped(8, 12)
-    with pytest.raises(LasertriError, match="on cuda:0, came factors"):
+    with pytest.raises(LasertriError, match="on cuda:0, got factors"):
         score_blocks(weight.cuda(), weight.cuda(), factors=block_svd(weight))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from matrices import gapped, gaussian
+from spectra import gapped, gaussian
 
 from lasertri import block_svd, linear_blocks, reduce_blocks, score_blocks
 from lasertri.ops.backends import BACKENDS

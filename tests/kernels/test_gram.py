@@ -1,7 +1,7 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
-from matrices import gaussian
+from spectra import gaussian
 
 from lasertri.ops.kernels.gram import gram, launch
 from lasertri.ops.kernels.tiles import Tiles

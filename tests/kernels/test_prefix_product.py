@@ -1,7 +1,7 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
-from matrices import gapped, gaussian
+from spectra import gapped, gaussian
 
 from lasertri.ops.kernels.prefix_product import launch, prefix_product
 from lasertri.ops.kernels.tiles import Tiles

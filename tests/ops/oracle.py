@@ -41,3 +41,14 @@ def residuals(weight: Tensor, ranks: Sequence[int], blocks: Sequence[Sequence[in
         for block, rank in zip(blocks, ranks, strict=True)
     ]
     return float(torch.stack(tails).sum().sqrt())
+
+
+def whitened(deltas: Tensor, inputs: Tensor, block: Sequence[int], damping: float) -> Tensor:
+    """Δᵀ (ΔΔᵀ + λ)^-½ (XXᵀ + λ)^-½ X of one block, in the dtype given: the side of the tokens, by thin SVDs."""
+    sides = []
+    for rows in (deltas[:, list(block)], inputs):
+        u, s, vh = torch.linalg.svd(rows, full_matrices=False)
+        damped = s.square() + damping * s.square().sum() / rows.shape[1]
+        sides.append((u, s / damped.sqrt() if s.any() else s, vh))
+    (u, f, vh), (u_x, f_x, vh_x) = sides
+    return (vh.mT * f) @ (u.mT @ u_x) @ (f_x.unsqueeze(-1) * vh_x)

@@ -3,7 +3,7 @@ import itertools
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, reduce_blocks, score_blocks
 
@@ -147,14 +147,14 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_weight(weight, value,
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (torch.ones(4, 4, dtype=torch.int64), "came torch.int64"),
-        (torch.ones(4, 4, dtype=torch.complex64), "came torch.complex64"),
-        ([[1.0]], "came list"),
-        (torch.ones(4), r"\[\.\.\., rows, columns\].*came \[4\]"),
-        (torch.tensor(1.0), r"came \[\]"),
-        (torch.ones(0, 4), r"both positive, came \[0, 4\]"),
-        (torch.ones(4, 0), r"both positive, came \[4, 0\]"),
-        (torch.ones(3, 4, 0), r"both positive, came \[3, 4, 0\]"),
+        (torch.ones(4, 4, dtype=torch.int64), "got torch.int64"),
+        (torch.ones(4, 4, dtype=torch.complex64), "got torch.complex64"),
+        ([[1.0]], "got list"),
+        (torch.ones(4), r"\[\.\.\., rows, columns\].*got \[4\]"),
+        (torch.tensor(1.0), r"got \[\]"),
+        (torch.ones(0, 4), r"both positive, got \[0, 4\]"),
+        (torch.ones(4, 0), r"both positive, got \[4, 0\]"),
+        (torch.ones(3, 4, 0), r"both positive, got \[3, 4, 0\]"),
     ],
 )
 def test_what_is_no_weight_is_an_error_saying_what_came(bad, message):
@@ -168,12 +168,12 @@ def test_more_blocks_than_rows_is_an_error(weight):
 
 
 def test_a_partition_of_another_number_of_rows_is_an_error(weight):
-    with pytest.raises(LasertriError, match="partition of 12 rows, came one of 10"):
+    with pytest.raises(LasertriError, match="partition of 12 rows, got one of 10"):
         block_svd(weight, blocks=Partition.consecutive(10, 2))
 
 
 def test_an_unknown_backend_is_an_error_listing_those_that_exist(weight):
-    with pytest.raises(LasertriError, match=r"'auto', 'reference', 'gram'.*came 'magma'"):
+    with pytest.raises(LasertriError, match=r"'auto', 'reference', 'gram'.*got 'magma'"):
         block_svd(weight, backend="magma")
 
 
@@ -185,8 +185,8 @@ def test_a_backend_that_cannot_run_says_why():
         choose_backend("gram", torch.device("cuda"))
 
 
-@pytest.mark.parametrize(("scale", "came"), [(1e200, "larger"), (1e-170, "smaller")])
-def test_squares_that_fp64_cannot_hold_are_refused_by_the_gram_matrix_and_named(scale, came):
+@pytest.mark.parametrize(("scale", "got"), [(1e200, "larger"), (1e-170, "smaller")])
+def test_squares_that_fp64_cannot_hold_are_refused_by_the_gram_matrix_and_named(scale, got):
     weight = gapped(12, 20)
     weight[10:] *= scale  # block 4 of five: 3, 3, 2, 2 and 2 rows
     for call in (
@@ -195,5 +195,5 @@ def test_squares_that_fp64_cannot_hold_are_refused_by_the_gram_matrix_and_named(
         lambda **o: reduce_blocks(weight, ranks=1, **o),
         lambda **o: reduce_blocks(weight, ranks=1, precision="float32", **o),
     ):
-        with pytest.raises(LasertriError, match=f"came {came} ones in block 4 of `weight`.*; use method='direct'"):
+        with pytest.raises(LasertriError, match=f"got {got} ones in block 4 of `weight`.*; use method='direct'"):
             call(blocks=5, backend="gram")

@@ -17,7 +17,7 @@ def test_consecutive_blocks_cover_the_rows_and_the_first_ones_are_a_row_taller(r
 
 @pytest.mark.parametrize("blocks", [0, -1, 8])
 def test_consecutive_refuses_a_number_of_blocks_that_the_rows_cannot_fill(blocks):
-    with pytest.raises(LasertriError, match=f"between 1 and 7 blocks for a matrix of 7 rows, came {blocks}"):
+    with pytest.raises(LasertriError, match=f"between 1 and 7 blocks for a matrix of 7 rows, got {blocks}"):
         Partition.consecutive(7, blocks)
 
 

@@ -6,7 +6,7 @@ import sys
 import oracle
 import pytest
 import torch
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, block_svd, reduce_blocks, score_blocks
 from lasertri.ops import extension
@@ -176,14 +176,14 @@ def test_guarded_fp32_returns_graded_blocks_to_fp64(spy):
 def test_a_value_that_is_not_finite_is_an_error_naming_block_and_matrix(method, value, shape):
     weight = gapped(*shape)
     weight[1, 5, 2] = value
-    with pytest.raises(LasertriError, match=r"came NaN or Inf in block 1 of `weight` \(matrix 1\)"):
+    with pytest.raises(LasertriError, match=r"got NaN or Inf in block 1 of `weight` \(matrix 1\)"):
         block_svd(weight, blocks=3, backend="cuda", method=method)
 
 
 def test_a_value_whose_square_overflows_is_an_error_for_the_gram_matrix_alone():
     weight = gapped(6, 9) * 1e200
     with pytest.raises(
-        LasertriError, match=r"values whose squares torch\.float64 can hold, came larger ones in block 0"
+        LasertriError, match=r"values whose squares torch\.float64 can hold, got larger ones in block 0"
     ):
         block_svd(weight, backend="cuda")
     sigma = block_svd(weight, backend="cuda", method="direct").sigma
@@ -225,10 +225,10 @@ def test_a_second_factorisation_that_fails_names_the_block_of_the_first(failing,
 @pytest.mark.parametrize(
     ("blocks", "method", "message"),
     [
-        (torch.ones(2, 3, 4, dtype=torch.int64), "gram", "expected blocks in float32, float64.*came Long; convert"),
-        (torch.ones(2, 3, 4, dtype=torch.complex64), "gram", "expected blocks in float32.*came ComplexFloat"),
-        (torch.ones(3, 4), "gram", r"expected blocks \[B, short side, long side\], came 2 dimensions"),
-        (torch.ones(2, 3, 4), "auto", "expected the method 'gram' or 'direct', came 'auto'"),
+        (torch.ones(2, 3, 4, dtype=torch.int64), "gram", "expected blocks in float32, float64.*got Long; convert"),
+        (torch.ones(2, 3, 4, dtype=torch.complex64), "gram", "expected blocks in float32.*got ComplexFloat"),
+        (torch.ones(3, 4), "gram", r"expected blocks \[B, short side, long side\], got 2 dimensions"),
+        (torch.ones(2, 3, 4), "auto", "expected the method 'gram' or 'direct', got 'auto'"),
     ],
 )
 def test_what_the_op_cannot_take_is_an_error_saying_what_came(blocks, method, message):
@@ -238,9 +238,7 @@ def test_what_the_op_cannot_take_is_an_error_saying_what_came(blocks, method, me
 
 def test_another_device_is_an_error_saying_which_it_has():
     meta = torch.ones(2, 3, 4, device="meta")
-    with pytest.raises(
-        LasertriError, match="cannot run on meta: its libraries are for CPU and CUDA tensors, came meta"
-    ):
+    with pytest.raises(LasertriError, match="cannot run on meta: its libraries are for CPU and CUDA tensors, got meta"):
         extension.factor_blocks(meta, "gram", True, BOUND)
     with pytest.raises(LasertriError, match="'cuda' cannot run on meta: its libraries"):
         choose_backend("cuda", meta.device)

@@ -1,14 +1,26 @@
 """The ops as PyTorch sees them: schemas, fakes, compiled code, and what an import does not do."""
 
+import doctest
 import subprocess
 import sys
 
 import pytest
 import torch
-from matrices import gapped, gaussian
+from spectra import gapped, gaussian
 
-from lasertri import LasertriError, Partition, block_svd, linear_blocks, reduce_blocks, score_blocks
-from lasertri.ops import library
+from lasertri import (
+    LasertriError,
+    Partition,
+    block_svd,
+    linear_blocks,
+    lowrank_blocks,
+    reduce_blocks,
+    scale_blocks,
+    score_blocks,
+    whiten_blocks,
+    whiten_moments,
+)
+from lasertri.ops import functional, library
 
 OFFSETS = [0, 3, 7, 10]
 ORDER = torch.randperm(10, generator=torch.Generator().manual_seed(0))
@@ -49,10 +61,32 @@ def test_opcheck_linear_blocks(order, given, backend):
     matrix = gapped(10, 13, dtype=torch.float32)
     basis = library.block_svd(matrix, OFFSETS, order, backend, "auto")[0]
     x = gaussian(4, 13, dtype=torch.bfloat16)
-    bias, output = (torch.ones(10), x.float() @ matrix.mT) if given else (None, None)
-    projected = torch.ones(10, basis.shape[-1]) if given else None
-    arguments = (x, matrix, bias, output, projected, basis, [1, 2, 1, 3, 3, 3], OFFSETS, order, backend)
+    bias, projected = (torch.ones(10), torch.ones(10, basis.shape[-1])) if given else (None, None)
+    arguments = (x, matrix, bias, projected, basis, [1, 2, 1, 3, 3, 3], OFFSETS, order, backend)
     torch.library.opcheck(library.linear_blocks, arguments)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_scale_blocks(matrix, order, precision, backend):
+    basis, sigma = library.block_svd(matrix, OFFSETS, order, backend, "auto")
+    arguments = (matrix, torch.rand_like(sigma), basis, OFFSETS, order, backend, precision)
+    torch.library.opcheck(library.scale_blocks, arguments)
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_lowrank_blocks(matrix, order, precision, backend):
+    torch.library.opcheck(library.lowrank_blocks, (matrix, 2, OFFSETS, order, backend, precision))
+
+
+@pytest.mark.parametrize("shape", [(5, 10, 13), (20, 10, 6)], ids=["few tokens", "many"])
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+def test_opcheck_whitening(shape, precision, order, backend):
+    count, rows, columns = shape
+    deltas, x = gaussian(2, count, rows, dtype=torch.float32), gaussian(2, count, columns, dtype=torch.bfloat16)
+    options = (3, OFFSETS, order, 0.1, backend, precision)
+    torch.library.opcheck(library.whiten_blocks, (deltas, x, *options))
+    moments = deltas.mT @ x.float(), deltas.mT @ deltas, x.mT @ x
+    torch.library.opcheck(library.whiten_moments, (*moments, *options))
 
 
 def everything(weight, grad, blocks):
@@ -61,7 +95,20 @@ def everything(weight, grad, blocks):
     reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
-    return factors.sigma, scores.sigma, scores.grad, scores.tail([1, 2]), reduced.sum(0) + alone, outputs
+    shrunk = scale_blocks(weight, 1 - 0.01 * scores.grad, factors=factors)
+    steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
+    steps += lowrank_blocks(grad, rank=2, blocks=blocks)
+    steps += whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
+    return (
+        factors.sigma,
+        scores.sigma,
+        scores.grad,
+        scores.tail([1, 2]),
+        reduced.sum(0) + alone,
+        outputs,
+        shrunk,
+        *steps,
+    )
 
 
 def compiled(function):
@@ -84,7 +131,7 @@ def test_compiled_code_may_name_a_backend(backend):
 
     weight = gapped(10, 13, dtype=torch.float32)
     assert torch.equal(compiled(truncated)(weight), truncated(weight))
-    with pytest.raises(LasertriError, match="came 'magma'"):
+    with pytest.raises(LasertriError, match="got 'magma'"):
         compiled(lambda weight: block_svd(weight, backend="magma").sigma)(weight)
 
 
@@ -112,6 +159,23 @@ def test_results_are_the_same_bits_when_computed_again(matrix, backend):
         lambda: reduce_blocks(matrix, ranks=[1, 2], blocks=2, backend=backend),
     ):
         assert torch.equal(call(), call())
+
+
+def test_a_first_call_does_not_import_the_compiler():
+    program = """
+import sys, torch
+from lasertri import block_svd, reduce_blocks
+reduce_blocks(torch.eye(3), ranks=1, factors=block_svd(torch.eye(3)))
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_of_the_public_ops_run():
+    results = doctest.testmod(functional)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def test_importing_is_silent_and_touches_neither_cuda_nor_transformers():

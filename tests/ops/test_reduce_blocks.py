@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import gapped, gaussian, power_law, spiked, stacked
+from spectra import gapped, gaussian, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, reduce_blocks
 from lasertri.ops import gram, truncate
+from lasertri.ops.blocks import retained_rank
 from lasertri.ops.products import PANEL_ELEMENTS
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (13, 13), (17, 31), (31, 17), (6, 97), (97, 6)]
@@ -20,7 +21,7 @@ RATIOS = (1.0, 0.7, 0.5, 0.2, 0.0)
 
 
 def laser_ranks(ratio, blocks, columns):
-    return [int(min(len(block), columns) * ratio) for block in blocks]
+    return [retained_rank(min(len(block), columns), ratio) for block in blocks]
 
 
 def assert_reduced(stack, weight, blocks, ratios=RATIOS):
@@ -236,7 +237,7 @@ def test_the_guard_is_what_keeps_fp32_from_losing_a_graded_tail(rows, columns, m
     weight = power_law(rows, columns, condition=1e4)
     assert worst_excess(weight, 1, precision="float32", backend="gram") <= 1e-6
     monkeypatch.setattr(
-        truncate, "_resolved_in_fp32", lambda sigma, ranks, short: torch.ones(len(sigma), dtype=torch.bool)
+        truncate, "resolved_in_fp32", lambda sigma, ranks, short: torch.ones(len(sigma), dtype=torch.bool)
     )
     assert worst_excess(weight, 1, precision="float32", backend="gram") >= 1e-2, "without the guard much is lost"
 
@@ -320,22 +321,22 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_weight(weight, value,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "either `ranks` or `ratios`, came neither"),
-        ({"ranks": 1, "ratios": 0.5}, "either `ranks` or `ratios`, came both"),
-        ({"ranks": 9}, "ranks from 0 to 8, came 9"),
-        ({"ranks": -1}, "ranks from 0 to 8, came -1"),
-        ({"ranks": [1, 9]}, "came 9"),
-        ({"ranks": [1.5]}, r"came 1\.5"),
+        ({}, "either `ranks` or `ratios`, got neither"),
+        ({"ranks": 1, "ratios": 0.5}, "either `ranks` or `ratios`, got both"),
+        ({"ranks": 9}, "ranks from 0 to 8, got 9"),
+        ({"ranks": -1}, "ranks from 0 to 8, got -1"),
+        ({"ranks": [1, 9]}, "got 9"),
+        ({"ranks": [1.5]}, r"got 1\.5"),
         ({"ranks": []}, "at least one rank or ratio"),
-        ({"ranks": 5, "blocks": 3}, "ranks from 0 to 4, came 5"),
-        ({"ratios": 1.01}, r"ratios from 0 to 1, came 1\.01"),
-        ({"ratios": [-0.1]}, r"came -0\.1"),
-        ({"ratios": float("nan")}, "came nan"),
+        ({"ranks": 5, "blocks": 3}, "ranks from 0 to 4, got 5"),
+        ({"ratios": 1.01}, r"ratios from 0 to 1, got 1\.01"),
+        ({"ratios": [-0.1]}, r"got -0\.1"),
+        ({"ratios": float("nan")}, "got nan"),
         ({"ratios": []}, "at least one rank or ratio"),
         ({"ranks": 1, "blocks": 13}, "between 1 and 12 blocks"),
         ({"ranks": 1, "blocks": 0}, "between 1 and 12 blocks"),
-        ({"ranks": 1, "backend": "magma"}, "came 'magma'"),
-        ({"ranks": 1, "precision": "tf32"}, r"\['float64', 'float32'\], came 'tf32'"),
+        ({"ranks": 1, "backend": "magma"}, "got 'magma'"),
+        ({"ranks": 1, "precision": "tf32"}, r"\['float64', 'float32'\], got 'tf32'"),
     ],
 )
 def test_options_that_cannot_be_used_are_errors_saying_what_came(weight, options, message):
@@ -363,5 +364,5 @@ def test_numbers_from_numpy_are_ranks_and_ratios_too():
     for asked, plain in (({"ranks": np.int64(3)}, {"ranks": 3}), ({"ratios": np.float32(0.5)}, {"ratios": 0.5})):
         assert torch.equal(reduce_blocks(weight, **asked), reduce_blocks(weight, **plain))
     assert reduce_blocks(weight, ranks=np.array([1, 2])).shape == (2, 8, 12)
-    with pytest.raises(LasertriError, match="came 'x'"):
+    with pytest.raises(LasertriError, match="got 'x'"):
         reduce_blocks(weight, ratios="x")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import gapped, gaussian, orthonormal, power_law, spiked, stacked
+from spectra import gapped, gaussian, orthonormal, power_law, spiked, stacked
 
 from lasertri import LasertriError, Partition, block_svd, score_blocks
 from lasertri.ops.blocks import BlockScores
@@ -170,7 +170,7 @@ def test_paper_tail_sums_positive_gradients_only():
 
 
 def test_unknown_score_is_an_error_listing_those_that_exist():
-    with pytest.raises(LasertriError, match=r"'paper', 'taylor'.*came 'magnitude'"):
+    with pytest.raises(LasertriError, match=r"'paper', 'taylor'.*got 'magnitude'"):
         BlockScores(torch.ones(1, 2), torch.ones(1, 2)).tail(1, score="magnitude")
 
 
@@ -224,15 +224,15 @@ def test_a_value_that_is_not_finite_is_an_error_naming_the_tensor(weight, name, 
 
 
 @pytest.mark.parametrize(
-    ("grad", "came"),
+    ("grad", "got"),
     [
-        (torch.ones(8, 12), r"came \[8, 12\]"),
-        (torch.ones(1, 12, 8), r"came \[1, 12, 8\]"),
+        (torch.ones(8, 12), r"got \[8, 12\]"),
+        (torch.ones(1, 12, 8), r"got \[1, 12, 8\]"),
         (torch.ones(12, 8, dtype=torch.int32), "torch.int32"),
     ],
 )
-def test_a_gradient_unlike_the_weight_is_an_error(weight, grad, came):
-    with pytest.raises(LasertriError, match=r"gradient like the weight, \[12, 8\].*" + came):
+def test_a_gradient_unlike_the_weight_is_an_error(weight, grad, got):
+    with pytest.raises(LasertriError, match=r"gradient like the weight, \[12, 8\].*" + got):
         score_blocks(weight, grad)
 
 
@@ -244,5 +244,5 @@ def test_factors_of_another_weight_are_an_error(weight, shape):
 
 
 def test_an_unknown_backend_is_an_error(weight):
-    with pytest.raises(LasertriError, match="came 'magma'"):
+    with pytest.raises(LasertriError, match="got 'magma'"):
         score_blocks(weight, weight, backend="magma")

@@ -46,7 +46,7 @@ TABLE = {
 def arithmetic(compute: torch.dtype, precision: str) -> str:
     """The row of `TABLE` that products of this type and precision belong to."""
     if precision not in PRECISIONS:
-        raise LasertriError(f"expected a precision of FP32 products among {list(PRECISIONS)}, came {precision!r}")
+        raise LasertriError(f"expected a precision of FP32 products among {list(PRECISIONS)}, got {precision!r}")
     if compute == torch.float64:
         return "float64"
     return precision if compute == torch.float32 else "half"

@@ -1,0 +1,125 @@
+"""The whitened gradient (B+λ)^-½ G (C+λ)^-½ at its best rank, with nothing formed that is larger than it need be.
+
+For Δ `[T, m]` and X `[T, n]` with thin SVDs Δ = U_δ S_δ V_δᵀ and X = U_x S_x V_xᵀ, the moments are B = ΔᵀΔ and C = XᵀX,
+the gradient is G = ΔᵀX, and the whitened gradient is V_δ f(S_δ) (U_δᵀ U_x) f(S_x) V_xᵀ with f(s) = s/√(s² + λ): what
+lies between V_δ and V_xᵀ, the core, has its singular values. They are the canonical correlations of Δ and X, damped.
+Each side comes from an eigenproblem of its shorter dimension: tokens (S² and U) or features (S² and V).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lasertri.ops.products import gram
+from lasertri.ops.reference import Pair
+from lasertri.ops.units import in_own_units
+
+
+def whiten_blocks(
+    deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, *, precision: str = "float64"
+) -> list[Pair]:
+    """For every group of equal blocks `[S, K, T, b]` and the inputs `[S, T, n]` its best rank."""
+    dtype = getattr(torch, precision)
+    right = _Side.of_rows(inputs.unsqueeze(-3), damping, dtype)
+    lefts = (_Side.of_rows(delta, damping, dtype) for delta in deltas)
+    return [_best(left.tokens.mT @ right.tokens, left, right, rank) for left in lefts]
+
+
+def whiten_moments(
+    grads: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    inputs: Tensor,
+    rank: int,
+    damping: float,
+    *,
+    precision: str = "float64",
+) -> list[Pair]:
+    """The same from groups of G `[S, K, b, n]` and B `[S, K, b, b]`, and C `[S, n, n]`."""
+    dtype = getattr(torch, precision)
+    c, c_units = in_own_units(inputs.unsqueeze(-3), dtype)
+    right, pairs = _Side.of_moment(c, damping), []
+    for grad, moment in zip(grads, outputs, strict=True):
+        b, b_units = in_own_units(moment, dtype)
+        g, g_units = in_own_units(grad, dtype)
+        left = _Side.of_moment(b, damping)
+        core = left.basis.mT @ g @ right.basis * left.inverse_root.unsqueeze(-1) * right.inverse_root.unsqueeze(-2)
+        core = torch.ldexp(core, 2 * g_units - b_units - c_units)
+        pairs.append(_best(core, left, right, rank))
+    return pairs
+
+
+class _Side(NamedTuple):
+    """One side of the core: V (or what it is made of), and for rows of tokens U f(S).
+
+    Attributes:
+        inverse_root: 1/√(s² + λ) `[…, p]`.
+        tokens: U f(S) `[…, T, p]`; of a moment alone it means nothing.
+        basis: V `[…, s, p]` where features are the shorter dimension, U S⁻¹ `[…, T, p]` where tokens are.
+        rows: the rows `[…, T, s]` that make V of the latter, else None.
+    """
+
+    inverse_root: Tensor
+    tokens: Tensor
+    basis: Tensor
+    rows: Tensor | None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, damping: float, dtype: torch.dtype) -> _Side:
+        """The side of rows `[…, T, s]`, whose scale does not matter."""
+        rows, _ = in_own_units(rows, dtype)
+        count, size = rows.shape[-2:]
+        if size <= count:
+            side = cls.of_moment(_gram(rows.mT), damping)
+            return side._replace(tokens=rows @ side.basis * side.inverse_root.unsqueeze(-2))
+        squares, u = torch.linalg.eigh(_gram(rows))
+        s, inverse_root = _roots(squares, damping, size)
+        return cls(inverse_root, u * (s * inverse_root).unsqueeze(-2), u / s.unsqueeze(-2), rows)
+
+    @classmethod
+    def of_moment(cls, moment: Tensor, damping: float) -> _Side:
+        """The side of a moment `[…, s, s]`."""
+        squares, v = torch.linalg.eigh(moment)
+        _, inverse_root = _roots(squares, damping, moment.shape[-1])
+        return cls(inverse_root, v, v, None)
+
+    def lift(self, coordinates: Tensor) -> Tensor:
+        """V times coordinates `[…, p, k]`."""
+        vectors = self.basis @ coordinates
+        return vectors if self.rows is None else self.rows.mT @ vectors
+
+
+def _gram(matrix: Tensor) -> Tensor:
+    """A Aᵀ of `[…, p, q]`, its lower triangle at least: `eigh` reads no more."""
+    flat = matrix.reshape(-1, *matrix.shape[-2:])
+    return gram(flat, compute=matrix.dtype).reshape(*matrix.shape[:-1], matrix.shape[-2])
+
+
+def _roots(squares: Tensor, damping: float, size: int) -> tuple[Tensor, Tensor]:
+    """S and 1/√(S² + λ) of ascending eigenvalues S² `[…, p]`, λ = damping · Σ S² / size; 1 and 0 where all are zero.
+
+    Eigenvalues are known to eps of the largest, and at least that here: V, made of rows over S, is never longer than 1.
+    """
+    largest = squares[..., -1:]
+    squares = squares.clamp(min=torch.finfo(squares.dtype).eps * largest)
+    damped = squares + damping * squares.sum(-1, keepdim=True) / size
+    return torch.where(largest > 0, squares, 1).sqrt(), torch.where(largest > 0, damped.rsqrt(), 0)
+
+
+def _best(core: Tensor, left: _Side, right: _Side, rank: int) -> Pair:
+    """Best rank of V_δ core V_xᵀ, by an eigenproblem of the core's short side; it is multiplied out in factors."""
+    if core.shape[-2] > core.shape[-1]:
+        v, u, sigma = _best(core.mT, right, left, rank)
+        return u.mT, v.mT, sigma
+    rank = min(rank, core.shape[-2])
+    u = torch.linalg.eigh(_gram(core)).eigenvectors.flip(-1)[..., :rank]
+    across = core.mT @ u  # σ v: σ is its norm, which is accurate where the eigenvalue is not
+    sigma, order = across.norm(dim=-2).sort(descending=True, stable=True)
+    u, across = (side.gather(-1, order.unsqueeze(-2).expand_as(side)) for side in (u, across))
+    floor = core.shape[-2] * torch.finfo(core.dtype).eps * sigma[..., :1]
+    sigma = torch.where(sigma > floor, sigma, 0)
+    root = sigma.sqrt().unsqueeze(-2)
+    return left.lift(u) * root, (right.lift(across) * torch.where(root > 0, 1 / root, 0)).mT, sigma

@@ -1,0 +1,69 @@
+"""Truncations as pairs of thin factors."""
+
+import oracle
+import pytest
+import torch
+from spectra import gapped, gaussian
+
+from lasertri import Partition, block_svd
+from lasertri.ops import pairs
+from lasertri.ops.pairs import balanced, multiplied, truncated_factors
+
+ORDER = torch.randperm(12, generator=torch.Generator().manual_seed(2))
+PARTITIONS = [Partition((0, 12)), Partition((0, 2, 9, 12)), Partition((0, 2, 9, 12), ORDER)]
+
+
+@pytest.mark.parametrize("partition", PARTITIONS, ids=["one block", "blocks", "clusters"])
+@pytest.mark.parametrize("columns", [20, 5], ids=["wide", "tall"])
+@pytest.mark.parametrize("panel", [1024, 3])
+def test_pairs_multiply_to_the_truncation(partition, columns, panel, monkeypatch):
+    monkeypatch.setattr(pairs, "PANEL", panel)
+    weight = gapped(12, columns, seed=1)
+    ranks = [2, 4, 0][: partition.blocks]
+    made = list(truncated_factors(weight, block_svd(weight, blocks=partition), ranks))
+    assert [left.shape[1] for left, _ in made] == ranks
+    order = torch.arange(12) if partition.order is None else partition.order
+    expected = oracle.reduction(weight, ranks, [rows.tolist() for rows in order.split(partition.heights)])
+    torch.testing.assert_close(multiplied(made, torch.float64, partition.order), expected, rtol=0, atol=1e-12)
+
+
+def test_a_rank_beyond_a_short_block_keeps_it_whole():
+    weight, partition = gapped(12, 20, seed=1), PARTITIONS[1]
+    made = list(truncated_factors(weight, block_svd(weight, blocks=partition), [7, 7, 7]))
+    assert [left.shape[1] for left, _ in made] == [2, 7, 3]
+    torch.testing.assert_close(multiplied(made, torch.float64), weight, rtol=0, atol=1e-12)
+
+
+def test_factors_of_low_precision_give_pairs_that_are_orthonormal_in_fp64():
+    weight = gapped(12, 20, seed=1)
+    stored = block_svd(weight)._replace(basis=block_svd(weight).basis.float())
+    left, _ = next(truncated_factors(weight, stored, [5]))
+    torch.testing.assert_close(left.mT @ left, torch.eye(5, dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_balanced_pairs_have_equal_norms_and_the_same_product():
+    u, sigma, vh = torch.linalg.svd(gapped(12, 20, seed=1), full_matrices=False)
+    left, right = balanced(u, 1e-9 * sigma[:, None] * vh)
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(left @ right, (u * 1e-9 * sigma) @ vh, rtol=1e-12, atol=1e-22)
+
+
+def test_balancing_survives_fp16_where_the_plain_factor_does_not():
+    u, sigma, vh = torch.linalg.svd(1e-7 * gapped(12, 20, seed=1), full_matrices=False)
+    exact = (u * sigma) @ vh
+
+    def stored(left, right):
+        return float((left.half().double() @ right.half().double() - exact).norm() / exact.norm())
+
+    assert stored(*balanced(u * sigma, vh)) < 1e-3 < stored(u * sigma, vh)
+
+
+def test_a_component_of_nothing_stays_nothing():
+    left, right = balanced(torch.eye(4)[:, :2], torch.zeros(2, 5))
+    assert left.isfinite().all()
+    assert not (left @ right).any()
+
+
+def test_products_are_rounded_once():
+    left, right = gaussian(7, 3), gaussian(3, 9)
+    assert torch.equal(multiplied([(left, right)], torch.bfloat16), (left @ right).bfloat16())
