@@ -5,34 +5,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
-from lasertri.ops import (
-    BlockFactors,
-    BlockScores,
-    LowRank,
-    Partition,
-    block_svd,
-    linear_blocks,
-    lowrank_blocks,
-    reduce_blocks,
-    scale_blocks,
-    score_blocks,
-    use_backend,
-    whiten_blocks,
-    whiten_moments,
-)
 from lasertri.version import __version__
 
 if TYPE_CHECKING:
     from lasertri.compression import Compression, compress
     from lasertri.data.files import Fields, as_samples
     from lasertri.data.papers.registry import task_samples
+    from lasertri.data.sample import Sample
     from lasertri.edit.edit import Edit
     from lasertri.measure.objective import Objective
     from lasertri.method import adapt
     from lasertri.model.checkpoint import save
     from lasertri.model.loading import load, load_model, load_tokenizer
+    from lasertri.ops import (
+        BlockFactors,
+        BlockScores,
+        LowRank,
+        Partition,
+        block_svd,
+        linear_blocks,
+        lowrank_blocks,
+        reduce_blocks,
+        scale_blocks,
+        score_blocks,
+        use_backend,
+        whiten_blocks,
+        whiten_moments,
+    )
     from lasertri.result.adaptation import Adaptation
 
 __all__ = [
@@ -67,24 +67,31 @@ __all__ = [
     "whiten_moments",
 ]
 
-_LAZY = {  # these import transformers, which importing the ops should not
-    "adapt": "lasertri.method",
+_MODULES = {  # of names that are imported when first used, for torch and transformers are slow to import
     "Adaptation": "lasertri.result.adaptation",
     "Compression": "lasertri.compression",
-    "compress": "lasertri.compression",
     "Edit": "lasertri.edit.edit",
+    "Fields": "lasertri.data.files",
+    "Objective": "lasertri.measure.objective",
+    "Sample": "lasertri.data.sample",
+    "adapt": "lasertri.method",
+    "as_samples": "lasertri.data.files",
+    "compress": "lasertri.compression",
     "load": "lasertri.model.loading",
     "load_model": "lasertri.model.loading",
     "load_tokenizer": "lasertri.model.loading",
     "save": "lasertri.model.checkpoint",
-    "Objective": "lasertri.measure.objective",
-    "Fields": "lasertri.data.files",
-    "as_samples": "lasertri.data.files",
     "task_samples": "lasertri.data.papers.registry",
-}
+}  # all others are of the ops
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name == "ops":
+        return importlib.import_module("lasertri.ops")
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "lasertri.ops")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

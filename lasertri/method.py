@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -26,13 +26,16 @@ from lasertri.model.loading import checkpoint_files, load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.result.adaptation import Adaptation
+from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.preflight import preflight
 from lasertri.search.round import Round, scoring_blocks, search
 from lasertri.search.settings import Settings
 from lasertri.support.environment import environment
+from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
 
 
+@with_options_of(Settings)
 def adapt(
     model: nn.Module | str | Path,
     samples: SampleSource | Iterable[Any],
@@ -41,7 +44,7 @@ def adapt(
     objective: Objective | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     files: Sequence[Path] = (),
-    **settings: Any,
+    **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
     """Find the single truncation that helps a model most on a task, if any does.
 
@@ -58,12 +61,12 @@ def adapt(
         tokenizer: the model's own by default.
         files: the checkpoint files that `model` was loaded from and still equals, if that is known: their checksums are
             remembered beside the factors.
-        settings: fields of `Settings`, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
+        settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
-    chosen, clock = Settings(**settings), Clock()
+    chosen, clock = Settings(**settings), Clock()  # type: ignore[arg-type]  # a number becomes a tuple
     strategy = chosen.plan
     if strategy.evaluation == "standard":
         divide = standard_split

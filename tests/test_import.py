@@ -9,6 +9,15 @@ import lasertri
 from lasertri.data.lm_eval import lm_eval_samples
 
 
+def test_importing_the_package_imports_no_library():
+    code = (
+        "import sys, lasertri; assert not {'torch', 'transformers', 'numpy', 'datasets'} & set(sys.modules); "
+        "assert set(lasertri.__all__) <= set(dir(lasertri)); lasertri.Sample; assert 'torch' not in sys.modules; "
+        "lasertri.ops.score_blocks; assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_importing_touches_neither_cuda_nor_transformers_and_prints_nothing():
     code = (
         "import sys, lasertri, lasertri.ops, torch; "
@@ -23,6 +32,11 @@ def test_every_public_name_is_there_twice():
     for _ in range(2):  # a submodule of the same name would take over after the first use
         for name in lasertri.__all__:
             assert not isinstance(getattr(lasertri, name), type(sys)), name
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="module 'lasertri' has no attribute 'adpt'"):
+        lasertri.adpt  # noqa: B018
 
 
 def test_a_missing_extra_is_named_with_its_command(monkeypatch):

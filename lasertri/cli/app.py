@@ -6,23 +6,22 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, ParamSpec
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
+from lasertri.cli.grouped import grouped
 from lasertri.errors import LasertriError
 from lasertri.version import __version__
 
-P = ParamSpec("P")
-
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Adapt a pretrained transformer to a task without training it: score every weight matrix with one backward "
     "pass, truncate the best few, keep the best single edit if it is more than luck.",
+    epilog="Example: lasertri demo",
 )
 
 
@@ -40,13 +39,22 @@ def main(
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
 
 
-def reported(command: Callable[P, None]) -> Callable[P, None]:
+def command(example: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Register a command, whose --help ends with this example, by its function's name or another."""
+
+    def register(function: Callable[..., None]) -> None:
+        app.command(name, epilog=f"Example: {example}")(_reported(grouped(function)))
+
+    return register
+
+
+def _reported(function: Callable[..., None]) -> Callable[..., None]:
     """Mistakes of the user end with one sentence and exit code 1; an interrupt with 130."""
 
-    @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+    @functools.wraps(function)
+    def wrapper(**given: Any) -> None:
         try:
-            command(*args, **kwargs)
+            function(**given)
         except LasertriError as error:
             typer.echo(f"lasertri: {error}", err=True)
             raise typer.Exit(1) from error
@@ -63,15 +71,6 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(130) from None
 
     return wrapper
-
-
-@contextmanager
-def usage() -> Iterator[None]:
-    """An option that cannot be used is an error of usage, exit code 2."""
-    try:
-        yield
-    except LasertriError as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lasertri.cli import options
-from lasertri.cli.app import app, print_result, reported
-from lasertri.cli.loading import load
+from lasertri.cli.app import command, print_result
+from lasertri.cli.grouped import Only
+from lasertri.cli.loading import Loading
 
 
-@app.command()
-@reported
+@command("lasertri apply adapted Qwen/Qwen3-0.6B -o again")
 def apply(
     edit: Annotated[Path, typer.Argument(help="Folder with lasertri_config.json and lasertri_edit.safetensors.")],
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
-    revision: options.Revision = None,
-    dtype: Annotated[options.DtypeName, typer.Option(help="Must be the edit's.")] = "auto",
+    loading: Annotated[Loading, Only("revision", "dtype")],
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors."""
+    """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors.
+
+    --dtype must be the edit's, and is unless the edit was found in another than the checkpoint's own.
+    """
     from lasertri.edit.edit import Edit, factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
@@ -32,7 +35,7 @@ def apply(
 
     edits = [Edit.load(folder) for folder in (edit, *sorted(edit.glob("edit-*")))]
     check_writable(output, overwrite=overwrite)
-    loaded, tokenizer = load(model, revision, dtype, "cpu")
+    loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model)
     for found in edits:
         found.apply(loaded)
     if save == "factored":

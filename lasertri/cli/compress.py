@@ -8,27 +8,25 @@ from typing import Annotated
 import typer
 
 from lasertri.cli import options
-from lasertri.cli.app import app, print_result, reported, usage
-from lasertri.cli.loading import load
+from lasertri.cli.app import command, print_result
+from lasertri.cli.grouped import Only, usage
+from lasertri.cli.loading import Loading
+from lasertri.search.settings import Settings
 
 
-@app.command("compress")
-@reported
+@command("lasertri compress Qwen/Qwen3-0.6B -o smaller --energy 0.99", name="compress")
 def compress_command(
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, for lasertri.load alone.")],
+    loading: Loading,
+    settings: Annotated[Settings, Only("targets", "memory_budget", "progress")],
     energy: Annotated[
         float | None, typer.Option(help="Share of its squared singular values that every block keeps, such as 0.99.")
     ] = None,
     rank: Annotated[
         float | None, typer.Option(help="Or the share ρ of their number: rank int(min(b, n) ρ).", metavar="RHO")
     ] = None,
-    targets: options.Targets = None,
     blocks: Annotated[int, typer.Option(min=1, help="Number of row blocks K.")] = 1,
-    revision: options.Revision = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = None,
-    memory_budget: options.MemoryBudget = 4.0,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
@@ -41,16 +39,17 @@ def compress_command(
     with usage():
         Retention(energy, rank)
     check_writable(output, overwrite=overwrite)
-    loaded, tokenizer = load(model, revision, dtype, device)
+    loaded, tokenizer = loading.load(model)
     check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
     result = compress(
         loaded,
         energy=energy,
         rank=rank,
-        targets=targets,
+        targets=settings.targets,
         blocks=blocks,
-        memory_budget=int(memory_budget * 2**30),
-        files=checkpoint_files(model, revision=revision),
+        memory_budget=settings.memory_budget,
+        files=checkpoint_files(model, revision=loading.revision),
+        progress=settings.progress,
     )
     written = str(output) if result.count else None
     if written is not None:

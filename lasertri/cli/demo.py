@@ -6,7 +6,8 @@ import typer
 
 from lasertri.cli import options
 from lasertri.cli.adapt import run
-from lasertri.cli.app import app, reported
+from lasertri.cli.app import command
+from lasertri.cli.loading import Loading
 from lasertri.search.settings import Settings
 
 DEMO_TASK = """\
@@ -21,8 +22,7 @@ mechanism the model was trained to have (arXiv 2406.03068), so do not expect gai
 """
 
 
-@app.command()
-@reported
+@command("lasertri demo -o adapted")
 def demo(output: options.Output = None, overwrite: options.Overwrite = False, as_json: options.Json = False) -> None:
     """Adapt a small packaged model to in-context recall: no network, under a minute."""
     from lasertri.demo import MODEL_DIR
@@ -30,6 +30,7 @@ def demo(output: options.Output = None, overwrite: options.Overwrite = False, as
 
     if not as_json:
         typer.echo(DEMO_TASK)
-    result = run(str(MODEL_DIR), samples(200, seed=1), samples(1000, seed=2), Settings(), output, overwrite, as_json)
+    data = samples(200, seed=1), samples(1000, seed=2)
+    result = run(str(MODEL_DIR), *data, Settings(), Loading(), output, overwrite, as_json)
     if not as_json and result.edit is not None:
         typer.echo(DEMO_WHY)

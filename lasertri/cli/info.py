@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from lasertri.cli import options
-from lasertri.cli.app import app, print_result, reported
+from lasertri.cli.app import command, print_result
 from lasertri.search.strategies import STRATEGIES
 
 
-@app.command()
-@reported
+@command("lasertri info --json")
 def info(as_json: options.Json = False) -> None:
     """Show versions, devices, the extension, and which backends can run or why not."""
     from lasertri.ops.extension import build_status
@@ -28,8 +27,7 @@ def info(as_json: options.Json = False) -> None:
     print_result(result, as_json, "\n".join(lines))
 
 
-@app.command("ls")
-@reported
+@command("lasertri ls", name="ls")
 def list_names(as_json: options.Json = False) -> None:
     """List tasks, architectures, strategies and backends by the names that options take."""
     from lasertri.data.papers.registry import TASKS

@@ -2,75 +2,107 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lasertri.cli.app import usage
-from lasertri.cli.options import LM_EVAL
+from lasertri.data.files import Fields
+from lasertri.data.papers.registry import PROTOCOLS, TASKS
+from lasertri.support.options import Option, nearest
 
 if TYPE_CHECKING:
-    from lasertri.data.files import Fields
     from lasertri.data.sample import Sample
 
-
-def fields_of(prompt: str, choices: str, label: str, completion: str, group: str, match: str, window: int) -> Fields:
-    """The fields that these options name."""
-    from lasertri.data.files import Fields
-
-    # a shell passes the two characters \\n on; in a template they mean a line break
-    with usage():
-        return Fields(
-            prompt.replace(r"\n", "\n"), choices, label, completion.replace(r"\n", "\n"), group, match, window
-        )
+LM_EVAL = "lm_eval:"  # begins the --task that is one of lm-evaluation-harness
 
 
-def samples_of(
-    model: str,
-    *,
-    revision: str | None,
-    data: Path | None,
-    fields: Fields,
-    task: str,
-    data_dir: Path | None,
-    protocol: str,
-    include_path: Path | None,
-    chat: bool,
-) -> list[Sample]:
-    """The samples of --data or of --task, whichever is given; lm_eval writes its prompts for a chat by itself."""
-    from lasertri.data.files import Fields, as_samples
-    from lasertri.data.papers.registry import TASKS, described, task_samples
-    from lasertri.model.loading import checkpoint_kind, load_tokenizer
+@dataclass(frozen=True)
+class Source:
+    """Which samples: those of --data or of --task."""
 
-    if (data is None) == (not task):
-        raise typer.BadParameter("expected either --data or --task, got " + ("both" if task else "neither"))
-    if data is not None:
-        if data_dir is not None or include_path is not None or protocol != "corrected":
+    data: Annotated[Path | None, Option("Samples: a jsonl, csv or parquet file.", section="Samples")] = None
+    task: Annotated[
+        str,
+        Option(
+            f"A task by name instead of --data: see lasertri ls, or {LM_EVAL}NAME of lm_eval.",
+            section="Samples",
+            suggested=(*TASKS, LM_EVAL),
+        ),
+    ] = ""
+    data_dir: Annotated[
+        Path | None, Option("Folder with the files of --task; by default the hub.", section="Samples")
+    ] = None
+    include_path: Annotated[
+        Path | None,
+        Option("Folder of lm_eval tasks. Code in it runs: give only one you trust.", section="Samples"),
+    ] = None
+    protocol: Annotated[
+        str,
+        Option("Of --task; laser: with the bugs of LASER's code, to compare.", section="Samples", names=PROTOCOLS),
+    ] = "corrected"
+
+    def __post_init__(self) -> None:
+        if (self.data is None) == (not self.task):
+            got = "both" if self.task else "neither"
+            raise typer.BadParameter(f"expected either --data or --task, got {got}")
+        of_papers = self.data_dir is not None or self.protocol != "corrected"
+        if self.data is not None and (of_papers or self.include_path is not None):
             raise typer.BadParameter("--data-dir, --include-path and --protocol go with --task, not with --data")
-        return as_samples(data, fields)
-    if task.startswith(LM_EVAL):
-        from lasertri.data.lm_eval import lm_eval_samples
-
-        if data_dir is not None or protocol != "corrected" or fields != Fields(group=fields.group):
+        if self.of_lm_eval and of_papers:
+            raise typer.BadParameter("--data-dir and --protocol go with the papers' tasks, not with those of lm_eval")
+        if not self.of_lm_eval and self.include_path is not None:
+            raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
+        if self.task and not self.of_lm_eval and self.task not in TASKS:
             raise typer.BadParameter(
-                "of the options for samples --group, --include-path and --chat go with lm_eval tasks"
+                f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {self.task!r}{nearest(self.task, TASKS)}"
             )
-        tokenizer = load_tokenizer(model, revision=revision) if chat else None
-        name = task.removeprefix(LM_EVAL)
-        found = lm_eval_samples(name, include_path=include_path, group=fields.group, chat=tokenizer)
-        typer.echo(described(task, found), err=True)
+
+    @property
+    def of_lm_eval(self) -> bool:
+        """Whether the task is one of lm-evaluation-harness, which writes its prompts for a chat by itself."""
+        return self.task.startswith(LM_EVAL)
+
+    def samples(self, model: str, fields: Fields, *, revision: str | None, chat: bool) -> list[Sample]:
+        """Them, as this model is asked."""
+        if self.data is not None:
+            from lasertri.data.files import as_samples
+
+            return as_samples(self.data, as_typed(fields))
+        left_out = Fields(group=fields.group) if self.of_lm_eval else Fields()
+        if fields != left_out:
+            raise typer.BadParameter(
+                "--prompt, --choices, --label, --completion, --match and --window go with --data, not with --task; "
+                f"--group goes with both --data and --task {LM_EVAL}NAME"
+            )
+        from lasertri.data.papers.registry import described, task_samples
+        from lasertri.model.loading import checkpoint_kind, load_tokenizer
+
+        if self.of_lm_eval:
+            from lasertri.data.lm_eval import lm_eval_samples
+
+            found = lm_eval_samples(
+                self.task.removeprefix(LM_EVAL),
+                include_path=self.include_path,
+                group=fields.group,
+                chat=load_tokenizer(model, revision=revision) if chat else None,
+            )
+        else:
+            kind, _ = checkpoint_kind(model, revision=revision)
+            found = task_samples(
+                self.task,
+                masked=kind == "masked",
+                data_dir=self.data_dir,
+                protocol=self.protocol,
+                tokenizer=load_tokenizer(model, revision=revision),
+            )
+        typer.echo(described(self.task, found), err=True)
         return found
-    if include_path is not None:
-        raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
-    if task not in TASKS:
-        raise typer.BadParameter(f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {task!r}")
-    if fields != Fields():
-        raise typer.BadParameter(
-            "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"
-        )
-    tokenizer = load_tokenizer(model, revision=revision)
-    kind, _ = checkpoint_kind(model, revision=revision)
-    found = task_samples(task, masked=kind == "masked", data_dir=data_dir, protocol=protocol, tokenizer=tokenizer)
-    typer.echo(described(task, found), err=True)
-    return found
+
+
+def as_typed(fields: Fields) -> Fields:
+    r"""With line breaks for the two characters \n, which a shell passes on."""
+    templates = (fields.prompt.replace(r"\n", "\n"), fields.completion.replace(r"\n", "\n"))
+    return dataclasses.replace(fields, prompt=templates[0], completion=templates[1])

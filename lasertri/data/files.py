@@ -9,10 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Annotated, Any
 
-from lasertri.data.sample import Sample, check_match
+from lasertri.data.sample import MATCHES, Sample, check_match
 from lasertri.errors import LasertriError
+from lasertri.support.options import Option
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
@@ -24,25 +25,40 @@ SampleSource = str | Path | Iterable[Sample | Row]
 class Fields:
     """Which fields of a row make a sample.
 
-    Args:
-        prompt: a template over the row's fields, such as "Q: {question}\\nA:"; a brace itself is doubled.
-        choices: name of the field that lists the choices (in csv a JSON list), or a JSON list that all rows share.
-        label: name of the field with the right choice: its index, or its text.
-        completion: a template for the text that should follow, used where a row has no choices.
-        group: name of the optional field that keeps related rows on one side of a split.
-        match, window: when a completion counts as right, of all rows; see `Sample`.
-
     Raises:
         LasertriError: a template that names no field, or more than plain names; no such rule for completions.
     """
 
-    prompt: str = "{prompt}"
-    choices: str = "choices"
-    label: str = "label"
-    completion: str = "{completion}"
-    group: str = "group"
-    match: str = "tokens"
-    window: int = 0
+    prompt: Annotated[
+        str,
+        Option(
+            r"Template over a row's fields, such as 'Q: {question}\nA:' (a brace itself is doubled); <mask> in it: a "
+            "masked model answers there.",
+            section="Samples",
+        ),
+    ] = "{prompt}"
+    choices: Annotated[
+        str,
+        Option(
+            "Field that lists the choices (in csv a JSON list), or a JSON list that all rows share.", section="Samples"
+        ),
+    ] = "choices"
+    label: Annotated[str, Option("Field with the right choice: its index or its text.", section="Samples")] = "label"
+    completion: Annotated[
+        str, Option("Template of the text that should follow, for rows without choices.", section="Samples")
+    ] = "{completion}"
+    group: Annotated[str, Option("Field that keeps related rows on one side of the split.", section="Samples")] = (
+        "group"
+    )
+    match: Annotated[
+        str,
+        Option(
+            "A completion is right if it is what the model gives, as tokens or as text, or in what it writes.",
+            section="Samples",
+            names=MATCHES,
+        ),
+    ] = "tokens"
+    window: Annotated[int, Option("Tokens the model writes, for --match contains.", section="Samples")] = 0
 
     def __post_init__(self) -> None:
         check_match(self.match, self.window, "fields")

@@ -9,6 +9,7 @@ from numbers import Integral
 from lasertri.errors import LasertriError
 
 MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
+FEWEST = 20  # samples that calibrate: below this an edit that helps cannot be told from luck
 MATCHES = ("tokens", "text", "contains", "contains-with-prompt")
 
 

@@ -8,11 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from lasertri.data.sample import group_names
+from lasertri.data.sample import FEWEST, group_names
 from lasertri.errors import LasertriError
-
-FEWEST = 20  # below this an edit that helps cannot be told from luck
-
 
 T = TypeVar("T")
 Groups = Callable[[Sequence[Any]], Sequence[Hashable]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def measure_column(
         return {"samples": data.size, "counted": None, "result": result}
     settings = plan.settings(column)
     own, laser = (sample_forwards(each, _trials(each, model), data.size) for each in (settings, plan.settings("laser")))
-    options = vars(settings) | {"held_out_limit": len(data.split.held_out)}
+    options = replace(settings, held_out_limit=len(data.split.held_out)).keywords
     found = adapt(
         model, data.split.calibration, held_out=data.split.held_out, tokenizer=tokenizer, files=files, **options
     )

@@ -4,55 +4,72 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
 from lasertri.errors import LasertriError
 from lasertri.reproduce.published import MODELS, TABLES, columns_of, models_of
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import LASER_RATIOS, STRATEGIES
+from lasertri.support.options import Option, declared
 
 BASELINE = "baseline"
+AS_IN_SETTINGS = {name: each.option for name, each in declared(Settings).items()}
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is run.
 
-    Args:
-        table: 1 to 5.
-        model: a hub id or folder; by default the table's own.
-        revision: on the hub; by default the paper's for the paper's models.
-        tasks: names of `TASKS`; by default all.
-        columns: of the table; by default all.
-        published: whose published figures to show, "gptj", "roberta" or "none"; by default those of the model that is
-            run, if it is one of the paper's two.
-        data_dir: folder with a folder for each task, by its name, or with the files of one task; by default the hub.
-        protocol: of the tasks, see `task_samples`.
-        samples: use the first rows of every task alone.
-        held_out_limit: most rows of the test part; by default all.
-        race, score: as in `Settings`. The papers measure everything, and sum clamped gradients.
-        seed, batch_size, memory_budget: as in `Settings`.
+    Where it differs from `Settings`: the papers measure everything (`race`), and sum clamped gradients (`score`).
 
     Raises:
         LasertriError: an option that the table does not have.
     """
 
-    table: int
-    model: str = ""
-    revision: str | None = None
-    tasks: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    published: str | None = None
-    data_dir: Path | None = None
-    protocol: str = "corrected"
-    samples: int | None = None
-    held_out_limit: int | None = None
-    race: bool = False
-    score: str = "paper"
-    seed: int = 0
-    batch_size: int = 16
-    memory_budget: int = 4 << 30
+    table: Annotated[int, Option("Of Compress to Impress, arXiv 2510.20800.", "Table", least=1, most=TABLES[-1])]
+    model: Annotated[
+        str, Option("A hub id or folder; by default GPT-J (1, 3, 4) or RoBERTa (2, 5; 4 has both).", "Model")
+    ] = ""
+    revision: Annotated[
+        str | None, Option("Branch, tag or commit on the hub; by default the paper's for its models.", "Model")
+    ] = None
+    tasks: Annotated[
+        tuple[str, ...],
+        Option("Names that lasertri ls lists, such as fever,bios-gender; or all.", "Table", suggested=(*TASKS,)),
+    ] = ()
+    columns: Annotated[tuple[str, ...], Option("Of the table, such as baseline,laser; or all.", "Table")] = ()
+    published: Annotated[
+        str | None,
+        Option(
+            "Whose published figures to show; by default the model's, if it is the paper's.",
+            "Table",
+            names=(*MODELS, "none"),
+        ),
+    ] = None
+    data_dir: Annotated[
+        Path | None,
+        Option(
+            "Folder with a folder of files for each task, by its name, or with one task's files; or the hub.", "Samples"
+        ),
+    ] = None
+    protocol: Annotated[
+        str,
+        Option(
+            "Of the tasks; laser: with the bugs of LASER's code, as the published figures have them.",
+            "Samples",
+            names=PROTOCOLS,
+        ),
+    ] = "corrected"
+    samples: Annotated[
+        int | None, Option("Try out on the first samples of every task alone.", "Samples", least=100)
+    ] = None
+    held_out_limit: Annotated[int | None, Option("Most samples of the test part; or all.", "Samples", least=1)] = None
+    race: Annotated[bool, AS_IN_SETTINGS["race"]] = False
+    score: Annotated[Literal["taylor", "paper"], AS_IN_SETTINGS["score"]] = "paper"
+    seed: Annotated[int, AS_IN_SETTINGS["seed"]] = Settings.seed
+    batch_size: Annotated[int, AS_IN_SETTINGS["batch_size"]] = Settings.batch_size
+    memory_budget: Annotated[int, AS_IN_SETTINGS["memory_budget"]] = Settings.memory_budget
 
     def __post_init__(self) -> None:
         _expect("a table", (self.table,), TABLES)

@@ -1,17 +1,16 @@
-"""How to adapt: every option of the method, with the papers' defaults."""
+"""How to adapt: every option of the method, declared here and nowhere else, with the papers' defaults."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, Literal
 
-from lasertri.data.split import FEWEST
+from lasertri.data.sample import FEWEST
 from lasertri.errors import LasertriError
-from lasertri.ops.backends import BACKENDS
-from lasertri.ops.blocks import TAIL_SCORES
 from lasertri.search.strategies import DEFAULT, STRATEGIES, Strategy
+from lasertri.support.options import Option, check
 
 BLOCK_COUNTS = (1, 2, 4, 8)
 
@@ -20,102 +19,103 @@ BLOCK_COUNTS = (1, 2, 4, 8)
 class Settings:
     """How to adapt.
 
-    Args:
-        strategy: a name in `strategies.STRATEGIES`: which samples score and measure, and which grid is measured.
-        targets: regular expression for module paths; by default the MLP matrices of every layer.
-        count: how many targets, best score first, are measured (the papers' q).
-        ratios: retained ratios ρ; by default the strategy's.
-        blocks: numbers of row blocks K.
-        svd: "exact", or "laser-compat", LASER's randomised SVD and rounding of ranks, for strategies of one block.
-        scoring_blocks: the K that targets are ranked at; the others are factored once targets are chosen.
-        calibration: most samples used for gradients and trials; at most half of them unless others are held out.
-        held_out_limit: most samples held out.
-        score: "taylor" or "paper", see `BlockScores.tail`.
-        accept: "test" takes an edit only if a joint test over all candidates gives p ≤ 0.05; "best" takes the
-            best one that beats the baseline, as the papers do.
-        race: stop measuring a candidate that the leading one beats beyond doubt, see `race.py`.
-        max_edits: most edits, found one after the other, each on the model with those before it.
-        normalize: divide a choice's log-probability by its characters.
-        delimiter: stands between prompt and answer where neither has white space.
-        chat: put prompts into the tokenizer's chat template as the user's turn, with answers as the model's.
-        seed: of the split and of the test.
-        batch_size: rows run through the model at once.
-        backend: of the ops, "auto" or one that `lasertri info` lists.
-        memory_budget: bytes for FP64 workspace and kept factors.
-        progress: show progress bars on standard error.
+    A field here is a keyword of `lasertri.adapt`, an option of `lasertri adapt` and a key of its --config, with this
+    name, default, text and range.
+
+    Raises:
+        LasertriError: a value that its option cannot have, or that does not go with another.
     """
 
-    strategy: str = DEFAULT
-    targets: str | None = None
-    count: int = 5
-    ratios: tuple[float, ...] = ()
-    blocks: tuple[int, ...] = ()
-    svd: str = "exact"
-    scoring_blocks: int = 8
-    calibration: int = 100
-    held_out_limit: int = 2000
-    score: str = "taylor"
-    accept: str = "test"
-    race: bool = True
-    max_edits: int = 1
-    normalize: bool = False
-    delimiter: str = " "
-    chat: bool = False
-    seed: int = 0
-    batch_size: int = 16
-    backend: str = "auto"
-    memory_budget: int = 4 << 30
-    progress: bool = field(default=True, repr=False)
+    strategy: Annotated[
+        str,
+        Option("What is scored and measured, a column of the papers' tables; see lasertri ls.", names=(*STRATEGIES,)),
+    ] = DEFAULT
+    targets: Annotated[
+        str | None,
+        Option("Regular expression for module paths; by default every layer's MLP matrices.", section="Model"),
+    ] = None
+    count: Annotated[
+        int, Option("Targets to measure, best score first: the papers' q.", flags=("--count", "-q"), least=1)
+    ] = 5
+    ratios: Annotated[
+        tuple[float, ...], Option("Retained ratios ρ, such as 0.5,0.1; by default the strategy's.", least=0, most=1)
+    ] = ()
+    blocks: Annotated[
+        tuple[int, ...],
+        Option(f"Numbers of row blocks K; by default the strategy's, {BLOCK_COUNTS} or 1.", least=1),
+    ] = ()
+    svd: Annotated[
+        Literal["exact", "laser-compat"],
+        Option("laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block."),
+    ] = "exact"
+    scoring_blocks: Annotated[
+        int, Option("The K that targets are ranked at; the others are factored once targets are chosen.", least=1)
+    ] = 8
+    race: Annotated[bool, Option("Stop measuring a candidate that the leading one beats beyond doubt.")] = True
+    calibration: Annotated[
+        int,
+        Option("Most samples for gradients and trials; half of all at most, unless others are held out.", least=FEWEST),
+    ] = 100
+    held_out_limit: Annotated[int, Option("Most samples held out.", least=1)] = 2000
+    score: Annotated[
+        Literal["taylor", "paper"],
+        Option("What ranks the targets; taylor: the loss that truncation should save; paper: the papers' clamped sum."),
+    ] = "taylor"
+    accept: Annotated[
+        Literal["test", "best"],
+        Option(
+            "test: only if a joint test of all candidates gives p ≤ 0.05, so more than luck; best: the papers' rule."
+        ),
+    ] = "test"
+    max_edits: Annotated[int, Option("Most edits, each found on the model with those before it.", least=1)] = 1
+    normalize: Annotated[
+        bool, Option("Divide a choice's log-probability by its characters.", section="Samples", flags=("--normalize",))
+    ] = False
+    delimiter: Annotated[
+        str, Option("Between prompt and answer, where neither has white space.", section="Samples")
+    ] = " "
+    chat: Annotated[
+        bool,
+        Option("Ask in the tokenizer's chat template, as the user's turn.", section="Samples", flags=("--chat",)),
+    ] = False
+    seed: Annotated[int, Option("Of the split and of the test.", least=0)] = 0
+    batch_size: Annotated[int, Option("Rows run through the model at once.", section="Model", least=1)] = 16
+    backend: Annotated[
+        Literal["auto", "reference", "gram", "triton", "cuda"], Option("Of the ops; see lasertri info.")
+    ] = "auto"
+    memory_budget: Annotated[
+        int,
+        Option(
+            "Bytes for FP64 workspace and kept factors; on the command line GiB.",
+            section="Model",
+            least=1,
+            unit=1 << 30,
+        ),
+    ] = 4 << 30
+    progress: Annotated[bool, Option("Show progress bars on standard error.", section="Output")] = True
 
     def __post_init__(self) -> None:
-        if self.strategy not in STRATEGIES:
-            raise LasertriError(f"expected strategy among {list(STRATEGIES)}, got {self.strategy!r}")
         for name in ("ratios", "blocks"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
-        object.__setattr__(self, "ratios", self.ratios or self.plan.ratios)
+        check(self)
         own = BLOCK_COUNTS if self.plan.several_blocks else (1,)
         if len(own) == 1 and self.blocks not in ((), own):
             raise LasertriError(
                 f"expected no blocks with strategy {self.strategy}, which tries K = 1, got {self.blocks}"
             )
+        object.__setattr__(self, "ratios", self.ratios or self.plan.ratios)
         object.__setattr__(self, "blocks", self.blocks or own)
+        if not any(ratio < 1 for ratio in self.ratios):
+            raise LasertriError(
+                f"expected a retained ratio below 1, at which something is left out, got {list(self.ratios)}"
+            )
         try:
             re.compile(self.targets or "")
         except re.error as error:
             raise LasertriError(
                 f"expected a regular expression for the targets, got {self.targets!r}: {error}"
             ) from error
-        for name in (
-            "count",
-            "scoring_blocks",
-            "max_edits",
-            "calibration",
-            "held_out_limit",
-            "batch_size",
-            "memory_budget",
-        ):
-            if getattr(self, name) < 1:
-                raise LasertriError(f"expected {name} of at least 1, got {getattr(self, name)}")
-        if self.calibration < FEWEST:
-            raise LasertriError(f"expected at least {FEWEST} calibration samples, got {self.calibration}")
-        if not all(0 <= ratio <= 1 for ratio in self.ratios):
-            raise LasertriError(f"expected retained ratios from 0 to 1, got {list(self.ratios)}")
-        if not any(ratio < 1 for ratio in self.ratios):
-            raise LasertriError(
-                f"expected a retained ratio below 1, at which something is left out, got {list(self.ratios)}"
-            )
-        if not all(blocks >= 1 for blocks in self.blocks):
-            raise LasertriError(f"expected numbers of blocks of at least 1, got {list(self.blocks)}")
-        for name, known in (
-            ("score", tuple(TAIL_SCORES)),
-            ("accept", ("test", "best")),
-            ("svd", ("exact", "laser-compat")),
-            ("backend", ("auto", *BACKENDS)),
-        ):
-            if getattr(self, name) not in known:
-                raise LasertriError(f"expected {name} among {list(known)}, got {getattr(self, name)!r}")
-
         if self.svd == "laser-compat" and self.plan.several_blocks:
             single = [name for name, strategy in STRATEGIES.items() if not strategy.several_blocks]
             raise LasertriError(f"expected svd 'exact' with {self.strategy}; 'laser-compat' goes with {single}")
@@ -124,6 +124,11 @@ class Settings:
     def plan(self) -> Strategy:
         """The strategy itself."""
         return STRATEGIES[self.strategy]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Its options as `adapt` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """What a reader needs to repeat the run."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lasertri.edit.candidate import Candidate
-from lasertri.model.architectures import MLP_ROLES
-from lasertri.model.targets import Target
-from lasertri.search.scoring import Scores
+if TYPE_CHECKING:  # the table is read by --help, which waits for no torch
+    from lasertri.edit.candidate import Candidate
+    from lasertri.model.targets import Target
+    from lasertri.search.scoring import Scores
 
 LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
 
@@ -53,6 +54,8 @@ class Strategy:
         compat: bool = False,
     ) -> Iterator[Candidate]:
         """The whole grid of the `count` best targets (Algorithm 1 of arXiv 2510.20800), or of all (LASER)."""
+        from lasertri.edit.candidate import Candidate
+
         for target in ranking if self.gradients is None else ranking[:count]:
             for blocks in sorted(block_counts) if self.several_blocks else (1,):
                 for ratio in sorted(ratios, reverse=True):
@@ -69,7 +72,9 @@ STRATEGIES = {
     "clustering-laser": Strategy(None, "standard", several_blocks=True),
     "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
     # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
-    DEFAULT: Strategy("100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=MLP_ROLES),
+    DEFAULT: Strategy(
+        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out")
+    ),
     "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
 }
 

@@ -1,6 +1,7 @@
 """lm-evaluation-harness both ways: its tasks as samples, by token and by score, and LASER's tasks for it."""
 
 import json
+import re
 from dataclasses import replace
 
 import datasets
@@ -17,6 +18,10 @@ from typer.testing import CliRunner
 from lasertri import LasertriError, Sample, adapt
 from lasertri.cli import app
 from lasertri.data.lm_eval import LASER_TASKS, lm_eval_samples
+from lasertri.data.papers.bigbench import GENERATED
+from lasertri.data.papers.hotpotqa import LONGEST
+from lasertri.data.papers.registry import TASKS
+from lasertri.data.papers.source import REVISION
 from lasertri.data.sample import group_names
 from lasertri.data.split import split_samples
 from lasertri.language.readings import Readings
@@ -368,7 +373,7 @@ def test_laser_prompts_are_its_own(tmp_path, name):
     assert {sample.delimiter for sample in samples} == {"" if name == "counterfact" else " "}
 
 
-@pytest.mark.parametrize(("name", "group"), [("counterfact", "7"), ("truthfulqa", "Q?")])
+@pytest.mark.parametrize(("name", "group"), [("counterfact", "fact 0"), ("truthfulqa", "question Q?")])
 def test_what_comes_from_one_row_is_one_group(tmp_path, name, group):
     samples = lm_eval_samples(laser_task(name, rows(tmp_path / "docs.jsonl", LASER[name][0])))
     assert {sample.group for sample in samples} == {group}
@@ -404,6 +409,17 @@ def test_the_command_measures_a_model_on_a_task_by_name(pair, choice_docs, tmp_p
     refused = CliRunner().invoke(app, ["eval", "m", "--task", "fever", "--include-path", str(tmp_path)])
     assert refused.exit_code == 2
     assert "goes with --task lm_eval:NAME" in " ".join(refused.output.split())
+
+
+@pytest.mark.parametrize("name", LASER)
+def test_their_files_are_those_of_our_own_tasks(name):
+    source = TASKS[name.replace("_", "-")].source
+    splits = [f"hf://datasets/{source.repository}@{REVISION}/{source.config}/{s}/*.parquet" for s in source.splits]
+    expected = {"counterfact": [source.url], "hotpotqa": splits[1:]}.get(name, splits)
+    text = (LASER_TASKS / f"lasertri_{name}.yaml").read_text()
+    assert re.findall(r"\w+://\S+", text) == expected
+    windows = {"hotpotqa": LONGEST, "qa_wikidata": GENERATED}
+    assert re.findall(r"max_gen_toks: (\d+)", text) == [str(w) for task, w in windows.items() if task == name]
 
 
 def test_labels_of_claims_may_be_numbers(tmp_path):

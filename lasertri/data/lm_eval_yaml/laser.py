@@ -1,54 +1,43 @@
-"""What LASER's tasks need beyond a template: which rows are asked, and a gold string looked for in an answer."""
+"""LASER's tasks as docs of lm_eval: what `lasertri.data.papers` makes of a dataset's rows, in the form of LASER's code.
+
+A doc has a `prompt`, and as its `target` a text, or the index of one of its `choices`; docs of one row share a `group`.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from datasets import Dataset
 
-LABELS = ("REFUTES", "SUPPORTS")  # by name, or as 0 and 1
-PROFESSIONS = {11, 20, 5, 12, 26, 1, 14, 21}  # the dataset's numbers of journalist, poet, … in LASER's choice of eight
+from lasertri.data.files import PlacedRow
+from lasertri.data.papers.form import Form
+from lasertri.data.papers.registry import TASKS
 
 
-def counterfact_prompts(rows: Dataset) -> Dataset:
-    """Three docs of a record: its statement and two paraphrases, in one group."""
+def _docs(task: str, rows: Dataset) -> Dataset:
+    """What a task makes of these rows, as those of the last split that it reads."""
+    placed = [(f"row {i}", row) for i, row in enumerate(rows, 1)]
+    splits: list[list[PlacedRow]] = [*([] for _ in TASKS[task].source.splits[1:]), placed]
     docs: list[dict[str, object]] = []
-    for row in rows:
-        fact = row["requested_rewrite"]
-        prompts = (fact["prompt"].format(fact["subject"]), *row["paraphrase_prompts"])
-        answer = {"target": fact["target_true"]["str"], "group": row["case_id"]}
-        docs.extend({"prompt": prompt} | answer for prompt in prompts)
+    for sample in TASKS[task].samples(splits, Form(laser=True)):
+        doc: dict[str, object] = {"prompt": sample.prompt, "target": sample.completion}
+        if sample.choices:
+            doc |= {"choices": sample.choices, "target": sample.label}
+        if sample.group is not None:
+            doc["group"] = sample.group
+        docs.append(doc)
     return Dataset.from_list(docs)
 
 
-def fever_claims(rows: Dataset) -> Dataset:
-    """Every claim once, without those that are undecided or labelled both ways."""
-    labels: dict[str, set[str]] = {}
-    for row in rows:
-        label = row["label"]
-        labels.setdefault(row["claim"].strip(), set()).add(LABELS[label] if label in (0, 1) else label)
-    decided = [(claim, *found) for claim, found in labels.items() if len(found) == 1 and found <= set(LABELS)]
-    return Dataset.from_list([{"claim": claim, "label": label} for claim, label in decided])
-
-
-def eight_professions(rows: Dataset) -> Dataset:
-    """The biographies of LASER's eight professions."""
-    return rows.filter(lambda row: row["profession"] in PROFESSIONS)
-
-
-def truthfulqa_statements(rows: Dataset) -> Dataset:
-    """A doc for every answer of a question, all in one group."""
-    docs: list[dict[str, object]] = []
-    for row in rows:
-        question = {"question": row["question"], "group": row["question"]}
-        answers = zip(row["mc2_targets"]["choices"], row["mc2_targets"]["labels"], strict=True)
-        docs.extend(question | {"answer": answer, "label": label} for answer, label in answers)
-    return Dataset.from_list(docs)
-
-
-def single_targets(rows: Dataset) -> Dataset:
-    """The rows with one right answer."""
-    return rows.filter(lambda row: len(row["targets"]) == 1)
+counterfact = functools.partial(_docs, "counterfact")
+hotpotqa = functools.partial(_docs, "hotpotqa")
+fever = functools.partial(_docs, "fever")
+bios_gender = functools.partial(_docs, "bios-gender")
+bios_profession = functools.partial(_docs, "bios-profession")
+truthfulqa = functools.partial(_docs, "truthfulqa")
+epistemic_reasoning = functools.partial(_docs, "epistemic-reasoning")
+qa_wikidata = functools.partial(_docs, "qa-wikidata")
 
 
 def contains(references: Sequence[str], predictions: Sequence[str]) -> float:

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from lasertri.data.files import PlacedRow
 from lasertri.data.papers import bigbench, bios, counterfact, fever, hotpotqa, truthfulqa
@@ -15,6 +14,9 @@ from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source
 from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PROTOCOLS = ("corrected", "laser")
 

@@ -1,0 +1,42 @@
+"""The keywords of `adapt`, for type checkers and editors; written from `Settings` by tests/search/test_keywords.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+
+class SettingsKeywords(TypedDict, total=False):
+    """The options of `Settings`, none of which needs to be given."""
+
+    strategy: Literal[
+        "laser",
+        "laser-grads",
+        "laser-100-eval",
+        "laser-100-grads",
+        "laser-100-grads-100-eval",
+        "clustering-laser",
+        "clustering-100-grads-std-eval",
+        "clustering-100-grads-100-eval",
+        "optimal-clustering",
+    ]
+    targets: str | None
+    count: int
+    ratios: float | Sequence[float]
+    blocks: int | Sequence[int]
+    svd: Literal["exact", "laser-compat"]
+    scoring_blocks: int
+    race: bool
+    calibration: int
+    held_out_limit: int
+    score: Literal["taylor", "paper"]
+    accept: Literal["test", "best"]
+    max_edits: int
+    normalize: bool
+    delimiter: str
+    chat: bool
+    seed: int
+    batch_size: int
+    backend: Literal["auto", "reference", "gram", "triton", "cuda"]
+    memory_budget: int
+    progress: bool

@@ -1,0 +1,90 @@
+"""What needs no model starts without torch: version, help, completion, errors of usage."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "datasets", "numpy")
+PROBE = f"""
+import atexit, json, sys
+atexit.register(lambda: print("\\n" + json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.stderr))
+from lasertri.cli import app
+app(prog_name="lasertri")
+"""
+COMMANDS = ("adapt", "demo", "apply", "compress", "eval", "reproduce", "info", "ls")
+
+
+def start(*arguments, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+    *errors, heavy = done.stderr.strip().splitlines()
+    assert json.loads(heavy) == []
+    return done.returncode, done.stdout, "\n".join(errors)
+
+
+def test_version():
+    assert start("--version") == (0, f"{__import__('lasertri').__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_ends_with_an_example(command):
+    code, long, _ = start(*command, "--help")
+    assert code == 0
+    assert long.strip().splitlines()[-1].strip().startswith(f"Example: lasertri {' '.join(command)}")
+    assert start(*command, "-h") == (0, long, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("adapt",), "Missing argument 'MODEL'"),
+        (("adapt", "m", "--nope"), "No such option: --nope"),
+        (("adapt", "m"), "expected either --data or --task, got neither"),
+        (("adapt", "m", "--task", "feverr"), "got 'feverr'; did you mean 'fever'?"),
+        (("adapt", "m", "--data", "x", "--ratios", "1.5"), "expected ratios from 0 to 1, got 1.5"),
+        (("adapt", "m", "--data", "x", "--ratios", "1"), "expected a retained ratio below 1"),
+        (("adapt", "m", "--data", "x", "-q", "many"), "expected count as a whole number, got 'many'"),
+        (("adapt", "m", "--data", "x", "--save", "factored"), "--save goes with -o"),
+        (("eval", "m", "--data", "x", "--prompt", "q"), "expected a template with fields in braces"),
+        (("reproduce", "--table", "3", "--tasks", "fevr"), "expected tasks among"),
+        (("compress", "m", "-o", "x", "--memory-budget", "nan"), "expected memory_budget as a number, got 'nan'"),
+    ],
+)
+def test_errors_of_usage(arguments, message):
+    code, _, errors = start(*arguments)
+    assert code == 2
+    assert message in " ".join(errors.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("lasertri ad", {"adapt"}),
+        ("lasertri adapt --calib", {"--calibration"}),
+        ("lasertri adapt --strategy opt", {"optimal-clustering"}),
+        ("lasertri adapt --backend c", {"cuda"}),
+        ("lasertri eval --task bios", {"bios-gender", "bios-profession"}),
+        ("lasertri reproduce --tasks fever,b", {"fever,bios-gender", "fever,bios-profession"}),
+    ],
+)
+def test_a_shell_completes(typed, offered):
+    position = str(len(typed.split()) - 1)
+    code, out, _ = start(COMP_WORDS=typed, COMP_CWORD=position, _LASERTRI_COMPLETE="complete_bash")
+    assert (code, set(out.split())) == (0, offered)
+
+
+def test_completion_can_be_shown_and_installed(tmp_path):
+    forced = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1", "HOME": str(tmp_path)}
+    code, out, _ = start("--show-completion", "bash", **forced)
+    assert code == 0
+    assert "_LASERTRI_COMPLETE=complete_bash" in out
+    code, _, _ = start("--install-completion", "bash", **forced)
+    assert code == 0
+    assert "lasertri" in (tmp_path / ".bashrc").read_text()
