@@ -161,7 +161,6 @@ def run(
 ) -> Adaptation:
     """Adapt, print, save; the output folder is checked before the long work."""
     from lasertri.method import adapt
-    from lasertri.model.loading import checkpoint_files
     from lasertri.support.atomic_files import check_writable
 
     if output is not None:
@@ -169,8 +168,7 @@ def run(
     loaded, tokenizer = load(model, revision, dtype, device)
     if output is not None:
         check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
-    files = checkpoint_files(model, revision=revision)
-    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, files=files, **vars(settings))
+    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **vars(settings))
     print_result(result.to_dict(), as_json, str(result))
     if output is not None:
         result.save(output, overwrite=overwrite, factored=factored)

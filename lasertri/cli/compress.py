@@ -35,7 +35,6 @@ def compress_command(
     """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
     from lasertri.compression import Retention, compress
     from lasertri.model.checkpoint import save
-    from lasertri.model.loading import checkpoint_files
     from lasertri.support.atomic_files import check_writable
 
     with usage():
@@ -50,7 +49,6 @@ def compress_command(
         targets=targets,
         blocks=blocks,
         memory_budget=int(memory_budget * 2**30),
-        files=checkpoint_files(model, revision=revision),
     )
     written = str(output) if result.count else None
     if written is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, block_svd, project_blocks
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.subspaces import subspace_partition
+from lasertri.support.checksum import tensor_hash
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,6 @@ class FactorStore:
         budget: bytes for the FP64 workspace of one matrix and for what is kept together.
         targets, block_counts: what will be asked for.
         cache: keeps factors of consecutive rows on disk.
-        files: the checkpoint that the model was loaded from and still equals, if that is known.
 
     Raises:
         LasertriError: the budget is below the workspace that one of them needs, or the backend cannot run.
@@ -47,7 +46,6 @@ class FactorStore:
         budget: int,
         backend: str = "auto",
         cache: FactorCache | None = None,
-        files: Sequence[Path] = (),
     ) -> None:
         self.model, self.backend, self.workspace, self._warned = model, backend, 0, False
         for target in targets:
@@ -65,8 +63,7 @@ class FactorStore:
                     )
                 self.workspace = max(self.workspace, needed)
         self.free = budget - self.workspace
-        self._cache, self._files = cache, files
-        self._sha256: dict[Target, str] = {}
+        self._cache = cache
         self._factors: dict[Key, BlockFactors] = {}
         self._projected: dict[Key, Tensor] = {}
 
@@ -153,11 +150,10 @@ class FactorStore:
     def _key(self, target: Target, partition: Partition) -> FactorKey:
         """What the cache knows these factors by."""
         stored = target.parameter(self.model)
-        if target not in self._sha256 and self._cache is not None:
-            self._sha256[target] = self._cache.sha256(str(target), target.part(stored), self._files or None)
         backend = choose_backend(self.backend, stored.device).name
         dtype = torch.float64 if stored.dtype == torch.float64 else torch.float32
-        return FactorKey(self._sha256[target], target.transposed, partition, target.shape[1], backend, dtype)
+        weight_hash = tensor_hash(target.part(stored))
+        return FactorKey(weight_hash, target.transposed, partition, target.shape[1], backend, dtype)
 
     def _weight(self, target: Target) -> Tensor:
         return target.view(target.parameter(self.model))
