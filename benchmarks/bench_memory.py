@@ -47,7 +47,7 @@ def main(
         "weights": weights,
         "activations of one micro-batch, and one gradient": peak(lambda: backward(model, targets, encoded, keep=False)),
         "one gradient": one_gradient,
-        "FP64 workspace of one matrix, bound": factors.workspace,
+        "FP64 workspace of one matrix, bound": factors.budget.workspace,
         "scoring, over the weights": peak(scoring),
         "kept factors": factors.kept_bytes,
         "plain backward pass, over the weights": peak(lambda: backward(model, targets, encoded, keep=True)),

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -62,7 +62,10 @@ class Row:
         return faults
 
 
-def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., Launch]]]:
+Case = tuple[str, torch.dtype, torch.dtype, str, Callable[..., Launch]]
+
+
+def cases() -> Iterator[Case]:
     """Kernel, type read, type multiplied, precision, launch: every combination the backend may ask for."""
     half, single, double = torch.bfloat16, torch.float32, torch.float64
 
@@ -103,6 +106,15 @@ def cases() -> Iterator[tuple[str, torch.dtype, torch.dtype, str, Callable[..., 
             yield "gram", read, read, "ieee", functools.partial(gram.launch, a)
 
 
+def fewest(every: Iterable[Case]) -> Iterator[Case]:
+    """The first cases that together have each kernel and each arithmetic."""
+    seen: set[str] = set()
+    for kernel, read, compute, precision, make in every:
+        if not {kernel, arithmetic(compute, precision)} <= seen:
+            seen |= {kernel, arithmetic(compute, precision)}
+            yield kernel, read, compute, precision, make
+
+
 def compiled(launch: Launch, capability: int) -> triton.compiler.CompiledKernel:
     """The kernel as a launch on such a device would compile it, integers divisible by 16 and ones included."""
     names = launch.kernel.arg_names
@@ -141,8 +153,8 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return registers, stack + local
 
 
-def measure(capability: int) -> Iterator[Row]:
-    for kernel, read, compute, precision, make in cases():
+def measure(capability: int, chosen: Iterable[Case]) -> Iterator[Row]:
+    for kernel, read, compute, precision, make in chosen:
         tiles = largest_tiles(compute, precision, divmod(capability, 10))
         launch = make(compute=compute, precision=precision, tiles=tiles)
         binary = compiled(launch, capability)
@@ -161,11 +173,14 @@ def measure(capability: int) -> Iterator[Row]:
         )
 
 
-def main(output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")] = None) -> None:
+def main(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only each kernel and each arithmetic once.")] = False,
+) -> None:
     print("{:15} {:5} {:8} {:>5} {:>16} {:>5} {:>5} {:>7}  {}".format(*Row.__dataclass_fields__))
     rows = []
     for capability in SHARED_BYTES:
-        for row in measure(capability):
+        for row in measure(capability, fewest(cases()) if quick else cases()):
             rows.append(row)
             print(
                 f"{row.kernel:15} {row.weight:5} {row.arithmetic:8} sm_{row.capability} {row.tiles:>16} "

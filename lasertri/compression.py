@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,7 +151,6 @@ def compress(
     targets: str | None = None,
     blocks: int = 1,
     memory_budget: int = 4 << 30,
-    files: Sequence[Path] = (),
     progress: bool = True,
 ) -> Compression:
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
@@ -168,8 +166,6 @@ def compress(
         targets: regular expression for module paths; by default the MLP matrices of every layer.
         blocks: number K of row blocks.
         memory_budget: bytes for the FP64 workspace of one matrix.
-        files: the checkpoint files that the model was loaded from and still equals, if that is known: their checksums
-            are remembered beside the factors.
 
     Raises:
         LasertriError: an option cannot be used, a weight is not finite, or the budget is too small.
@@ -179,7 +175,7 @@ def compress(
         if not all_finite(target.parameter(model)):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {target}; check the checkpoint")
     whole = [target for target in chosen if target.is_layer(model)]
-    factors = FactorStore(model, whole, [blocks], budget=memory_budget, cache=FactorCache.default(), files=files)
+    factors = FactorStore(model, whole, [blocks], budget=memory_budget, cache=FactorCache.default())
     layers: dict[str, FactoredLinear] = {}
     matrices: list[CompressedMatrix] = []
     for target in tqdm(chosen, "compress", disable=not progress):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -22,7 +22,7 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
-from lasertri.model.loading import checkpoint_files, load_model, load_tokenizer
+from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.result.adaptation import Adaptation
@@ -43,7 +43,6 @@ def adapt(
     held_out: SampleSource | Iterable[Any] | None = None,
     objective: Objective | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    files: Sequence[Path] = (),
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
     """Find the single truncation that helps a model most on a task, if any does.
@@ -59,8 +58,6 @@ def adapt(
         objective: how samples run, and what is to get better, for a module that is no language model or for
             another aim than the right answer.
         tokenizer: the model's own by default.
-        files: the checkpoint files that `model` was loaded from and still equals, if that is known: their checksums are
-            remembered beside the factors.
         settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
@@ -81,8 +78,7 @@ def adapt(
         group_names=group_names if objective is None else objective.groups,
     )
     if isinstance(model, str | Path):
-        name = model
-        model, files = load_model(name), checkpoint_files(name)  # which are there once it is loaded
+        model = load_model(model)
     encode: Callable[[list[Any]], Samples]
     if objective is not None:
         encode = functools.partial(ObjectiveSamples, objective=objective, batch_size=chosen.batch_size)
@@ -122,7 +118,6 @@ def adapt(
         budget=chosen.memory_budget,
         backend=chosen.backend,
         cache=FactorCache.default(),
-        files=files,
     )
 
     rounds: list[Round] = []

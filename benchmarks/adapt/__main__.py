@@ -33,7 +33,6 @@ from lasertri import Adaptation, Sample, adapt, load_model, load_tokenizer
 from lasertri.demo import MODEL_DIR, recall
 from lasertri.edit.candidate import Candidate
 from lasertri.model.architectures import layer_paths
-from lasertri.model.loading import checkpoint_files
 from lasertri.model.targets import Target
 from lasertri.search.round import Round
 from lasertri.search.settings import BLOCK_COUNTS
@@ -54,7 +53,6 @@ class Case:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     samples: Callable[[int, int], list[Sample]]
-    files: Sequence[Path]
     laser: dict[str, int]
     paper: bool = True
 
@@ -64,11 +62,11 @@ class Case:
         if name == GPU_MODEL:
             model = random_gptj.make_model(28, 4096, 16, dtype=torch.bfloat16, device="cuda")
             laser = {"limit": 4, "sample_limit": 20}
-            return cls(model, random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser, paper=False)
+            return cls(model, random_gptj.make_tokenizer(), random_gptj.make_samples, laser, paper=False)
         if name == "random":
-            return cls(random_gptj.make_model(), random_gptj.make_tokenizer(), random_gptj.make_samples, (), laser)
+            return cls(random_gptj.make_model(), random_gptj.make_tokenizer(), random_gptj.make_samples, laser)
         folder = MODEL_DIR if name == "demo" else deep_recall()
-        return cls(load_model(folder), load_tokenizer(folder), recall.samples, checkpoint_files(folder), laser)
+        return cls(load_model(folder), load_tokenizer(folder), recall.samples, laser)
 
 
 def main(
@@ -175,7 +173,6 @@ def adapted(case: Case, samples: Sequence[Sample], *, race: bool, **settings: ob
         held_out=case.samples(SAMPLES, HELD_OUT_SEED),
         held_out_limit=1,
         tokenizer=case.tokenizer,
-        files=case.files,
         calibration=SAMPLES,
         count=COUNT,
         ratios=LASER_RATIOS,

@@ -67,7 +67,6 @@ def run(
 ) -> Adaptation:
     """Adapt, print, save; the output folder is checked before the long work."""
     from lasertri.method import adapt
-    from lasertri.model.loading import checkpoint_files
     from lasertri.support.atomic_files import check_writable
 
     if output is not None:
@@ -75,8 +74,7 @@ def run(
     loaded, tokenizer = loading.load(model)
     if output is not None:
         check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
-    files = checkpoint_files(model, revision=loading.revision)
-    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, files=files, **settings.keywords)
+    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **settings.keywords)
     print_result(result.to_dict(), as_json, str(result))
     if output is not None:
         result.save(output, overwrite=overwrite, factored=factored)

@@ -33,7 +33,6 @@ def compress_command(
     """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
     from lasertri.compression import Retention, compress
     from lasertri.model.checkpoint import save
-    from lasertri.model.loading import checkpoint_files
     from lasertri.support.atomic_files import check_writable
 
     with usage():
@@ -48,7 +47,6 @@ def compress_command(
         targets=settings.targets,
         blocks=blocks,
         memory_budget=settings.memory_budget,
-        files=checkpoint_files(model, revision=loading.revision),
         progress=settings.progress,
     )
     written = str(output) if result.count else None

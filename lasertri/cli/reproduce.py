@@ -44,7 +44,6 @@ def reproduce_command(
     device, batch size and memory budget may change in between, other options may
     not. Tables that share columns may share a folder.
     """
-    from lasertri.model.loading import checkpoint_files
     from lasertri.reproduce.folder import Folder
     from lasertri.reproduce.markdown import as_markdown
     from lasertri.reproduce.run import reproduce
@@ -52,10 +51,9 @@ def reproduce_command(
     folder = Folder(output or Path(f"reproduce-table-{plan.table}"))
     folder.check(plan.rules)
     loaded, tokenizer = dataclasses.replace(loading, revision=plan.revision).load(plan.model)
-    files = checkpoint_files(plan.model, revision=plan.revision)
     tell = functools.partial(typer.echo, err=True)
     tell(f"columns are kept in {folder.path} as they finish; the same command goes on from there")
-    result = reproduce(plan, folder, loaded, tokenizer, files=files, tell=tell)
+    result = reproduce(plan, folder, loaded, tokenizer, tell=tell)
     print_result(result, as_json, as_markdown(result))
     asked = [row for row in result["rows"] if row["task"] in plan.tasks and row["column"] in plan.columns]
     failed = sum("error" in row for row in asked)

@@ -1,4 +1,4 @@
-"""Factors and checksums on disk, so that the next task on the same model computes neither again."""
+"""Factors on disk, so that the next task on the same model does not compute them again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -22,30 +22,28 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition
 from lasertri.support.atomic_files import replace_file
-from lasertri.support.checksum import weight_sha256
+from lasertri.support.checksum import tensor_hash
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when factors or their files come to mean something else
+FORMAT = 2  # raise it when factors or their files come to mean something else
 SIZE_GIB = 16
 OFF = ("", "0", "off")
 ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")  # no file of another kind is ever deleted
-MEMORY_NAME = "remembered.json"
-REMEMBERED = 4096  # checksums kept
 
 
 class FactorKey(NamedTuple):
     """What factors are known by.
 
     Attributes:
-        weight_sha256: `checksum.weight_sha256` of the weight as stored.
+        weight_hash: `checksum.tensor_hash` of the weight as stored.
         transposed: whether it is stored as [inputs, outputs].
         partition, columns: of the factors.
         backend: that made them.
         dtype: of their bases.
     """
 
-    weight_sha256: str
+    weight_hash: str
     transposed: bool
     partition: Partition
     columns: int
@@ -58,7 +56,7 @@ class FactorKey(NamedTuple):
         order = self.partition.order
         digest = None if order is None else hashlib.sha256(order.cpu().numpy().tobytes()).hexdigest()
         known = (self.transposed, self.partition.offsets, digest, self.columns, self.backend, str(self.dtype))
-        return json.dumps([FORMAT, self.weight_sha256, *known])
+        return json.dumps([FORMAT, self.weight_hash, *known])
 
 
 class FactorCache:
@@ -117,7 +115,7 @@ class FactorCache:
                 f"got {factors.columns} columns and {factors.basis.dtype}"
             )
         tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
-        content = save(tensors, {"key": key.text, "sha256": _content_sha256(tensors)})
+        content = save(tensors, {"key": key.text, "content": _content_hash(tensors)})
         if len(content) > self.limit:
             return
         with self._disk():
@@ -128,63 +126,27 @@ class FactorCache:
                 self._evict()
                 self._unseen = 0
 
-    def sha256(self, name: str, stored: Tensor, files: Sequence[Path] | None = None) -> str:
-        """`checksum.weight_sha256` of a parameter, remembered while the files it was loaded from stay as they are.
-
-        Args:
-            name: of the parameter in the model.
-            stored: its values, which must be those in the files.
-            files: the checkpoint's; None where the values are known from no file, and are always visited.
-        """
-        evidence = None
-        if files:
-            with self._disk():
-                evidence = ["weight", name, str(stored.dtype), list(stored.shape), sorted(map(_evidence, files))]
-        return weight_sha256(stored) if evidence is None else self._remembered(evidence, lambda: weight_sha256(stored))
-
     def _path(self, key: str) -> Path:
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 
     def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
         """Tensors of an entry whose key and content are what they should be; any other is deleted."""
-        evidence = ["content", *_evidence(path)]
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in ("basis", "sigma")}
         except SafetensorError:
             header, tensors = {}, {}
-        if header.get("key") == key:
-            content = self._remembered(evidence, lambda: _content_sha256(tensors))
-            if content == header.get("sha256"):
-                return tensors
+        if header.get("key") == key and header.get("content") == _content_hash(tensors):
+            return tensors
         logger.warning("%s: expected factors as they were stored, got a damaged file; it is computed again", path)
         path.unlink(missing_ok=True)
         return None
 
-    def _remembered(self, evidence: Sequence[object], compute: Callable[[], str]) -> str:
-        """What `compute` gave when the same evidence was seen before, else what it gives now."""
-        seen = hashlib.sha256(json.dumps(evidence).encode()).hexdigest()
-        if (known := self._memory().get(seen)) is not None:
-            return known
-        checksum = compute()
-        with self._disk():
-            newest = [*self._memory().items(), (seen, checksum)][-REMEMBERED:]
-            replace_file(self.directory / MEMORY_NAME, json.dumps(dict(newest)).encode())
-        return checksum
-
-    def _memory(self) -> dict[str, str]:
-        """Checksums by evidence, oldest first; a lost or damaged file costs only time."""
-        try:
-            memory = json.loads((self.directory / MEMORY_NAME).read_bytes())
-        except (OSError, ValueError):
-            return {}
-        return memory if isinstance(memory, dict) else {}
-
     def _evict(self) -> None:
         entries = [(path.stat(), path) for path in self.directory.iterdir() if ENTRY.fullmatch(path.name)]
         total = sum(stat.st_size for stat, _ in entries)
-        for stat, path in sorted(entries, key=lambda entry: entry[0].st_atime_ns):
+        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
             if total <= self.limit:
                 break
             path.unlink(missing_ok=True)
@@ -214,17 +176,12 @@ def _limit_asked_for() -> int:
     return int(size * 2**30)
 
 
-def _content_sha256(tensors: dict[str, Tensor]) -> str:
-    parts = [[name, str(x.dtype), list(x.shape), weight_sha256(x)] for name, x in sorted(tensors.items())]
+def _content_hash(tensors: dict[str, Tensor]) -> str:
+    parts = [[name, str(x.dtype), list(x.shape), tensor_hash(x)] for name, x in sorted(tensors.items())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _evidence(path: Path) -> tuple[str, int, int]:
-    """What changes when a file does: its place, size and time of writing."""
-    stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
-
-
 def _mark_used(path: Path) -> None:
-    """Set the time of access, which eviction goes by, and leave the time of writing, which is evidence."""
-    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    """Set the time that eviction goes by; a file system's own clock may tick too slowly to order what is stored."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -92,17 +90,6 @@ def load_model(
 
 
 load = load_model  # beside `save`
-
-
-def checkpoint_files(name: str | Path, *, revision: str | None = None) -> list[Path]:
-    """The weight files that `load_model` reads, where they lie on this machine; empty if that is not known."""
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(str(name), revision=revision, local_files_only=True))
-        except (LocalEntryNotFoundError, HFValidationError):
-            return []
-    return sorted(folder.glob("*.safetensors"))
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,7 +59,6 @@ def measure_column(
     data: TaskData,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    files: Sequence[Path],
 ) -> dict[str, Any]:
     """Everything that was measured, and what the paper's counting makes of it."""
     if column == BASELINE:
@@ -74,9 +71,7 @@ def measure_column(
     settings = plan.settings(column)
     own, laser = (sample_forwards(each, _trials(each, model), data.size) for each in (settings, plan.settings("laser")))
     options = replace(settings, held_out_limit=len(data.split.held_out)).keywords
-    found = adapt(
-        model, data.split.calibration, held_out=data.split.held_out, tokenizer=tokenizer, files=files, **options
-    )
+    found = adapt(model, data.split.calibration, held_out=data.split.held_out, tokenizer=tokenizer, **options)
     counted = {"forwards": own, "speedup": laser / own}
     return {"samples": data.size, "counted": counted, "result": found.to_dict()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +29,6 @@ def reproduce(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    files: Sequence[Path] = (),
     tell: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """Run what the folder lacks, and return the table, which `as_markdown` prints.
@@ -39,7 +37,6 @@ def reproduce(
 
     Args:
         model: the plan's.
-        files: the checkpoint files it was loaded from, as in `adapt`.
         tell: is given lines for the user as the work goes on.
 
     Raises:
@@ -61,7 +58,7 @@ def reproduce(
         reused = [column for column in plan.columns if column not in pending]
         if reused:
             tell(f"{task}: finished before, taken from {folder.path}: {', '.join(reused)}")
-        for column, outcome in _outcomes(plan, task, pending, model, tokenizer, files, tell):
+        for column, outcome in _outcomes(plan, task, pending, model, tokenizer, tell):
             folder.write(task, column, common | outcome)
             _write_table(plan, folder, published)
         table = _write_table(plan, folder, published)
@@ -76,7 +73,6 @@ def _outcomes(
     columns: Sequence[str],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    files: Sequence[Path],
     tell: Callable[[str], object],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What was measured of every column, or why it was not."""
@@ -89,7 +85,7 @@ def _outcomes(
             yield column, {"error": data.message}
             continue
         tell(f"{task}, {column}")
-        found = _attempt(functools.partial(measure_column, column, plan, data, model, tokenizer, files))
+        found = _attempt(functools.partial(measure_column, column, plan, data, model, tokenizer))
         if isinstance(found, _Failure):
             tell(f"{task}, {column}: {found.message}")
         yield column, {"error": found.message} if isinstance(found, _Failure) else found

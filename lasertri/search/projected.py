@@ -177,6 +177,6 @@ def _free_bytes(model: nn.Module, factors: FactorStore) -> int:
     devices = {parameter.device for parameter in model.parameters()}
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:
-        return factors.free + factors.workspace
+        return factors.budget.free + factors.budget.workspace
     unused = [torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d) for d in cuda]
     return min(7 * (torch.cuda.mem_get_info(d)[0] + u) // 10 for d, u in zip(cuda, unused, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+import xxhash
 from torch import Tensor
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
@@ -12,8 +13,13 @@ CHUNK = 1 << 24  # words summed at once
 
 
 def weight_sha256(stored: Tensor) -> str:
-    """Checksum of a tensor's values, in row-major order."""
-    return hashlib.sha256(stored.detach().cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
+    """Checksum of a tensor's values, in row-major order, that others can make again and trust."""
+    return hashlib.sha256(_bytes(stored)).hexdigest()
+
+
+def tensor_hash(stored: Tensor) -> str:
+    """128 bits of the same values (XXH3), as fast as memory is read: against accidents, not against forgery."""
+    return xxhash.xxh3_128_hexdigest(_bytes(stored))
 
 
 def weight_fingerprint(weight: Tensor) -> tuple[int, int]:
@@ -38,3 +44,7 @@ def _keys(place: Tensor, seed: int) -> Tensor:
     key = (key ^ (key >> 30)) * -0x40A7B892E31B1A47
     key = (key ^ (key >> 27)) * -0x6B2FB644ECCEEE15
     return (key ^ (key >> 31)) | 1
+
+
+def _bytes(stored: Tensor) -> memoryview:
+    return stored.detach().cpu().contiguous().view(torch.uint8).numpy().data

@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+@pytest.fixture(scope="module", params=[("--quick",), slow(())], ids=["few", "all"])
+def rows(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("resources") / "rows.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", SCRIPT, "-o", path]
+    command = [sys.executable, "-W", "ignore", SCRIPT, *request.param, "-o", path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert path.exists(), done.stdout + done.stderr
     return json.loads(path.read_text(encoding="utf-8"))["rows"]

@@ -88,12 +88,15 @@ def test_eval_reads_other_fields(folder, tmp_path):
     assert json.loads(result.stdout)["n"] == 2
 
 
-def test_eval_looks_for_answers_in_what_is_written(folder, tmp_path):
-    path = write(tmp_path / "x.jsonl", [Sample("a b", "b"), Sample("c d", "d")])
-    rules = [("contains", 0), ("contains-with-prompt", 1)]
-    for match, least in rules:
+def test_eval_looks_for_answers_in_what_is_written(folder, model, tokenizer, tmp_path):
+    prompt = tokenizer("a b", return_tensors="pt")
+    *_, written = model.generate(**prompt, max_new_tokens=2, do_sample=False, pad_token_id=tokenizer.pad_token_id)[0]
+    path = write(tmp_path / "x.jsonl", [Sample("a b", tokenizer.decode(written)), Sample("c d", "d")])
+    for match, accuracy in (("contains", 0.5), ("contains-with-prompt", 1.0)):
         result = run("eval", folder, "--data", path, "--match", match, "--window", "2", "--json")
-        assert json.loads(result.stdout)["accuracy"] >= least
+        assert json.loads(result.stdout)["accuracy"] == accuracy
+    result = run("eval", folder, "--data", path, "--match", "contains", "--window", "1", "--json")
+    assert json.loads(result.stdout)["accuracy"] == 0.0, "it is the second token that is written"
     assert "window: expected a number" in run("eval", folder, "--data", path, "--match", "contains").stderr
 
 

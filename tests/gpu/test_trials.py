@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_projected import assert_as_close_as_edits, candidates_of, encode
+from exactness import assert_as_close_as_edits, candidates_of, encode
 from tiny import make_model, make_samples
 
 from lasertri import adapt

@@ -1,12 +1,20 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
+from marks import slow
 from spectra import gapped, gaussian
 
 from lasertri.ops.kernels.diagonal import diagonal, launch
 from lasertri.ops.kernels.tiles import Tiles
 
-SHAPES = [(1, 1, 1, 1), (3, 1, 7, 1), (2, 67, 131, 53), (1, 131, 67, 67), (4, 64, 64, 64), (16, 17, 97, 13)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 1, 7, 1),
+    (2, 67, 131, 53),
+    slow((1, 131, 67, 67)),
+    slow((4, 64, 64, 64)),
+    slow((16, 17, 97, 13)),
+]
 
 
 def by_product(left, matrix, right):
@@ -50,7 +58,7 @@ def test_the_one_sided_form_gives_the_gradients_of_the_singular_values(device):
     torch.testing.assert_close(one_sided, diagonal(u, g, vh.mT), rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize(("rows", "ranks"), [(16, 16), (17, 33), (97, 5), (240, 48)])
+@pytest.mark.parametrize(("rows", "ranks"), [(16, 16), (17, 33), slow(97, 5), slow(240, 48)])
 def test_every_tile_is_added_once(rows, ranks, device):
     tensors = inputs((3, rows, 40, ranks), torch.float64, device)
     started = launch(*tensors, tiles=Tiles(16, 16, 16, 4, 2))

@@ -1,12 +1,13 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
+from marks import slow
 from spectra import gaussian
 
 from lasertri.ops.kernels.gram import gram, launch
 from lasertri.ops.kernels.tiles import Tiles
 
-SHAPES = [(1, 1, 1), (3, 1, 7), (3, 7, 1), (2, 67, 131), (1, 131, 67), (4, 64, 64), (16, 17, 97)]
+SHAPES = [(1, 1, 1), (3, 1, 7), (3, 7, 1), (2, 67, 131), slow((1, 131, 67)), slow((4, 64, 64)), slow((16, 17, 97))]
 
 
 def product(matrix):
@@ -32,7 +33,7 @@ def test_every_precision(precision, device):
     assert_close(gram(matrix, compute=torch.float32, precision=precision), product, matrix, times=PRECISIONS[precision])
 
 
-@pytest.mark.parametrize("rows", [16, 17, 80, 97, 240])
+@pytest.mark.parametrize("rows", [16, 17, slow(80), slow(97), slow(240)])
 def test_every_tile_of_the_triangle_is_written(rows, device):
     matrix = gaussian(3, rows, 40).to(device)
     started = launch(matrix, tiles=Tiles(16, 16, 16, 4, 2))

@@ -1,12 +1,20 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
+from marks import slow
 from spectra import gapped, gaussian
 
 from lasertri.ops.kernels.prefix_product import launch, prefix_product
 from lasertri.ops.kernels.tiles import Tiles
 
-SHAPES = [(1, 1, 1, 1), (3, 1, 7, 1), (2, 67, 53, 131), (1, 131, 67, 67), (4, 64, 64, 64), (16, 17, 13, 97)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 1, 7, 1),
+    (2, 67, 53, 131),
+    slow((1, 131, 67, 67)),
+    slow((4, 64, 64, 64)),
+    slow((16, 17, 13, 97)),
+]
 
 
 def some_ranks(inner):
@@ -67,7 +75,7 @@ def test_a_precision_that_does_not_exist_is_an_error_listing_those_that_do(devic
         written(*given[:2], [2], precision="fp8")
 
 
-@pytest.mark.parametrize(("rows", "inner", "columns"), [(16, 16, 16), (17, 50, 33), (97, 19, 5)])
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(16, 16, 16), (17, 50, 33), slow(97, 19, 5)])
 @pytest.mark.parametrize("ranks", [[1], [16], [15, 16, 17], [3, 19, 3], range(20)], ids=str)
 def test_every_tile_and_every_step_between_ranks(rows, inner, columns, ranks, device):
     ranks = [min(rank, inner) for rank in ranks]

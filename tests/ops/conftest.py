@@ -1,5 +1,8 @@
 """Hypothesis runs the same examples every time: a test that fails on one machine fails on all."""
 
+import os
+from pathlib import Path
+
 import hypothesis
 import pytest
 import torch
@@ -9,6 +12,20 @@ from lasertri.ops.backends import BACKENDS
 
 hypothesis.settings.register_profile("ops", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("ops")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Interpreted, an op takes long: of each test on the kernels the first case and the last are not slow."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        inside = isinstance(item, pytest.Function) and item.path.is_relative_to(Path(__file__).parent)
+        if inside and hasattr(item, "callspec") and item.callspec.params.get("backend") == "triton":
+            cases.setdefault(f"{item.path}::{item.originalname}", []).append(item)
+    for case in cases.values():
+        for item in case[1:-1]:
+            item.add_marker(pytest.mark.slow)
 
 
 HERE = [name for name, backend in BACKENDS.items() if backend.why_not(torch.device("cpu")) is None]

@@ -109,7 +109,7 @@ def test_micro_batches_do_not_change_the_score(model, tokenizer):
 
 def test_a_small_memory_budget_recomputes_factors_and_changes_nothing(model, tokenizer):
     samples, targets = make_samples(6), find_targets(model)
-    tight = FactorStore(model, targets, BLOCKS, budget=1 << 30).workspace
+    tight = FactorStore(model, targets, BLOCKS, budget=1 << 30).budget.workspace
     for key, score in scored(model, tokenizer, samples).items():
         torch.testing.assert_close(scored(model, tokenizer, samples, budget=tight)[key].grad, score.grad)
     with pytest.raises(LasertriError, match="memory budget of at least"):

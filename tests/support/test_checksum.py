@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from lasertri.support import checksum
-from lasertri.support.checksum import weight_fingerprint, weight_sha256
+from lasertri.support.checksum import tensor_hash, weight_fingerprint, weight_sha256
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("identify", [weight_sha256, weight_fingerprint])
+@pytest.mark.parametrize("identify", [weight_sha256, tensor_hash, weight_fingerprint])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_any_changed_value_is_another_weight(identify, dtype):
     weight = torch.randn(17, 13, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -23,7 +23,7 @@ def test_any_changed_value_is_another_weight(identify, dtype):
     assert len(seen) == weight.numel() + 3
 
 
-@pytest.mark.parametrize("identify", [weight_sha256, weight_fingerprint])
+@pytest.mark.parametrize("identify", [weight_sha256, tensor_hash, weight_fingerprint])
 def test_equal_values_are_the_same_weight_however_they_lie(identify):
     weight = torch.randn(17, 13)
     assert identify(weight) == identify(weight.clone()) == identify(weight.mT.contiguous().mT)
