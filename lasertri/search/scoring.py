@@ -133,6 +133,11 @@ class _Scorer:
         self._bar.update(done - self._bar.n)
 
 
+def scoring_blocks(targets: Sequence[Target], wanted: int) -> int:
+    """The K that targets are ranked at: the one wanted, or less where a target has fewer rows."""
+    return min(wanted, *(target.shape[0] for target in targets))
+
+
 @contextmanager
 def _gradients_streamed(
     model: nn.Module, targets: Sequence[Target], consume: Callable[[Target, Tensor], None]
