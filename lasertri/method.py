@@ -1,7 +1,7 @@
 """The whole method, top to bottom: prepare, then score, choose, edit, measure, decide, hold out.
 
 `search` is one round; the folder `search/` has a file for each of its steps. An edit of another kind would have its
-scores in `scoring.py` and its candidates in `strategies.py`; the rest is the same.
+scores in `scoring.py`, its candidates in `strategies.py` and its runner in `trials.plan_trials`; the rest is the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lasertri.search.round import Round
 from lasertri.search.scoring import score_targets, scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct, fitting, target_scores
-from lasertri.search.trials import measure
+from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.timing import Clock
 
@@ -79,7 +79,7 @@ def adapt(
         rounds = search_all(problem, clock)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
-            compare = functools.partial(Comparison.measure, problem.model, edits, normalize=problem.settings.normalize)
+            compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
             on_calibration = compare(problem.calibration)
             on_held_out = compare(problem.held_out, progress=problem.settings.progress)
     return Adaptation(
@@ -140,21 +140,11 @@ def search(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
         )
     )
     candidates = distinct(fitting(requested))
-    factors.retain(candidate.factors for candidate in candidates)
+    factors.retain(candidate.factors_key for candidate in candidates)
 
     # edit, measure, decide
     with clock("trials"):
-        baseline, trials = measure(
-            model,
-            candidates,
-            problem.calibration,
-            factors,
-            normalize=settings.normalize,
-            race=settings.race,
-            accept=settings.accept,
-            seed=settings.seed,
-            progress=settings.progress,
-        )
+        baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
         decision = decide(trials, baseline, problem.calibration.groups, accept=settings.accept, seed=settings.seed)
 
     accepted = decision.accepted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 
 from lasertri.edit.candidate import Candidate
@@ -11,7 +12,7 @@ from lasertri.errors import LasertriError
 from lasertri.ops.finite import all_finite
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets
-from lasertri.search.trials import measure
+from lasertri.search.trials import run_trials
 
 
 def preflight(problem: Problem) -> None:
@@ -28,11 +29,11 @@ def preflight(problem: Problem) -> None:
     blocks = min(max(problem.settings.blocks), target.shape[0])
     score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)
-    measure(model, [candidate], samples, factors)
+    run_trials(model, [candidate], samples, factors, dataclasses.replace(problem.settings, progress=False))
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
         # the checkpoint but for its weights
         for part in (getattr(model, "config", None), getattr(model, "generation_config", None), problem.tokenizer):
             if part is not None and hasattr(part, "save_pretrained"):
                 part.save_pretrained(directory)
         Edit.build(candidate, model, factors).save(directory)
-        Comparison.measure(model, [Edit.load(directory)], samples)
+        Comparison.of(model, [Edit.load(directory)], samples)

@@ -9,7 +9,7 @@ from typing import Any
 from lasertri.edit.edit import Edit
 from lasertri.model.targets import Target
 from lasertri.search.decision import Decision
-from lasertri.search.trials import Trial
+from lasertri.search.trial import Trial
 
 
 @dataclass(frozen=True)

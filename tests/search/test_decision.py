@@ -12,7 +12,7 @@ from lasertri.model.targets import Target
 from lasertri.search.decision import decide
 from lasertri.search.racing import beaten
 from lasertri.search.strategies import distinct
-from lasertri.search.trials import Trial
+from lasertri.search.trial import Trial
 
 N = 40
 GROUPS = [str(i) for i in range(N)]

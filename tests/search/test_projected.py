@@ -11,14 +11,14 @@ from tiny import CONFIGS, ENCODER_DECODERS, LAYERS, make_model, make_samples, ma
 from lasertri import Sample
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
-from lasertri.language.readings import Readings
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.targets import find_targets
 from lasertri.ops import reduce_blocks
-from lasertri.search.in_place import read_replaced
-from lasertri.search.projected import ProjectedTrials
+from lasertri.search.projected import Projected
 from lasertri.search.replay import Replay
-from lasertri.search.trials import measure
+from lasertri.search.settings import Settings
+from lasertri.search.trial import TrialReadings
+from lasertri.search.trials import plan_trials, run_trials
 
 GRID = [(1, 0.5), (1, 0.0), (3, 0.4), (8, 0.9)]  # tall and wide blocks, uneven ones, none at all
 
@@ -35,24 +35,21 @@ def candidates_of(model, pattern=None):
 @torch.no_grad()
 def trial_log_probs(model, samples, candidates, **changes):
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
-    trials = ProjectedTrials(model, samples, candidates, store)
-    vars(trials).update(changes)
-    assert trials.plans.keys() == {c.target for c in candidates}  # all are replayed
-    readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
-    experts = [i for i, candidate in enumerate(candidates) if candidate.target.expert is not None]
-    projected = [i for i, candidate in enumerate(candidates) if trials.supports(candidate)]
-    assert sorted(projected + experts) == list(range(len(candidates)))
-    everything = range(len(samples))
-    baseline = trials.read(candidates, projected, everything, readings, beside)
-    read_replaced(
-        model, candidates, experts, everything, samples, store, trials.plans, readings, beside, lambda _: None
-    )
-    return readings.log_probs, beside.log_probs, baseline.log_probs
+    (projected, linear), (in_place, others) = plan_trials(model, candidates, samples, store)
+    vars(projected).update(changes)
+    assert in_place.shortcuts.keys() == {c.target for c in candidates}  # all are replayed
+    assert others == {i for i, candidate in enumerate(candidates) if candidate.target.expert is not None}
+    assert linear == set(range(len(candidates))) - others
+    readings = TrialReadings.empty(samples, len(candidates))
+    for runner, numbers in ((in_place, sorted(others)), (projected, sorted(linear))):
+        if numbers:
+            readings.update(numbers, runner.run([candidates[i] for i in numbers], range(len(samples))))
+    return readings.edited.log_probs, readings.beside.log_probs, readings.baseline.log_probs
 
 
 @torch.no_grad()
 def model_log_probs(model, samples):
-    readings = Readings.empty(samples)
+    readings = samples.readings()
     for batch in samples.batches():
         readings.record(batch, *batch.read(model))
     return readings.log_probs
@@ -207,11 +204,11 @@ def assert_measured_as_edited(model, tokenizer, candidates, caplog):
     samples = encode(model, tokenizer)
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING):
-        _, trials = measure(model, candidates, samples, store, race=False)
+        _, trials = run_trials(model, candidates, samples, store, Settings(race=False, progress=False))
     for trial in trials:
         expected = -model_log_probs(edited(model, trial.candidate, torch.float32), samples)
-        answers = np.add.reduceat(expected, samples.token_starts)
-        gold = [answers[s + sample.gold] for s, sample in zip(samples.starts, samples.samples, strict=True)]
+        answers = np.add.reduceat(expected, samples.table.first_token)
+        gold = [answers[s + sample.gold] for s, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
         assert trial.measurement.log_loss == pytest.approx(np.mean(gold), rel=1e-4)
 
 
@@ -222,7 +219,7 @@ def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
     candidates = candidates_of(model)[:1]
     store = FactorStore(model, {candidates[0].target}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        trials = ProjectedTrials(model, encode(model, tokenizer), candidates, store)
+        trials = Projected(model, encode(model, tokenizer), candidates, store)
     assert not trials.supports(candidates[0])
     assert "does not give the model's own answers" in caplog.text
 
@@ -242,10 +239,10 @@ def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, ca
     samples, candidates = encode(model, tokenizer), candidates_of(model, "mix")
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     with caplog.at_level(logging.INFO):
-        _, trials = measure(model, candidates, samples, store, race=False)
+        _, trials = run_trials(model, candidates, samples, store, Settings(race=False, progress=False))
     assert "1 targets are no linear layers" in caplog.text
     for trial in trials:
         exact = model_log_probs(edited(model, trial.candidate, torch.float64), samples)
-        gold = [start + sample.gold for start, sample in zip(samples.starts, samples.samples, strict=True)]
-        expected = np.add.reduceat(exact, samples.token_starts)[gold]
+        gold = [start + sample.gold for start, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
+        expected = np.add.reduceat(exact, samples.table.first_token)[gold]
         assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)

@@ -13,8 +13,9 @@ from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.search.racing import beaten, stages
+from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
-from lasertri.search.trials import measure
+from lasertri.search.trials import run_trials
 
 
 def test_stages_hold_every_sample_once_and_each_answer_in_proportion():
@@ -83,7 +84,8 @@ def demo():
 def raced(demo, **options):
     model, candidates, samples, targets = demo
     with preserved(model):
-        return measure(model, candidates, samples, FactorStore(model, targets, [1, 4], budget=1 << 30), **options)
+        factors = FactorStore(model, targets, [1, 4], budget=1 << 30)
+        return run_trials(model, candidates, samples, factors, Settings(progress=False, **options))
 
 
 def test_a_race_measures_less_and_finds_the_same(demo):
