@@ -85,6 +85,19 @@ def test_written_text_collapses_when_it_is_one_string_but_for_the_right_one(toke
     assert not measurement([f"{text} {i}" for i in range(20)]).collapsed
 
 
+@pytest.mark.parametrize(("others", "collapsed"), [(0, True), (1, True), (2, False), (9, False)])
+def test_choices_collapse_where_one_takes_95_percent(tokenizer, others, collapsed):
+    """Every second of 20 is a "yes"; "no" is answered wrongly only, so that balanced accuracy is not earned."""
+    model = Fixed(tokenizer)
+    samples = EncodedSamples(yes_no(*[0, 1] * 10), model=model, tokenizer=tokenizer)
+    readings = samples.readings()
+    readings.log_probs[:] = np.tile([-1.0, -2.0], 20)  # "yes" before "no"
+    readings.log_probs[: 4 * others : 4] = -3.0  # "no" to some where "yes" is right
+    result = readings.measurement()
+    assert result.balanced_accuracy <= 0.5
+    assert result.collapsed is collapsed
+
+
 @pytest.mark.parametrize(
     ("completion", "greedy", "tokens", "text"),
     [
