@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from torch import nn
@@ -15,6 +15,7 @@ from lasertri.language.asking import asking
 from lasertri.language.encoding import Batch, Read, TokenRow, batched
 from lasertri.language.generation import written
 from lasertri.language.readings import Readings
+from lasertri.measure.protocol import Advance
 from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
 
@@ -71,10 +72,7 @@ class EncodedSamples:
         return Readings.empty(self.table, *models)
 
     def read(
-        self,
-        model: nn.Module,
-        chosen: Sequence[int] | None = None,
-        advance: Callable[[int], object] = lambda _: None,
+        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
     ) -> Readings:
         """All that a model gives for the chosen samples (for all); `advance` is told how many tokens that were."""
         readings = self.readings()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.protocol import SampleBatch
+from lasertri.measure.protocol import Advance, SampleBatch
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,7 @@ class ObjectiveSamples:
         return ObjectiveReadings(*(np.full((*models, len(self)), np.nan) for _ in range(2)))
 
     def read(
-        self,
-        model: nn.Module,
-        chosen: Sequence[int] | None = None,
-        advance: Callable[[int], object] = lambda _: None,
+        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
     ) -> ObjectiveReadings:
         """Loss and score of the chosen samples (of all); `advance` is told how many."""
         readings = self.readings()

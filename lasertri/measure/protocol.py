@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lasertri.measure.measurement import Measurement
 
+Advance = Callable[[int], object]  # a progress bar's `update`: told how much was read
+
 
 class SampleBatch(Protocol):
     """What runs through the model at once."""
@@ -82,7 +84,5 @@ class Samples(Protocol):
     def readings(self, *models: int) -> SampleReadings:
         """Nothing read yet, of one model or of an array of them."""
 
-    def read(
-        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Callable[[int], object] = ...
-    ) -> SampleReadings:
+    def read(self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = ...) -> SampleReadings:
         """All that a model gives for the chosen samples (for all); `advance` is told how much that was."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import Edit, replaced
 from lasertri.factors.store import FactorStore
+from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import reduce_blocks
 from lasertri.search.replay import Replay, Shortcut, record
@@ -31,10 +32,7 @@ class InPlace:
     shortcuts: Mapping[Target, Shortcut] = field(default_factory=dict)
 
     def run(
-        self,
-        candidates: Sequence[Candidate],
-        part: Sequence[int],
-        advance: Callable[[int], object] = lambda _: None,
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`. The baseline runs once, and stands beside every candidate."""
         model, samples, numbers = self.model, self.samples, by_target(candidates)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
 from lasertri.language.samples import EncodedSamples
+from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
 from lasertri.search.replay import Replay, Trace, record
@@ -76,10 +77,7 @@ class Projected:
         return target.expert is None and isinstance(self.model.get_submodule(target.module), nn.Linear | Conv1D)
 
     def run(
-        self,
-        candidates: Sequence[Candidate],
-        part: Sequence[int],
-        advance: Callable[[int], object] = lambda _: None,
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`."""
         while True:
@@ -90,9 +88,7 @@ class Projected:
                     raise
                 self.tokens //= 2
 
-    def _run(
-        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Callable[[int], object]
-    ) -> TrialReadings:
+    def _run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
         readings, numbers = TrialReadings.empty(self.samples, len(candidates)), by_target(candidates)
         for mine in numbers.values():
             mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.protocol import SampleReadings, Samples
+from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.model.targets import Target
 
 
@@ -68,9 +68,7 @@ class TrialReadings:
 class Runner(Protocol):
     """A way to try candidates; it knows the model, the samples and the factors."""
 
-    def run(
-        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Callable[[int], object]
-    ) -> TrialReadings:
+    def run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
         """Read these samples under these candidates; `advance` is told how much was read, as of `Samples.work`."""
 
 
