@@ -26,8 +26,10 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
+from lasertri.search.settings import Settings
 from lasertri.search.strategies import DEFAULT, STRATEGIES, distinct
-from lasertri.search.trials import Trial, measure
+from lasertri.search.trial import Trial
+from lasertri.search.trials import run_trials
 
 BLOCKS = (1, 2, 4, 8)
 NULL_MODELS = {
@@ -73,7 +75,9 @@ def compare(model: PreTrainedModel, drawn: list[Sample], seed: int) -> dict[str,
 
     def timed(race: bool) -> tuple[list[Trial], float]:
         factors = FactorStore(model, targets, BLOCKS, budget=1 << 30)
-        _, trials = measure(model, grid, encoded, factors, race=race, accept="best", seed=seed)
+        _, trials = run_trials(
+            model, grid, encoded, factors, Settings(race=race, accept="best", seed=seed, progress=False)
+        )
         return trials, sum(trial.seconds for trial in trials)
 
     with preserved(model):

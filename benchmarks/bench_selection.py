@@ -33,9 +33,10 @@ from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.ops import BlockScores
 from lasertri.search.scoring import score_targets
-from lasertri.search.settings import BLOCK_COUNTS
+from lasertri.search.settings import BLOCK_COUNTS, Settings
 from lasertri.search.strategies import DEFAULT, STRATEGIES, distinct
-from lasertri.search.trials import Trial, measure
+from lasertri.search.trial import Trial
+from lasertri.search.trials import run_trials
 
 CACHE = Path(__file__).parent / "cache" / "selection"
 SAMPLES = 100
@@ -110,7 +111,7 @@ def observed(folder: Path, chosen: list[Sample]) -> tuple[dict[str, object], dic
     candidates = distinct([Candidate(target, k, ratio) for target in targets for k in BLOCK_COUNTS for ratio in RATIOS])
     with preserved(model):
         scores = score_targets(model, targets, encoded, block_counts=BLOCK_COUNTS, factors=factors)
-        baseline, trials = measure(model, candidates, encoded, factors, race=False, progress=True)
+        baseline, trials = run_trials(model, candidates, encoded, factors, Settings(race=False))
     mine = [[trial for trial in trials if trial.candidate.target == target] for target in targets]
     found = Measured(
         quality=[max(map(quality, those)) for those in mine],

@@ -1,35 +1,36 @@
-"""The whole method, top to bottom: split, score, choose targets, measure candidates, decide, hold out."""
+"""The whole method, top to bottom: prepare, then score, choose, edit, measure, decide, hold out.
+
+`search` is one round; the folder `search/` has a file for each of its steps. An edit of another kind would have its
+scores in `scoring.py`, its candidates in `strategies.py` and its runner in `trials.plan_trials`; the rest is the same.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Unpack
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lasertri.data.files import SampleSource, as_samples
-from lasertri.data.sample import group_names
-from lasertri.data.split import drawn_samples, split_samples, standard_split
+from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
-from lasertri.errors import LasertriError
-from lasertri.factors.cache import FactorCache
-from lasertri.factors.store import FactorStore
-from lasertri.language.samples import EncodedSamples
-from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
-from lasertri.measure.protocol import Samples
-from lasertri.model.architectures import output_head
-from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.edit.edit import Edit
+from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
-from lasertri.model.targets import find_targets
+from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
+from lasertri.search.decision import decide
 from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.preflight import preflight
-from lasertri.search.round import Round, scoring_blocks, search
+from lasertri.search.problem import Problem, prepare
+from lasertri.search.round import Round
+from lasertri.search.scoring import score_targets, scoring_blocks
 from lasertri.search.settings import Settings
+from lasertri.search.strategies import distinct, fitting, target_scores
+from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
@@ -63,87 +64,88 @@ def adapt(
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
-    chosen, clock = Settings(**settings), Clock()  # type: ignore[arg-type]  # a number becomes a tuple
-    strategy = chosen.plan
-    if strategy.evaluation == "standard":
-        divide = standard_split
-    else:
-        divide = functools.partial(split_samples, calibration=chosen.calibration)
-    listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
-    split = divide(
-        listed(samples),
-        held_out=None if held_out is None else listed(held_out),
-        held_out_limit=chosen.held_out_limit,
-        seed=chosen.seed,
-        group_names=group_names if objective is None else objective.groups,
-    )
-    if isinstance(model, str | Path):
-        model = load_model(model)
-    encode: Callable[[list[Any]], Samples]
-    if objective is not None:
-        encode = functools.partial(ObjectiveSamples, objective=objective, batch_size=chosen.batch_size)
-    else:
-        language: Any = model
-        if not hasattr(language, "config") or output_head(language) is None:
-            raise LasertriError(
-                f"expected a language model of transformers, got a {type(model).__name__}; say with "
-                "objective=Objective(forward, loss, score) what any other module is for"
-            )
-        if tokenizer is None:
-            tokenizer = load_tokenizer(
-                language.config._name_or_path, revision=getattr(language.config, "_commit_hash", None)
-            )
-        encode = functools.partial(
-            EncodedSamples,
-            model=language,
-            tokenizer=tokenizer,
-            delimiter=chosen.delimiter,
-            chat=chosen.chat,
-            batch_size=chosen.batch_size,
-        )
-    calibration, held_out_samples = encode(split.calibration), encode(split.held_out)
-    gradient_samples = calibration
-    if strategy.gradients not in (None, strategy.evaluation):
-        gradient_samples = encode(drawn_samples(split.calibration, chosen.calibration, chosen.seed))
-    targets = find_targets(model, chosen.targets, roles=strategy.roles)
-    rows = max(target.shape[0] for target in targets)
-    if min(chosen.blocks) > rows:
-        raise LasertriError(
-            f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(chosen.blocks)}"
-        )
-    factors = FactorStore(
+    problem = prepare(
         model,
-        targets,
-        [*chosen.blocks, scoring_blocks(targets, chosen)],
-        budget=chosen.memory_budget,
-        backend=chosen.backend,
-        cache=FactorCache.default(),
+        samples,
+        Settings(**settings),  # type: ignore[arg-type]  # a number becomes a tuple
+        held_out=held_out,
+        objective=objective,
+        tokenizer=tokenizer,
     )
-
-    rounds: list[Round] = []
-    with preserved(model):
-        first = encode(split.calibration[:1]) if objective is None else calibration
-        preflight(model, tokenizer, targets, first, factors, max(chosen.blocks))
-        with contextlib.ExitStack() as applied:
-            while len(rounds) < chosen.max_edits and targets:
-                found = search(model, targets, gradient_samples, calibration, factors, chosen, clock)
-                rounds.append(found)
-                if found.edit is None:
-                    break
-                applied.enter_context(found.edit.applied(model))
-                targets = [target for target in targets if target != found.edit.candidate.target]
+    clock = Clock()
+    with preserved(problem.model):
+        preflight(problem)
+        rounds = search_all(problem, clock)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
-            compare = functools.partial(Comparison.measure, model, edits, normalize=chosen.normalize)
-            on_calibration = compare(calibration)
-            on_held_out = compare(held_out_samples, progress=chosen.progress)
+            compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
+            on_calibration = compare(problem.calibration)
+            on_held_out = compare(problem.held_out, progress=problem.settings.progress)
     return Adaptation(
-        model=model,
-        tokenizer=tokenizer,
+        model=problem.model,
+        tokenizer=problem.tokenizer,
         rounds=rounds,
         calibration=on_calibration,
         held_out=on_held_out,
-        settings=chosen,
+        settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
     )
+
+
+def search_all(problem: Problem, clock: Clock) -> list[Round]:
+    """Round after round, each on the model with the edits before it, until one finds no edit or there are enough."""
+    targets, rounds = list(problem.targets), list[Round]()
+    with ExitStack() as applied:
+        while targets and len(rounds) < problem.settings.max_edits:
+            rounds.append(search(problem, targets, clock))
+            edit = rounds[-1].edit
+            if edit is None:
+                break
+            applied.enter_context(edit.applied(problem.model))
+            targets.remove(edit.candidate.target)
+    return rounds
+
+
+def search(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
+    """One round: the best edit of one of these targets; the model must be inside `preserved(model)`."""
+    model, factors, settings = problem.model, problem.factors, problem.settings
+    strategy, ranking = settings.plan, dict.fromkeys(targets, 0.0)
+
+    # score
+    if strategy.gradients is not None:
+        blocks = scoring_blocks(targets, settings.scoring_blocks)
+        with clock("factor"):
+            factors.prepare(targets, blocks)
+        with clock("score"):
+            scores = score_targets(
+                model,
+                targets,
+                problem.gradients,
+                block_counts=[blocks],
+                factors=factors,
+                progress=settings.progress,
+            )
+            ranking = target_scores(scores, settings.ratios, settings.score)
+
+    # choose
+    requested = list(
+        strategy.candidates(
+            list(ranking),
+            count=settings.count,
+            block_counts=settings.blocks,
+            ratios=settings.ratios,
+            compat=settings.svd == "laser-compat",
+        )
+    )
+    candidates = distinct(fitting(requested))
+    factors.retain(candidate.factors_key for candidate in candidates)
+
+    # edit, measure, decide
+    with clock("trials"):
+        baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
+        decision = decide(trials, baseline, problem.calibration.groups, accept=settings.accept, seed=settings.seed)
+
+    accepted = decision.accepted
+    edit = None if accepted is None else Edit.build(accepted.candidate, model, factors)
+    return Round(ranking, len(requested), trials, decision, edit)

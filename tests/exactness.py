@@ -9,12 +9,11 @@ from tiny import make_samples
 from lasertri import Sample
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
-from lasertri.language.readings import Readings
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.targets import find_targets
 from lasertri.ops import reduce_blocks
-from lasertri.search.in_place import read_replaced
-from lasertri.search.projected import ProjectedTrials
+from lasertri.search.trial import TrialReadings
+from lasertri.search.trials import plan_trials
 
 GRID = [(1, 0.5), (1, 0.0), (3, 0.4), (8, 0.9)]  # tall and wide blocks, uneven ones, none at all
 
@@ -31,24 +30,21 @@ def candidates_of(model, pattern=None):
 @torch.no_grad()
 def trial_log_probs(model, samples, candidates, **changes):
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
-    trials = ProjectedTrials(model, samples, candidates, store)
-    vars(trials).update(changes)
-    assert trials.plans.keys() == {c.target for c in candidates}  # all are replayed
-    readings, beside = (Readings.empty(samples, len(candidates)) for _ in range(2))
-    experts = [i for i, candidate in enumerate(candidates) if candidate.target.expert is not None]
-    projected = [i for i, candidate in enumerate(candidates) if trials.supports(candidate)]
-    assert sorted(projected + experts) == list(range(len(candidates)))
-    everything = range(len(samples))
-    baseline = trials.read(candidates, projected, everything, readings, beside)
-    read_replaced(
-        model, candidates, experts, everything, samples, store, trials.plans, readings, beside, lambda _: None
-    )
-    return readings.log_probs, beside.log_probs, baseline.log_probs
+    (projected, linear), (in_place, others) = plan_trials(model, candidates, samples, store)
+    vars(projected).update(changes)
+    assert in_place.shortcuts.keys() == {c.target for c in candidates}  # all are replayed
+    assert others == {i for i, candidate in enumerate(candidates) if candidate.target.expert is not None}
+    assert linear == set(range(len(candidates))) - others
+    readings = TrialReadings.empty(samples, len(candidates))
+    for runner, numbers in ((in_place, sorted(others)), (projected, sorted(linear))):
+        if numbers:
+            readings.update(numbers, runner.run([candidates[i] for i in numbers], range(len(samples))))
+    return readings.edited.log_probs, readings.beside.log_probs, readings.baseline.log_probs
 
 
 @torch.no_grad()
 def model_log_probs(model, samples):
-    readings = Readings.empty(samples)
+    readings = samples.readings()
     for batch in samples.batches():
         readings.record(batch, *batch.read(model))
     return readings.log_probs

@@ -31,8 +31,8 @@ class Candidate:
         return retained_rank(min(rows // self.blocks, columns), self.ratio) if self.clustered else None
 
     @property
-    def factors(self) -> tuple[Target, int, int | None]:
-        """What its factors are known by: target, blocks, dimension."""
+    def factors_key(self) -> tuple[Target, int, int | None]:
+        """What a `FactorStore` knows its factors by: target, blocks, dimension."""
         return self.target, self.blocks, self.dimension
 
     @property

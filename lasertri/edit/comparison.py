@@ -23,7 +23,7 @@ class Comparison:
     interval: tuple[float, float] | None
 
     @classmethod
-    def measure(
+    def of(
         cls,
         model: nn.Module,
         edits: Sequence[Edit],

@@ -65,7 +65,7 @@ class Edit:
         if candidate.compat:
             pairs = [laser_factors(weight, candidate.ranks[0])]
         else:
-            known = factors.of(*candidate.factors)
+            known = factors.of(*candidate.factors_key)
             order = known.partition.order
             pairs = list(truncated_factors(weight, known, candidate.ranks))
         dtype = torch.promote_types(stored.dtype, torch.float32)

@@ -1,13 +1,13 @@
-"""Rows of tokens and batches of them. The loss and the measure read the same tokens at the same positions."""
+"""Rows of tokens and batches of them. Loss and accuracy are read from the same tokens at the same positions."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lasertri.model.architectures import output_head
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """Tokens to run: a prompt, then branches that each go on from it and do not see each other.
 
     Attributes:
@@ -31,7 +31,7 @@ class Row:
     decoder: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, sequences: Sequence[tuple[int, ...]], decoder: tuple[int, ...] = ()) -> Row:
+    def of(cls, sequences: Sequence[tuple[int, ...]], decoder: tuple[int, ...] = ()) -> TokenRow:
         """One row for sequences that begin alike."""
         if len(sequences) == 1:
             return cls(sequences[0], len(sequences[0]), decoder=decoder)
@@ -64,6 +64,14 @@ class Row:
         return alike.tril()
 
 
+class Read(NamedTuple):
+    """An answer's token to be read in a row: where it is predicted, and which token of the `AnswerTable` it is."""
+
+    position: int
+    token: int
+    entry: int
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of similar length, padded on the right, with one entry for every answer token to read.
@@ -74,7 +82,7 @@ class Batch:
         position_ids: `[B, T]` where rows have branches.
         decoder_input_ids: `[B, D]` of an encoder-decoder.
         row, position, token, entry: `[N]`; `token[n]` is predicted at `(row[n], position[n])`, of the decoder if there
-            is one, and is the token `entry[n]` of the samples' `tokens`.
+            is one, and is the token `entry[n]` of the `AnswerTable`.
     """
 
     input_ids: Tensor
@@ -85,6 +93,28 @@ class Batch:
     entry: Tensor
     position_ids: Tensor | None = None
     decoder_input_ids: Tensor | None = None
+
+    @classmethod
+    def of(cls, rows: Mapping[TokenRow, Sequence[Read]], pad: int, device: torch.device) -> Batch:
+        """These rows, padded to one length, and what is read in each."""
+
+        def padded(values: Iterable[Sequence[int]], filler: int = 0) -> Tensor:
+            lists = list(values)
+            length = max(map(len, lists))
+            return torch.tensor([[*v, *[filler] * (length - len(v))] for v in lists], device=device)
+
+        entries = [(number, *read) for number, reads in enumerate(rows.values()) for read in reads]
+        row_of, position, token, entry = torch.tensor(entries, device=device).unbind(-1)
+        input_ids = padded((row.tokens for row in rows), pad)
+        decoder = padded((row.decoder for row in rows), pad) if any(row.decoder for row in rows) else None
+        if not any(row.branches for row in rows):
+            seen = padded([1] * len(row.tokens) for row in rows)
+            return cls(input_ids, seen, row_of, position, token, entry, decoder_input_ids=decoder)
+        sees = torch.eye(input_ids.shape[1], dtype=torch.bool).repeat(len(rows), 1, 1, 1)  # padding sees itself
+        for mask, row in zip(sees, rows, strict=True):
+            mask[0, : len(row.tokens), : len(row.tokens)] = row.sees()
+        positions = padded(row.positions for row in rows)
+        return cls(input_ids, sees.to(device), row_of, position, token, entry, positions)
 
     @property
     def size(self) -> int:
@@ -143,6 +173,28 @@ class Batch:
         row, position, place = self.places
         ids = self.input_ids[row, position].unsqueeze(-1)
         return Batch(ids, torch.ones_like(ids), place, torch.zeros_like(place), self.token, self.entry)
+
+
+def batched(
+    reads: Mapping[TokenRow, Sequence[Read]], pad: int, device: torch.device, *, rows: int, tokens: int | None = None
+) -> list[Batch]:
+    """Batches by length of these rows, with what is read in each.
+
+    Args:
+        pad: the token that fills rows up.
+        rows, tokens: how many make a batch: so many rows, or as many as have no more than so many tokens, padding
+            included.
+    """
+    batches: list[dict[TokenRow, Sequence[Read]]] = []
+    longest = 0  # of the decoders in a batch; the rows themselves come by length
+    for row in sorted(reads, key=lambda row: (len(row.tokens), len(row.decoder))):
+        longest = max(longest, len(row.decoder))
+        full = rows if tokens is None else max(1, tokens // (len(row.tokens) + longest))
+        if not batches or len(batches[-1]) >= full:
+            batches.append({})
+            longest = len(row.decoder)
+        batches[-1][row] = reads[row]
+    return [Batch.of(batch, pad, device) for batch in batches]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Measure a model on samples, as it is."""
+"""A model's figures on samples, as it is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def evaluate(
     may_fail: bool = False,
     progress: str | None = None,
 ) -> Measurement:
-    """Measure a model as it is.
+    """The figures of a model as it is.
 
     Args:
         normalize: divide a choice's log-probability by its number of characters before choosing.
@@ -29,9 +29,8 @@ def evaluate(
     Raises:
         LasertriError: the model gave NaN instead of probabilities.
     """
-    readings = samples.readings()
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
-        readings.read(model, samples, advance=bar.update)
+        readings = samples.read(model, advance=bar.update)
     if not may_fail:
         readings.check()
-    return readings.measure(samples, normalize=normalize)
+    return readings.measurement(normalize=normalize)

@@ -1,4 +1,4 @@
-"""What was measured of samples: accuracy, balanced accuracy, log loss, and whether every answer is the same."""
+"""The figures of one model on samples: accuracy, balanced accuracy, log loss, and whether every answer is the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured on one set of samples.
+    """The figures of one model on one set of samples.
 
     Attributes:
         accuracy: share of samples answered rightly; of an `Objective` the mean score.

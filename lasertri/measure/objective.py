@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.protocol import SampleBatch
+from lasertri.measure.protocol import Advance, SampleBatch
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,24 @@ class ObjectiveBatch:
 
 
 class ObjectiveSamples:
-    """A caller's samples, in batches as they come."""
+    """A caller's samples, in batches as they come.
+
+    Attributes:
+        groups: the caller's, numbered as they appear.
+        strata: one for all, as nothing is known of the samples that a stage could spread.
+        work: one for each sample.
+    """
+
+    replayable = False  # nothing is known of what runs in which order
 
     def __init__(self, samples: Sequence[Any], *, objective: Objective, batch_size: int = 16) -> None:
         self.samples, self.objective, self.batch_size = list(samples), objective, batch_size
+        numbers: dict[Hashable, str] = {}
+        self.groups = [numbers.setdefault(group, str(len(numbers))) for group in objective.groups(self.samples)]
+        self.strata, self.work = [""] * len(self.samples), len(self.samples)
 
     def __len__(self) -> int:
         return len(self.samples)
-
-    @property
-    def groups(self) -> list[str]:
-        """The groups, numbered as they appear."""
-        numbers: dict[Hashable, str] = {}
-        return [numbers.setdefault(group, str(len(numbers))) for group in self.objective.groups(self.samples)]
-
-    @property
-    def strata(self) -> list[str]:
-        """One: nothing is known of the samples that a stage could spread."""
-        return [""] * len(self)
-
-    @property
-    def work(self) -> int:
-        """One of every sample."""
-        return len(self)
 
     def batches(self, samples: Iterable[int] | None = None) -> list[ObjectiveBatch]:
         """Batches of these samples (of all), in their order."""
@@ -145,6 +140,16 @@ class ObjectiveSamples:
         """Nothing read yet, of one model or of an array of them."""
         return ObjectiveReadings(*(np.full((*models, len(self)), np.nan) for _ in range(2)))
 
+    def read(
+        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
+    ) -> ObjectiveReadings:
+        """Loss and score of the chosen samples (of all); `advance` is told how many."""
+        readings = self.readings()
+        for batch in self.batches(chosen):
+            readings.record(batch, *batch.read(model))
+            advance(len(batch.samples))
+        return readings
+
 
 @dataclass(frozen=True)
 class ObjectiveReadings:
@@ -152,18 +157,6 @@ class ObjectiveReadings:
 
     losses: np.ndarray
     scores: np.ndarray
-
-    def read(
-        self,
-        model: nn.Module,
-        samples: ObjectiveSamples,
-        chosen: Sequence[int] | None = None,
-        advance: Callable[[int], object] = lambda _: None,
-    ) -> None:
-        """Keep loss and score of the chosen samples (of all); `advance` is told how many."""
-        for batch in samples.batches(chosen):
-            self.record(batch, *batch.read(model))
-            advance(len(batch.samples))
 
     def record(self, batch: SampleBatch, losses: Tensor, scores: Tensor) -> None:
         """Keep what a batch gave, `[…, B]` each."""
@@ -189,19 +182,17 @@ class ObjectiveReadings:
                 )
 
     def outcomes(
-        self, samples: ObjectiveSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
+        self, chosen: Sequence[int] | None = None, *, normalize: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score and turned loss, `[…, S]` each; a sample with NaN has score 0 and infinite loss."""
-        indices = list(range(len(samples)) if chosen is None else chosen)
+        indices = slice(None) if chosen is None else list(chosen)
         losses, scores = self.losses[..., indices], self.scores[..., indices]
         failed = np.isnan(losses) | np.isnan(scores)
         return np.where(failed, 0.0, scores), np.where(failed, -np.inf, -losses)
 
-    def measure(
-        self, samples: ObjectiveSamples, chosen: Sequence[int] | None = None, *, normalize: bool = False
-    ) -> Measurement:
+    def measurement(self, chosen: Sequence[int] | None = None, *, normalize: bool = False) -> Measurement:
         """Mean score and loss; there are no answers to be balanced or to collapse."""
-        scores, turned = self.outcomes(samples, chosen)
+        scores, turned = self.outcomes(chosen)
         return Measurement(float(scores.mean()), None, None, float(-turned.mean()), None, len(scores), scores)
 
 

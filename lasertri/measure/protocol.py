@@ -1,17 +1,20 @@
-"""What the method asks of samples; a language model's (`encode.py`) and a caller's own (`objective.py`) answer it."""
+"""What the method asks of samples: a language model's (`language/samples.py`) and a caller's own (`objective.py`).
+
+Samples come in batches; a batch that a model reads gives tensors; readings keep these in their places, for one model or
+an array of models, and say what they amount to.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lasertri.measure.measurement import Measurement
+from lasertri.measure.measurement import Measurement
 
-S_contra = TypeVar("S_contra", contravariant=True)
+Advance = Callable[[int], object]  # a progress bar's `update`: told how much was read
 
 
 class SampleBatch(Protocol):
@@ -28,17 +31,8 @@ class SampleBatch(Protocol):
         """What the readings record, `[N]` each."""
 
 
-class SampleReadings(Protocol[S_contra]):
-    """What a model, or several at once, gave for such samples."""
-
-    def read(
-        self,
-        model: nn.Module,
-        samples: S_contra,
-        chosen: Sequence[int] | None = None,
-        advance: Callable[[int], object] = ...,
-    ) -> None:
-        """Keep all that a model gives for the chosen samples (for all); `advance` is told how much that was."""
+class SampleReadings(Protocol):
+    """What a model, or several at once, gave for samples."""
 
     def record(self, batch: SampleBatch, first: Tensor, second: Tensor, /) -> None:
         """Keep what a batch gave, `[…, N]` each."""
@@ -52,14 +46,12 @@ class SampleReadings(Protocol[S_contra]):
         """Raise if something is NaN."""
 
     def outcomes(
-        self, samples: S_contra, chosen: Sequence[int] | None = None, *, normalize: bool = False
+        self, chosen: Sequence[int] | None = None, *, normalize: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Each sample's score, bool or from 0 to 1, and its loss with the sign turned, `[…, S]` each."""
+        """Each chosen sample's score, bool or from 0 to 1, and its loss with the sign turned, `[…, S]` each."""
 
-    def measure(
-        self, samples: S_contra, chosen: Sequence[int] | None = None, *, normalize: bool = False
-    ) -> Measurement:
-        """Measure one model on the chosen samples (on all), all of which were read."""
+    def measurement(self, chosen: Sequence[int] | None = None, *, normalize: bool = False) -> Measurement:
+        """The figures of one model on the chosen samples (on all), all of which were read."""
 
 
 class Samples(Protocol):
@@ -68,7 +60,7 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def groups(self) -> list[str]:
+    def groups(self) -> Sequence[str]:
         """Equal for samples that are not independent."""
 
     @property
@@ -77,7 +69,11 @@ class Samples(Protocol):
 
     @property
     def work(self) -> int:
-        """How much there is to read of all samples, as `SampleReadings.read` tells it."""
+        """How much there is to read of all samples, as `read` tells it."""
+
+    @property
+    def replayable(self) -> bool:
+        """Whether their batches are token batches and give all that is read, so that trials can replay layers."""
 
     def batches(self, samples: Iterable[int] | None = None) -> Sequence[SampleBatch]:
         """Batches that read these samples (all)."""
@@ -85,5 +81,8 @@ class Samples(Protocol):
     def gold_batches(self) -> Sequence[SampleBatch]:
         """Batches that give the loss of all samples."""
 
-    def readings(self, *models: int) -> SampleReadings[Self]:
+    def readings(self, *models: int) -> SampleReadings:
         """Nothing read yet, of one model or of an array of them."""
+
+    def read(self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = ...) -> SampleReadings:
+        """All that a model gives for the chosen samples (for all); `advance` is told how much that was."""

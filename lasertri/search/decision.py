@@ -13,7 +13,7 @@ import numpy as np
 
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.significance import LEVEL, max_t_p_value
-from lasertri.search.trials import Trial
+from lasertri.search.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Decision:
     reason: str
 
 
+def eligible(measurement: Measurement, baseline: Measurement, accept: str) -> bool:
+    """Whether a candidate may win at all: with "test" it must neither lower balanced accuracy nor collapse."""
+    return accept == "best" or measurement.sound_beside(baseline)
+
+
 def decide(
     trials: Sequence[Trial], baseline: Measurement, groups: Sequence[str], *, accept: str = "test", seed: int = 0
 ) -> Decision:
@@ -42,15 +47,15 @@ def decide(
         trials: all that were measured; one that a race dropped cannot win, but counts in the test by what it saw.
             (Its T needs no scaling up to all samples: it is free of scale.)
         groups: the calibration samples' groups.
-        accept: "test" asks that the winner neither lowers balanced accuracy nor collapses, and that the joint test
-            gives p ≤ 0.05; "best" only that it beats the baseline.
+        accept: "test" asks that the winner is `eligible` and that the joint test gives p ≤ 0.05; "best" only that it
+            beats the baseline.
     """
     finished = [trial for trial in trials if trial.finished]
-    eligible = [t for t in finished if accept == "best" or t.measurement.sound_beside(baseline)]
-    winner = max(eligible or finished, key=_quality)
+    able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
+    winner = max(able or finished, key=_quality)
     p_value = max_t_p_value(np.array([trial.gain for trial in trials]), trials.index(winner), groups, seed=seed)
     measured = winner.measurement
-    if not eligible:
+    if not able:
         accepted, reason = False, "every candidate lowers balanced accuracy or collapses to one answer"
     elif (measured.accuracy, -measured.log_loss) <= (baseline.accuracy, -baseline.log_loss):
         accepted, reason = False, "no candidate beats the baseline"

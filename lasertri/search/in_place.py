@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,67 +11,60 @@ from torch import Tensor, nn
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import Edit, replaced
 from lasertri.factors.store import FactorStore
-from lasertri.measure.protocol import SampleReadings
+from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import reduce_blocks
-from lasertri.search.replay import Plan, Replay, recorded
+from lasertri.search.replay import Replay, Shortcut, record
+from lasertri.search.trial import TrialReadings, by_target
 
 
-def read_replaced(
-    model: nn.Module,
-    candidates: Sequence[Candidate],
-    numbers: Sequence[int],
-    chosen: Sequence[int],
-    samples: Any,
-    factors: FactorStore,
-    plans: Mapping[Target, Plan],
-    readings: SampleReadings[Any],
-    beside: SampleReadings[Any],
-    advance: Callable[[int], object],
-) -> SampleReadings[Any]:
-    """Read the chosen samples' answers under `candidates[i]` into `readings[i]` for every number i.
+@dataclass(frozen=True)
+class InPlace:
+    """Tries any candidate: the weight is exchanged and the samples are read.
 
-    Args:
-        plans: of the targets before which the model can be replayed.
-        beside: `beside[i]` takes the baseline's, from the same batches.
-
-    Returns:
-        The baseline's own readings.
+    Attributes:
+        shortcuts: of the targets before which the model can be replayed.
     """
-    baseline: SampleReadings[Any] = samples.readings()
-    by_target: dict[Target, list[int]] = {}
-    for i in numbers:
-        by_target.setdefault(candidates[i].target, []).append(i)
-    if by_target.keys() - plans.keys():
-        baseline.read(model, samples, chosen)
-    recordings = []
-    if by_target.keys() & plans.keys():
-        for batch in samples.batches(chosen):
-            with recorded(model, batch, [plans[target] for target in by_target if target in plans]) as recording:
-                baseline.record(batch, *batch.read(model))
-            recordings.append((batch, recording))
-    for target, mine in by_target.items():
-        for i in mine:
-            with replaced(target, model, _truncated(candidates[i], model, factors)):
-                if target not in plans:
-                    readings[i].read(model, samples, chosen, advance)
-                    continue
-                for batch, recording in recordings:
-                    readings[i].record(batch, *Replay(batch, recording, plans[target], 1).read(model))
-                    advance(len(batch.entry))
-    for i in numbers:
-        beside[i].update(baseline)
-    return baseline
 
+    model: nn.Module
+    samples: Any  # of any kind, but for shortcuts replayable ones, whose batches are of tokens
+    factors: FactorStore
+    shortcuts: Mapping[Target, Shortcut] = field(default_factory=dict)
 
-def _truncated(candidate: Candidate, model: nn.Module, factors: FactorStore) -> Tensor:
-    """The target's weight under a candidate, in its dtype and on its device."""
-    if candidate.compat:
-        return Edit.build(candidate, model, factors).weight
-    target, dimension = candidate.target, candidate.dimension
-    return reduce_blocks(
-        target.view(target.parameter(model)),
-        **({"ratios": candidate.ratio} if dimension is None else {"ranks": dimension}),
-        factors=factors.of(*candidate.factors),
-        backend=factors.backend,
-    )
+    def run(
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
+    ) -> TrialReadings:
+        """See `Runner.run`. The baseline runs once, and stands beside every candidate."""
+        model, samples, numbers = self.model, self.samples, by_target(candidates)
+        readings = TrialReadings.empty(samples, len(candidates))
+        shortcuts = {target: self.shortcuts[target] for target in numbers if target in self.shortcuts}
+        if len(shortcuts) < len(numbers):
+            readings.baseline.update(samples.read(model, part))
+        batches = samples.batches(part) if shortcuts else []
+        recordings = [record(model, batch, shortcuts.values()) for batch in batches]
+        for recording in recordings:
+            readings.baseline.record(recording.batch, *recording.read)
+        for target, mine in numbers.items():
+            for i in mine:
+                with replaced(target, model, self._truncated(candidates[i])):
+                    if target not in shortcuts:
+                        readings.edited[i].update(samples.read(model, part, advance))
+                        continue
+                    for recording in recordings:
+                        replay = Replay(recording, shortcuts[target], 1)
+                        readings.edited[i].record(recording.batch, *replay.read(model))
+                        advance(len(recording.batch.entry))
+        readings.beside.update(readings.baseline)
+        return readings
+
+    def _truncated(self, candidate: Candidate) -> Tensor:
+        """The target's weight under a candidate, in its dtype and on its device."""
+        if candidate.compat:
+            return Edit.build(candidate, self.model, self.factors).weight
+        target, dimension = candidate.target, candidate.dimension
+        return reduce_blocks(
+            target.view(target.parameter(self.model)),
+            **({"ratios": candidate.ratio} if dimension is None else {"ranks": dimension}),
+            factors=self.factors.of(*candidate.factors_key),
+            backend=self.factors.backend,
+        )

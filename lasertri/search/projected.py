@@ -1,7 +1,7 @@
 """Trials without an edited weight: the outputs of a target under many truncations, in one batch of copies.
 
-Truncation is a projection, so a copy's output comes from the recorded input by `linear_blocks`. Copy 0 keeps the
-recorded output: the baseline, under the same rounding as the trials beside it.
+Truncation is a projection, so a copy's output is `linear_blocks` of the recorded input. Copy 0 keeps the recorded
+output: the baseline, under the same rounding as the trials beside it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
-from lasertri.language.readings import Readings
 from lasertri.language.samples import EncodedSamples
-from lasertri.measure.protocol import SampleReadings
+from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
-from lasertri.search.replay import Plan, Replay, plan_replays, recorded
+from lasertri.search.replay import Replay, Trace, record
+from lasertri.search.trial import TrialReadings, by_target
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +32,18 @@ logger = logging.getLogger(__name__)
 CPU_TOKENS = 2048
 
 
-class ProjectedTrials:
-    """Reads the answers under candidates of those targets for which `supports` is true.
+class Projected:
+    """Tries the candidates that it `supports`, many at once.
 
     Args:
-        samples: the first two are used to see what runs when, and whether replaying gives the model's own answers.
+        samples: replayable ones. The first two are used to see what runs when, and whether replaying gives the model's
+            own answers.
         candidates: those to come.
+
+    Attributes:
+        shortcuts: of the targets before which the model can be replayed.
+        supported: numbers of the candidates that it supports.
+        tokens: most tokens of a batch of copies.
     """
 
     def __init__(
@@ -46,120 +51,100 @@ class ProjectedTrials:
     ) -> None:
         self.model, self.samples, self.factors = model, samples, factors
         batch = samples.batches(range(min(2, len(samples))))[0]
+        trace = Trace.of(model, batch)
         first = {candidate.target: candidate for candidate in reversed(candidates)}
-        self.plans, token_bytes = plan_replays(model, batch, list(first))
-        others = sum(not self._is_linear(target) for target in self.plans)
+        self.shortcuts = {target: trace.shortcut(target) for target in first}
+        others = sum(not self._is_linear(target) for target in first)
         if others:
             logger.info("%d targets are no linear layers: trials start there, with the weight in place", others)
-        for target, plan in list(self.plans.items()):
-            reason = self._obstacle(batch, first[target], plan)
+        for target, candidate in first.items():
+            reason = self._obstacle(batch, candidate)
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
-                del self.plans[target]
+                del self.shortcuts[target]
+        self.supported = {i for i, candidate in enumerate(candidates) if self.supports(candidate)}
         self._longest = samples.longest
-        self.tokens = max(1, _free_bytes(model, factors) // max(1, token_bytes))
+        self.tokens = max(1, _free_bytes(model, factors) // max(1, trace.token_bytes))
         if not any(parameter.is_cuda for parameter in model.parameters()):
             self.tokens = min(self.tokens, CPU_TOKENS)
 
     def supports(self, candidate: Candidate) -> bool:
         """Whether its trials are projections, of a linear layer that can be replayed."""
-        return candidate.target in self.plans and self._is_linear(candidate.target) and not candidate.compat
+        return candidate.target in self.shortcuts and self._is_linear(candidate.target) and not candidate.compat
 
     def _is_linear(self, target: Target) -> bool:
         """Whether its module's output is its weight, or rows of it, times the input."""
         return target.expert is None and isinstance(self.model.get_submodule(target.module), nn.Linear | Conv1D)
 
-    def read(
-        self,
-        candidates: Sequence[Candidate],
-        numbers: Sequence[int],
-        samples: Sequence[int],
-        readings: SampleReadings[Any],
-        beside: SampleReadings[Any],
-        advance: Callable[[int], object] = lambda _: None,
-    ) -> Readings:
-        """Read these samples' answers under `candidates[i]` into `readings[i]` for every number i.
-
-        Args:
-            beside: `beside[i]` takes the baseline's, from the same batches.
-            advance: is told how many tokens of answers were read.
-
-        Returns:
-            The baseline's own readings, from an ordinary forward pass.
-        """
+    def run(
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
+    ) -> TrialReadings:
+        """See `Runner.run`."""
         while True:
             try:
-                return self._read(candidates, numbers, samples, readings, beside, advance)
+                return self._run(candidates, part, advance)
             except torch.OutOfMemoryError:  # the estimate was too high, or another program took memory
                 if self.tokens <= 2 * self._longest:
                     raise
                 self.tokens //= 2
 
-    def _read(
-        self,
-        candidates: Sequence[Candidate],
-        numbers: Sequence[int],
-        samples: Sequence[int],
-        readings: SampleReadings[Any],
-        beside: SampleReadings[Any],
-        advance: Callable[[int], object],
-    ) -> Readings:
-        by_target: dict[Target, list[int]] = {}
-        for i in sorted(numbers, key=lambda i: candidates[i].blocks):
-            by_target.setdefault(candidates[i].target, []).append(i)
-        copies_of = {target: self._copies(len(mine)) for target, mine in by_target.items()}
-        baseline = Readings.empty(self.samples)
-        for batch in self.samples.batches(samples, tokens=max(1, self.tokens // max(copies_of.values(), default=1))):
-            with recorded(self.model, batch, [self.plans[target] for target in by_target]) as recording:
-                baseline.record(batch, *batch.read(self.model))
-            for target, mine in by_target.items():
+    def _run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
+        readings, numbers = TrialReadings.empty(self.samples, len(candidates)), by_target(candidates)
+        for mine in numbers.values():
+            mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together
+        copies_of = {target: self._copies(len(mine)) for target, mine in numbers.items()}
+        for batch in self.samples.batches(part, tokens=max(1, self.tokens // max(copies_of.values()))):
+            recording = record(self.model, batch, [self.shortcuts[target] for target in numbers])
+            readings.baseline.record(batch, *recording.read)
+            for target, mine in numbers.items():
                 copies = copies_of[target]
-                replay = Replay(batch, recording, self.plans[target], copies)
+                replay = Replay(recording, self.shortcuts[target], copies)
                 for start in range(0, len(mine), copies - 1):
                     chunk = mine[start : start + copies - 1]
-                    outputs = self._outputs(target, [candidates[i] for i in chunk], replay, copies)
+                    outputs = self._outputs([candidates[i] for i in chunk], replay, copies)
                     log_probs, greedy = replay.read(self.model, outputs)
                     for copy, i in enumerate(chunk, start=1):
-                        readings[i].record(batch, log_probs[copy], greedy[copy])
-                        beside[i].record(batch, log_probs[0], greedy[0])
+                        readings.edited[i].record(batch, log_probs[copy], greedy[copy])
+                        readings.beside[i].record(batch, log_probs[0], greedy[0])
                     advance(len(chunk) * len(batch.entry))
-        return baseline
+        return readings
 
     def _copies(self, count: int) -> int:
         """Copies in a batch of a target with so many candidates: as few batches as memory allows, evenly filled."""
         most = max(1, self.tokens // self._longest - 1)
         return 1 + -(-count // -(-count // most))
 
-    def _outputs(self, target: Target, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
-        """What the target gives in every copy: its recorded output, then each candidate's; as padding the former."""
+    def _outputs(self, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
+        """What their target gives in every copy: its recorded output, then each candidate's; as padding the former."""
+        target = chunk[0].target
         weight, rows = target.parameter(self.model), slice(*(target.rows or (None,)))
-        bias = getattr(self.model.get_submodule(self.plans[target].module), "bias", None)
+        bias = getattr(self.model.get_submodule(target.module), "bias", None)
         outputs = replay.output.repeat(copies, *[1] * replay.output.dim())
         done = 1
-        for (_, blocks, dimension), group in itertools.groupby(chunk, key=lambda c: c.factors):
-            ratios = [candidate.ratio for candidate in group]
-            factors = self.factors.of(target, blocks, dimension)
+        for key, group in itertools.groupby(chunk, key=lambda candidate: candidate.factors_key):
+            ratios, (_, _, dimension) = [candidate.ratio for candidate in group], key
             outputs[done : done + len(ratios), ..., rows] = linear_blocks(
                 replay.input.to(weight.device),
                 target.view(weight),
                 None if bias is None else bias[rows],
                 **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),
-                factors=factors,
-                projected=self.factors.projected(target, blocks, dimension),
+                factors=self.factors.of(*key),
+                projected=self.factors.projected(*key),
                 backend=self.factors.backend,
             )
             done += len(ratios)
         return outputs
 
-    def _obstacle(self, batch: Batch, candidate: Candidate, plan: Plan) -> str | None:
+    def _obstacle(self, batch: Batch, candidate: Candidate) -> str | None:
         """Why a target's trials cannot replay the model, or None: at all ranks they must give what it gives."""
-        if plan.calls != 1:
-            return f"its module runs {plan.calls} times in one forward pass"
-        with recorded(self.model, batch, [plan]) as recording:
-            expected, _ = batch.read(self.model)
-        replay, outputs = Replay(batch, recording, plan, 2), None
+        shortcut = self.shortcuts[candidate.target]
+        if shortcut.calls != 1:
+            return f"its module runs {shortcut.calls} times in one forward pass"
+        recording = record(self.model, batch, [shortcut])
+        expected, _ = recording.read
+        replay, outputs = Replay(recording, shortcut, 2), None
         if self.supports(candidate) and not candidate.clustered:  # a cluster has not all ranks
-            outputs = self._outputs(candidate.target, [dataclasses.replace(candidate, ratio=1.0)], replay, 2)
+            outputs = self._outputs([dataclasses.replace(candidate, ratio=1.0)], replay, 2)
         try:
             found, _ = replay.read(self.model, outputs)
         except torch.OutOfMemoryError:

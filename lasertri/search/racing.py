@@ -8,6 +8,9 @@ from math import comb, log
 import numpy as np
 
 from lasertri.measure.significance import all_binary
+from lasertri.search.decision import eligible
+from lasertri.search.settings import Settings
+from lasertri.search.trial import TrialReadings
 
 STAGES = (0.1, 0.2, 0.4, 0.7, 1.0)  # shares of the samples seen when candidates are compared
 LEVEL = 0.01
@@ -23,6 +26,29 @@ def stages(strata: Sequence[str], *, seed: int = 0) -> list[list[int]]:
     order = np.argsort(place, kind="stable")
     parts = np.split(order, [round(n * share) for share in STAGES[:-1]])
     return [part.tolist() for part in parts if len(part)]
+
+
+def survivors(
+    alive: Sequence[int], readings: TrialReadings, seen: Sequence[int], groups: Sequence[str], settings: Settings
+) -> list[int]:
+    """The candidates that the leader does not beat on the samples seen so far; the best one is always among them.
+
+    The leader is the baseline or the best candidate, of those that `decide` could accept if there are any.
+    """
+    correct, log_probs = readings.edited[alive].outcomes(seen, normalize=settings.normalize)
+    base, base_log_probs = readings.baseline.outcomes(seen, normalize=settings.normalize)
+    baseline = readings.baseline.measurement(seen, normalize=settings.normalize)
+
+    def could_win(k: int) -> bool:
+        measurement = readings.edited[alive[k]].measurement(seen, normalize=settings.normalize)
+        return eligible(measurement, baseline, settings.accept)
+
+    quality = [(c.sum(), p.sum()) for c, p in zip(correct, log_probs, strict=True)]
+    order = sorted(range(len(alive)), key=quality.__getitem__, reverse=True)
+    best = next(filter(could_win, order), order[0])
+    leader: np.ndarray = correct[best] if quality[best] > (base.sum(), base_log_probs.sum()) else base
+    lost = beaten(correct, leader, [groups[i] for i in seen])
+    return [i for k, i in enumerate(alive) if k == best or not lost[k]]
 
 
 def beaten(correct: np.ndarray, leader: np.ndarray, groups: Sequence[str]) -> np.ndarray:
@@ -48,5 +74,5 @@ def beaten(correct: np.ndarray, leader: np.ndarray, groups: Sequence[str]) -> np
 
 
 def _at_most(won: int, decided: int) -> float:
-    """Chance of no more heads than that among so many fair coins."""
+    """Chance that of `decided` fair coins no more than `won` show heads."""
     return sum(comb(decided, k) for k in range(won + 1)) / 2**decided

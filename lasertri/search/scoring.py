@@ -28,10 +28,6 @@ FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow wit
 Scores = dict[tuple[Target, int], BlockScores]
 
 
-class _NonFiniteGradientError(LasertriError):
-    """Raised on the way out of a backward pass."""
-
-
 def score_targets(
     model: nn.Module,
     targets: Sequence[Target],
@@ -51,49 +47,67 @@ def score_targets(
     Raises:
         LasertriError: a gradient is NaN or Inf (its parameter is named), or a target got none.
     """
-    scores: Scores = {}
     batches = samples.gold_batches()
     with tqdm(total=len(batches) * len(targets), desc="score", disable=not progress) as bar:
+        scorer = _Scorer(model, targets, block_counts, factors, bar)
         for batch in batches:
-            for key, new in _batch_scores(model, targets, batch, block_counts, factors, bar).items():
-                old = scores.get(key)
-                scores[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
-    return {key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scores.items()}
+            scorer.add(batch)
+    return {
+        key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scorer.total.items()
+    }
 
 
-def _batch_scores(
-    model: nn.Module,
-    targets: Sequence[Target],
-    batch: SampleBatch,
-    block_counts: Sequence[int],
-    factors: FactorStore,
-    bar: tqdm[NoReturn],
-) -> Scores:
-    """Scores of the summed loss of one micro-batch; an fp16 model's loss is scaled as far up as it goes."""
+class _NonFiniteGradientError(LasertriError):
+    """Raised on the way out of a backward pass."""
 
-    def scaled(scale: float) -> Scores:
+
+class _Scorer:
+    """Adds up the scores of micro-batches, one gradient at a time.
+
+    Attributes:
+        total: of the batches added so far, summed over their samples.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        block_counts: Sequence[int],
+        factors: FactorStore,
+        bar: tqdm[NoReturn],
+    ) -> None:
+        self.model, self.targets, self.block_counts, self.factors = model, targets, block_counts, factors
+        self.total: Scores = {}
+        half = any(target.parameter(model).dtype == torch.float16 for target in targets)
+        self._larger_scales = FP16_LOSS_SCALES if half else ()
+        self._bar, self._batches = bar, 0
+
+    def add(self, batch: SampleBatch) -> None:
+        """Add a batch's scores; an fp16 model's loss is scaled as far up as its gradients stay finite."""
+        scores = self._scaled(batch)
+        for key, new in scores.items():
+            old = self.total.get(key)
+            self.total[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
+        self._batches += 1
+
+    def _scaled(self, batch: SampleBatch) -> Scores:
+        for scale in self._larger_scales:
+            with suppress(_NonFiniteGradientError):
+                return self._scores(batch, scale)
+        return self._scores(batch, 1.0)
+
+    def _scores(self, batch: SampleBatch, scale: float) -> Scores:
+        """Of the batch's loss, by a backward pass of `scale` times it."""
         scores: Scores = {}
-
-        def contract(target: Target, gradient: Tensor) -> None:
-            gradient = target.view(gradient)
-            if not all_finite(gradient):
-                raise _NonFiniteGradientError(
-                    f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it "
-                    "in float32"
-                )
-            weight = target.view(target.parameter(model))
-            for blocks in block_counts:
-                known = factors.of(target, blocks)
-                known = known._replace(basis=known.basis.double())
-                sigma, slope = score_blocks(weight, gradient, factors=known, backend=factors.backend)
-                scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
-            bar.update()
-
-        with forwards(model, fused_activations(model)), _gradients_streamed(model, targets, contract):
-            loss = batch.loss(model)
+        contract = functools.partial(self._contract, scores, scale)
+        with (
+            forwards(self.model, fused_activations(self.model)),
+            _gradients_streamed(self.model, self.targets, contract),
+        ):
+            loss = batch.loss(self.model)
             if loss.requires_grad:
                 (scale * loss).backward()
-        missing = [target.name for target in targets if (target, block_counts[0]) not in scores]
+        missing = [target.name for target in self.targets if (target, self.block_counts[0]) not in scores]
         if missing:
             raise LasertriError(
                 f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not "
@@ -101,12 +115,27 @@ def _batch_scores(
             )
         return scores
 
-    before = bar.n
-    for scale in FP16_LOSS_SCALES if any(target.parameter(model).dtype == torch.float16 for target in targets) else ():
-        with suppress(_NonFiniteGradientError):
-            return scaled(scale)
-        bar.n = before
-    return scaled(1.0)
+    def _contract(self, scores: Scores, scale: float, target: Target, gradient: Tensor) -> None:
+        """Put a target's scores to those of its batch."""
+        gradient = target.view(gradient)
+        if not all_finite(gradient):
+            raise _NonFiniteGradientError(
+                f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it in float32"
+            )
+        weight = target.view(target.parameter(self.model))
+        for blocks in self.block_counts:
+            known = self.factors.of(target, blocks)
+            known = known._replace(basis=known.basis.double())
+            sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
+            scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
+        # counted from where this batch began: under another scale it begins again
+        done = self._batches * len(self.targets) + len(scores) // len(self.block_counts)
+        self._bar.update(done - self._bar.n)
+
+
+def scoring_blocks(targets: Sequence[Target], wanted: int) -> int:
+    """The K that targets are ranked at: the one wanted, or less where a target has fewer rows."""
+    return min(wanted, *(target.shape[0] for target in targets))
 
 
 @contextmanager

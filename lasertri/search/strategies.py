@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ if TYPE_CHECKING:  # the table is read by --help, which waits for no torch
     from lasertri.edit.candidate import Candidate
     from lasertri.model.targets import Target
     from lasertri.search.scoring import Scores
+
+logger = logging.getLogger(__name__)
 
 LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
 
@@ -77,6 +80,14 @@ STRATEGIES = {
     ),
     "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
 }
+
+
+def fitting(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those with a row to every block; a warning says how many others there are."""
+    fits = [candidate for candidate in candidates if candidate.blocks <= candidate.target.shape[0]]
+    if len(fits) < len(candidates):
+        logger.warning("%d candidates are left out: they have more blocks than rows", len(candidates) - len(fits))
+    return fits
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -24,7 +24,6 @@ from lasertri.data.papers.registry import TASKS
 from lasertri.data.papers.source import REVISION
 from lasertri.data.sample import group_names
 from lasertri.data.split import split_samples
-from lasertri.language.readings import Readings
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.evaluate import evaluate
 
@@ -179,11 +178,11 @@ def test_scores_agree_choice_by_choice(pair, choice_docs, tmp_path, chat, shots)
     expected = theirs_on(harness, configuration, apply_chat_template=chat)
     samples = lm_eval_samples(configuration, chat=tokenizer if chat else None)
     encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
-    readings = Readings.empty(encoded)
+    readings = encoded.readings()
     with torch.no_grad():
         for batch in encoded.batches():
             readings.record(batch, *batch.read(model))
-    ours = np.add.reduceat(readings.log_probs, encoded.token_starts)
+    ours = np.add.reduceat(readings.log_probs, encoded.table.first_token)
     docs = sorted(expected["samples"]["local"], key=lambda doc: doc["doc_id"])
     np.testing.assert_allclose(ours, [r[0] for doc in docs for r in doc["filtered_resps"]], rtol=1e-4, atol=1e-4)
     for metric, normalize in (("acc", False), ("acc_norm", True)):

@@ -23,10 +23,10 @@ def encode(samples, model, tokenizer, **options):
 @torch.no_grad()
 def read(model, encoded, **limit):
     """Every answer's log-probability, by batches."""
-    log_probs = torch.zeros(len(encoded.tokens))
+    log_probs = torch.zeros(len(encoded.table.tokens))
     for batch in encoded.batches(**limit):
         log_probs[batch.entry] += batch.read(model)[0]
-    return np.add.reduceat(log_probs.numpy(), encoded.token_starts)
+    return np.add.reduceat(log_probs.numpy(), encoded.table.first_token)
 
 
 def ids(tokenizer, text):
@@ -117,9 +117,9 @@ def test_padding_is_the_models_own(architecture):
 def test_gold_batches_are_of_the_right_answers_alone():
     for architecture in ("roberta", "t5"):
         encoded = encode(make_samples(9), make_model(architecture), make_tokenizer(architecture), batch_size=4)
-        gold = [start + sample.gold for start, sample in zip(encoded.starts, encoded.samples, strict=True)]
+        gold = [start + sample.gold for start, sample in zip(encoded.table.first_answer, encoded.samples, strict=True)]
         entries = torch.cat([batch.entry for batch in encoded.gold_batches()])
-        assert sorted(entries.tolist()) == [encoded.token_starts[answer] for answer in gold]
+        assert sorted(entries.tolist()) == [encoded.table.first_token[answer] for answer in gold]
 
 
 @pytest.mark.parametrize("prompt", ["a b", "a b ", f"a b{MASK}", f"a b {MASK}"])

@@ -28,12 +28,12 @@ def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, 
     model = model_of(architecture)
     samples = [*make_samples(9), Sample("a b c", choices=("d e f", "g", "h i"), label=2)]
     encoded = encode(samples, model, tokenizer, batch_size=4)
-    read = torch.zeros(len(encoded.tokens))
+    read = torch.zeros(len(encoded.table.tokens))
     with torch.no_grad():
         for batch in encoded.batches(**limit):
             read[batch.entry] += batch.read(model)[0]
         expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
-    answers = np.add.reduceat(read.numpy(), encoded.token_starts)
+    answers = np.add.reduceat(read.numpy(), encoded.table.first_token)
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -48,12 +48,12 @@ def test_longer_choices_branch_off_one_prompt_and_read_what_rows_of_their_own_gi
     encoded = encode(samples, model, tokenizer)
     branching = architecture != "bloom" and getattr(model.config, "sliding_window", None) != 4  # Qwen asks for more
     assert sum(len(batch.input_ids) for batch in encoded.batches()) == 5 + (2 if branching else 5 + 3)
-    read = torch.zeros(len(encoded.tokens))
+    read = torch.zeros(len(encoded.table.tokens))
     with torch.no_grad():
         for batch in encoded.batches():
             read[batch.entry] += batch.read(model)[0]
         expected = [plain_log_prob(model, tokenizer, s.prompt, a) for s in samples for a in s.answers]
-    answers = np.add.reduceat(read.numpy(), encoded.token_starts)
+    answers = np.add.reduceat(read.numpy(), encoded.table.first_token)
     np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -64,12 +64,12 @@ def test_gold_batches_hold_the_same_answers(model, tokenizer):
         for row, position, token, entry in zip(
             *(t.tolist() for t in (batch.row, batch.position, batch.token, batch.entry)), strict=True
         ):
-            answer = int(np.searchsorted(encoded.token_starts, entry, side="right")) - 1
-            sample = int(np.searchsorted(encoded.starts, answer, side="right")) - 1
-            assert answer - encoded.starts[sample] == samples[sample].gold
+            answer = int(np.searchsorted(encoded.table.first_token, entry, side="right")) - 1
+            sample = int(np.searchsorted(encoded.table.first_answer, answer, side="right")) - 1
+            assert answer - encoded.table.first_answer[sample] == samples[sample].gold
             gold = encoded.answers[sample][samples[sample].gold]
             assert tuple(batch.input_ids[row, : position + 1].tolist()) == gold.row[: position + 1]
-            assert token == gold.tokens[entry - encoded.token_starts[answer]]
+            assert token == gold.tokens[entry - encoded.table.first_token[answer]]
 
 
 def test_batches_of_some_samples_read_their_answers_alone(model, tokenizer):

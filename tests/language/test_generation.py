@@ -22,7 +22,8 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.measure.evaluate import evaluate
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
-from lasertri.search.trials import measure
+from lasertri.search.settings import Settings
+from lasertri.search.trials import run_trials
 
 WINDOWS = (5, 5, 1, 7, 5)
 
@@ -224,7 +225,7 @@ def test_a_trial_is_what_an_edited_copy_gives(model_of, tokenizer, architecture,
     candidates = [Candidate(target, k, ratio) for target in targets[:3] for k, ratio in ((1, 0.5), (3, 0.0))]
     store = FactorStore(model, targets, [1, 3], budget=1 << 30)
     with preserved(model):
-        baseline, trials = measure(model, candidates, samples, store, race=race)
+        baseline, trials = run_trials(model, candidates, samples, store, Settings(race=race, progress=False))
         edits = [Edit.build(candidate, model, store) for candidate in candidates]
     own = evaluate(model, samples)
     assert baseline.correct.tolist() == own.correct.tolist()

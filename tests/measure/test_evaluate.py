@@ -76,10 +76,26 @@ def test_one_string_is_no_collapse_where_it_is_the_right_answer(tokenizer, wrong
 def test_written_text_collapses_when_it_is_one_string_but_for_the_right_one(tokenizer, text, collapsed):
     model = Fixed(tokenizer)
     samples = EncodedSamples([Sample("b", "no", match="contains", window=3)] * 20, model=model, tokenizer=tokenizer)
-    zeros = np.zeros(20)
-    assert Readings(zeros, zeros, np.array([text] * 20, dtype=object)).measure(samples).collapsed is collapsed
-    texts = np.array([f"{text} {i}" for i in range(20)], dtype=object)
-    assert not Readings(zeros, zeros, texts).measure(samples).collapsed
+
+    def measurement(texts):
+        zeros = np.zeros(20)
+        return Readings(samples.table, zeros, zeros, np.array(texts, dtype=object)).measurement()
+
+    assert measurement([text] * 20).collapsed is collapsed
+    assert not measurement([f"{text} {i}" for i in range(20)]).collapsed
+
+
+@pytest.mark.parametrize(("others", "collapsed"), [(0, True), (1, True), (2, False), (9, False)])
+def test_choices_collapse_where_one_takes_95_percent(tokenizer, others, collapsed):
+    """Every second of 20 is a "yes"; "no" is answered wrongly only, so that balanced accuracy is not earned."""
+    model = Fixed(tokenizer)
+    samples = EncodedSamples(yes_no(*[0, 1] * 10), model=model, tokenizer=tokenizer)
+    readings = samples.readings()
+    readings.log_probs[:] = np.tile([-1.0, -2.0], 20)  # "yes" before "no"
+    readings.log_probs[: 4 * others : 4] = -3.0  # "no" to some where "yes" is right
+    result = readings.measurement()
+    assert result.balanced_accuracy <= 0.5
+    assert result.collapsed is collapsed
 
 
 @pytest.mark.parametrize(
@@ -117,16 +133,17 @@ def test_outcomes_of_many_models_are_those_of_a_loop_over_samples(tokenizer, nor
     free = [Sample("a " * i, ("yes", "yes no")[i % 2]) for i in range(1, 12)]
     model = Fixed(tokenizer)
     samples = EncodedSamples([*make_samples(7), *odd, *free], model=model, tokenizer=tokenizer)
-    rng, shape = np.random.default_rng(0), (5, len(samples.tokens))
+    rng, shape = np.random.default_rng(0), (5, len(samples.table.tokens))
     log_probs = -rng.integers(1, 5, shape).astype(float)  # with ties
     log_probs[rng.random(shape) < 0.05] = np.nan
-    greedy = np.where(rng.random(shape) < 0.7, samples.tokens, 1)
-    readings = Readings(log_probs, greedy, np.full((5, len(samples)), "", dtype=object))
+    greedy = np.where(rng.random(shape) < 0.7, samples.table.tokens, 1)
+    readings = Readings(samples.table, log_probs, greedy, np.full((5, len(samples)), "", dtype=object))
     chosen = rng.permutation(len(samples))[:20].tolist()
-    correct, gold = readings.outcomes(samples, chosen, normalize=normalize)
+    correct, gold = readings.outcomes(chosen, normalize=normalize)
     for m in range(5):
         for k, i in enumerate(chosen):
-            sample, sums, same, entry = samples.samples[i], [], [], samples.token_starts[samples.starts[i]]
+            sample, sums, same = samples.samples[i], [], []
+            entry = samples.table.first_token[samples.table.first_answer[i]]
             for answer in samples.answers[i]:
                 mine = slice(entry, entry := entry + len(answer.tokens))
                 sums.append(sum(log_probs[m, mine]))
@@ -135,7 +152,7 @@ def test_outcomes_of_many_models_are_those_of_a_loop_over_samples(tokenizer, nor
             right = scores.index(max(scores)) == sample.gold if sample.choices else same[0]
             assert correct[m, k] == (right and not np.isnan(sums).any())
             assert gold[m, k] == (-np.inf if np.isnan(sums[sample.gold]) else sums[sample.gold])
-        one = readings[m].measure(samples, chosen, normalize=normalize)
+        one = readings[m].measurement(chosen, normalize=normalize)
         assert one.correct.tolist() == correct[m].tolist()
         assert one.log_loss == -gold[m].mean()
 

@@ -22,7 +22,8 @@ from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.search.scoring import score_targets
-from lasertri.search.trials import measure
+from lasertri.search.settings import Settings
+from lasertri.search.trials import run_trials
 
 CLASSES, LENGTH = 3, 7
 
@@ -186,7 +187,9 @@ def test_trials_equal_measuring_a_copy_with_the_truncated_weight(kind, objective
     samples = ObjectiveSamples(pairs, objective=objective, batch_size=5)
     candidates = [Candidate(t, k, ratio) for t in targets for k in (1, 3) for ratio in (0.6, 0.0)]
     with preserved(model):
-        baseline, trials = measure(model, candidates, samples, store_of(model, targets), race=False)
+        baseline, trials = run_trials(
+            model, candidates, samples, store_of(model, targets), Settings(race=False, progress=False)
+        )
     for trial in trials:
         copied, target = copy.deepcopy(model).double(), trial.candidate.target
         weight = target.view(target.parameter(copied))

@@ -2,17 +2,9 @@
 
 import numpy as np
 import pytest
+from simulated import simulated
 
 from lasertri.measure.significance import LEVEL, max_t_p_value, paired_interval, verdict
-
-
-def simulated(rng, *, candidates=40, n=100, effect=0.0):
-    """A baseline right half of the time, and candidates that change a fifth of its answers at random."""
-    baseline = rng.random(n) < 0.5
-    changed = rng.random((candidates, n)) < 0.2
-    correct = np.where(changed, rng.random((candidates, n)) < 0.5, baseline)
-    correct[0] |= rng.random(n) < effect
-    return baseline, correct
 
 
 def p_value(baseline, correct, seed=0):
@@ -64,6 +56,11 @@ def test_more_candidates_make_the_same_winner_less_surprising():
     rng = np.random.default_rng(2)
     baseline, correct = simulated(rng, candidates=200, effect=0.2)
     assert p_value(baseline, correct[:1]) < p_value(baseline, correct)
+
+
+def test_the_signs_as_they_are_count_as_one_more_flip():
+    """So that no p-value is 0: that all of 40 samples are won is what no other flip of 99 gives."""
+    assert max_t_p_value(np.ones((1, 40)), 0, [str(i) for i in range(40)], flips=99) == 1 / 100
 
 
 def test_samples_of_one_group_flip_together():

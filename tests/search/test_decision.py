@@ -1,18 +1,21 @@
 """Which trial wins, and when an edit is refused."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_significance import simulated
+from simulated import simulated
 
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
+from lasertri.measure.objective import Objective, ObjectiveSamples
 from lasertri.model.targets import Target
 from lasertri.search.decision import decide
-from lasertri.search.racing import beaten
+from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
-from lasertri.search.trials import Trial
+from lasertri.search.trial import Trial, TrialReadings
+from lasertri.search.trials import run_trials
 
 N = 40
 GROUPS = [str(i) for i in range(N)]
@@ -68,28 +71,33 @@ def test_with_no_effect_about_five_percent_of_runs_accept_an_edit():
     assert 2 <= accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
 
 
-def test_racing_does_not_accept_more_often_where_there_is_no_effect():
+class Simulated:
+    """A runner of candidates whose answers are known, each of the layer that is its number."""
+
+    def __init__(self, samples, baseline, correct):
+        self.samples, self.baseline, self.correct = samples, baseline, correct
+
+    def run(self, candidates, part, advance):
+        readings = TrialReadings.empty(self.samples, len(candidates))
+        layers = [candidate.target.layer for candidate in candidates]
+        readings.edited.scores[:, part] = self.correct[layers][:, part]
+        readings.beside.scores[:, part] = readings.baseline.scores[part] = self.baseline[part]
+        for which in (readings.edited, readings.beside, readings.baseline):
+            which.losses[..., part] = 1.0
+        return readings
+
+
+def test_racing_does_not_accept_more_often_where_there_is_no_effect(monkeypatch):
     rng, runs, accepted, dropped = np.random.default_rng(8), 200, 0, 0
-    names = [str(i) for i in range(80)]
+    samples = ObjectiveSamples(list(range(80)), objective=Objective(None, None, None))
+    candidates = [trial(0, layer=i).candidate for i in range(20)]
+    factors = SimpleNamespace(retain=list)
     for run in range(runs):
-        baseline, correct = simulated(rng, candidates=20, n=80)
-        alive, seen = set(range(20)), dict.fromkeys(range(20), 0)
-        for stop in (8, 16, 32, 56, 80):
-            seen |= dict.fromkeys(alive, stop)
-            order = sorted(alive)
-            so_far = correct[order, :stop]
-            best = max(range(len(order)), key=lambda k: so_far[k].sum())
-            leader = max(so_far[best], baseline[:stop], key=np.sum)
-            lost = beaten(so_far, leader, names[:stop])
-            alive = {i for k, i in enumerate(order) if k == best or not lost[k]}
-        trials = []
-        for i, n in seen.items():
-            measured = Measurement(correct[i, :n].mean(), 0.5, None, 1.0, False, n, correct[i, :n])
-            gain = np.where(np.arange(80) < n, correct[i].astype(int) - baseline, 0)
-            trials.append(Trial(trial(0, layer=i).candidate, measured, 0.0, gain))
-        dropped += sum(n < 80 for n in seen.values())
-        whole = Measurement(baseline.mean(), 0.5, None, 1.0, False, 80, baseline)
-        accepted += decide(trials, whole, names, seed=run).accepted is not None
+        runner = Simulated(samples, *simulated(rng, candidates=20, n=80))
+        monkeypatch.setattr("lasertri.search.trials.plan_trials", lambda *_, runner=runner: [(runner, set(range(20)))])
+        baseline, trials = run_trials(None, candidates, samples, factors, Settings(seed=run, progress=False))
+        dropped += sum(not trial.finished for trial in trials)
+        accepted += decide(trials, baseline, samples.groups, seed=run).accepted is not None
     assert dropped
     assert accepted <= 18  # 5 % of 200 is 10, two standard deviations are 6
 

@@ -11,9 +11,10 @@ from tiny import CONFIGS, ENCODER_DECODERS, LAYERS, make_model, make_samples, ma
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
-from lasertri.search.projected import ProjectedTrials
+from lasertri.search.projected import Projected
 from lasertri.search.replay import Replay
-from lasertri.search.trials import measure
+from lasertri.search.settings import Settings
+from lasertri.search.trials import run_trials
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -141,11 +142,11 @@ def assert_measured_as_edited(model, tokenizer, candidates, caplog):
     samples = encode(model, tokenizer)
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING):
-        _, trials = measure(model, candidates, samples, store, race=False)
+        _, trials = run_trials(model, candidates, samples, store, Settings(race=False, progress=False))
     for trial in trials:
         expected = -model_log_probs(edited(model, trial.candidate, torch.float32), samples)
-        answers = np.add.reduceat(expected, samples.token_starts)
-        gold = [answers[s + sample.gold] for s, sample in zip(samples.starts, samples.samples, strict=True)]
+        answers = np.add.reduceat(expected, samples.table.first_token)
+        gold = [answers[s + sample.gold] for s, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
         assert trial.measurement.log_loss == pytest.approx(np.mean(gold), rel=1e-4)
 
 
@@ -156,7 +157,7 @@ def test_a_model_whose_replay_differs_is_noticed(model, tokenizer, caplog):
     candidates = candidates_of(model)[:1]
     store = FactorStore(model, {candidates[0].target}, [1], budget=1 << 30)
     with caplog.at_level(logging.WARNING), torch.no_grad():
-        trials = ProjectedTrials(model, encode(model, tokenizer), candidates, store)
+        trials = Projected(model, encode(model, tokenizer), candidates, store)
     assert not trials.supports(candidates[0])
     assert "does not give the model's own answers" in caplog.text
 
@@ -176,10 +177,10 @@ def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, ca
     samples, candidates = encode(model, tokenizer), candidates_of(model, "mix")
     store = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
     with caplog.at_level(logging.INFO):
-        _, trials = measure(model, candidates, samples, store, race=False)
+        _, trials = run_trials(model, candidates, samples, store, Settings(race=False, progress=False))
     assert "1 targets are no linear layers" in caplog.text
     for trial in trials:
         exact = model_log_probs(edited(model, trial.candidate, torch.float64), samples)
-        gold = [start + sample.gold for start, sample in zip(samples.starts, samples.samples, strict=True)]
-        expected = np.add.reduceat(exact, samples.token_starts)[gold]
+        gold = [start + sample.gold for start, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
+        expected = np.add.reduceat(exact, samples.table.first_token)[gold]
         assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from tiny import make_samples
 
+from lasertri import Sample
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
 from lasertri.edit.candidate import Candidate
@@ -12,9 +13,11 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
-from lasertri.search.racing import beaten, stages
+from lasertri.search.racing import beaten, stages, survivors
+from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
-from lasertri.search.trials import measure
+from lasertri.search.trial import TrialReadings
+from lasertri.search.trials import run_trials
 
 
 def test_stages_hold_every_sample_once_and_each_answer_in_proportion():
@@ -70,6 +73,25 @@ def test_real_scores_without_a_difference_are_hardly_ever_dropped():
     assert 0 < dropped.sum() <= 0.01 * 4000
 
 
+@pytest.mark.parametrize(("accept", "kept"), [("test", True), ("best", False)])
+def test_only_a_candidate_that_could_be_accepted_leads(model, tokenizer, accept, kept):
+    """Four of five answers are "yes": saying nothing else is right more often than telling some of them apart."""
+    answers = [Sample("a b", choices=("yes", "no"), label=int(i % 5 == 0), group=str(i)) for i in range(70)]
+    samples = EncodedSamples(answers, model=model, tokenizer=tokenizer)
+    always_yes = np.zeros(70, dtype=int)
+    balanced = np.array([int(i % 10 not in (1, 2, 3)) for i in range(70)])  # right on every "no", on some of "yes"
+    wrong = np.array([1 - sample.gold for sample in answers])
+
+    def log_probs(taken):
+        return np.stack([np.where(taken == choice, -1.0, -2.0) for choice in (0, 1)], axis=-1).reshape(-1)
+
+    readings = TrialReadings.empty(samples, 2)
+    readings.edited.log_probs[:] = log_probs(always_yes), log_probs(balanced)
+    readings.baseline.log_probs[:] = log_probs(wrong)
+    settings = Settings(accept=accept, progress=False)
+    assert survivors([0, 1], readings, range(70), samples.groups, settings) == ([0, 1] if kept else [0])
+
+
 @pytest.fixture(scope="module")
 def demo():
     """The packaged model, its task, and a grid in which most candidates lose."""
@@ -83,7 +105,8 @@ def demo():
 def raced(demo, **options):
     model, candidates, samples, targets = demo
     with preserved(model):
-        return measure(model, candidates, samples, FactorStore(model, targets, [1, 4], budget=1 << 30), **options)
+        factors = FactorStore(model, targets, [1, 4], budget=1 << 30)
+        return run_trials(model, candidates, samples, factors, Settings(progress=False, **options))
 
 
 def test_a_race_measures_less_and_finds_the_same(demo):

@@ -1,0 +1,138 @@
+"""`Problem`: what `adapt` was asked, with every input made ready; past this no raw samples and no names are seen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lasertri.data.files import SampleSource, as_samples
+from lasertri.data.sample import group_names
+from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
+from lasertri.errors import LasertriError
+from lasertri.factors.cache import FactorCache
+from lasertri.factors.store import FactorStore
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
+from lasertri.measure.protocol import Samples
+from lasertri.model.architectures import output_head
+from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.model.targets import Target, find_targets
+from lasertri.search.scoring import scoring_blocks
+from lasertri.search.settings import Settings
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, what it is to get better at, and how.
+
+    Attributes:
+        tokenizer: None with an `Objective`, unless one was given.
+        targets: the matrices that may be edited.
+        gradients: the samples that score targets; often those of `calibration`.
+        calibration: the samples that candidates are tried on.
+        held_out: the samples that nothing is chosen by.
+        first: samples that show whether the method runs at all: one, or with an `Objective` those of `calibration`.
+        factors: of the targets' weights.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    targets: Sequence[Target]
+    gradients: Samples
+    calibration: Samples
+    held_out: Samples
+    first: Samples
+    factors: FactorStore
+    settings: Settings
+
+
+def prepare(
+    model: nn.Module | str | Path,
+    samples: SampleSource | Iterable[Any],
+    settings: Settings,
+    *,
+    held_out: SampleSource | Iterable[Any] | None = None,
+    objective: Objective | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Problem:
+    """Split the samples, load and encode what has to be, find the targets; the arguments are those of `adapt`.
+
+    Raises:
+        LasertriError: the input cannot be used.
+    """
+    split = _split(samples, held_out, objective, settings)
+    if isinstance(model, str | Path):
+        model = load_model(model)
+    if objective is None:
+        tokenizer = _tokenizer(model, tokenizer)
+    encode = _encoder(model, tokenizer, objective, settings)
+    strategy = settings.plan
+    calibration, rest = encode(split.calibration), encode(split.held_out)
+    gradients = calibration
+    if strategy.gradients not in (None, strategy.evaluation):
+        gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
+    targets = find_targets(model, settings.targets, roles=strategy.roles)
+    rows = max(target.shape[0] for target in targets)
+    if min(settings.blocks) > rows:
+        raise LasertriError(
+            f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(settings.blocks)}"
+        )
+    factors = FactorStore(
+        model,
+        targets,
+        [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)],
+        budget=settings.memory_budget,
+        backend=settings.backend,
+        cache=FactorCache.default(),
+    )
+    first = encode(split.calibration[:1]) if objective is None else calibration
+    return Problem(model, tokenizer, targets, gradients, calibration, rest, first, factors, settings)
+
+
+def _split(samples: Any, held_out: Any, objective: Objective | None, settings: Settings) -> Split[Any]:
+    """The caller's samples, those that calibrate apart from those held out."""
+    listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
+    divide: Callable[..., Split[Any]] = standard_split
+    if settings.plan.evaluation != "standard":
+        divide = functools.partial(split_samples, calibration=settings.calibration)
+    return divide(
+        listed(samples),
+        held_out=None if held_out is None else listed(held_out),
+        held_out_limit=settings.held_out_limit,
+        seed=settings.seed,
+        group_names=group_names if objective is None else objective.groups,
+    )
+
+
+def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """A language model's tokenizer, its own if none is given."""
+    if not hasattr(model, "config") or output_head(model) is None:
+        raise LasertriError(
+            f"expected a language model of transformers, got a {type(model).__name__}; say with "
+            "objective=Objective(forward, loss, score) what any other module is for"
+        )
+    if given is not None:
+        return given
+    return load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
+
+
+def _encoder(
+    model: Any, tokenizer: Any, objective: Objective | None, settings: Settings
+) -> Callable[[Sequence[Any]], Samples]:
+    """What makes samples ready for the model."""
+    if objective is not None:
+        return functools.partial(ObjectiveSamples, objective=objective, batch_size=settings.batch_size)
+    return functools.partial(
+        EncodedSamples,
+        model=model,
+        tokenizer=tokenizer,
+        delimiter=settings.delimiter,
+        chat=settings.chat,
+        batch_size=settings.batch_size,
+    )
