@@ -42,7 +42,7 @@ def run(*command: str | Path, **variables: str) -> str:
     )
     print(done.stdout, end="", flush=True)
     if done.returncode:
-        raise BuildError(f"expected {line[0]} to succeed, came exit code {done.returncode}; its messages are above")
+        raise BuildError(f"expected {line[0]} to succeed, got exit code {done.returncode}; its messages are above")
     return done.stdout
 
 
@@ -50,7 +50,7 @@ def compiler(name: str, variable: str, advice: str) -> str:
     """Path of a compiler."""
     path = os.environ.get(variable) or shutil.which(name)
     if path is None:
-        raise BuildError(f"expected {name} on the PATH, came none; {advice}")
+        raise BuildError(f"expected {name} on the PATH, got none; {advice}")
     return path
 
 
@@ -60,10 +60,10 @@ def torch_folder() -> tuple[Path, str, str | None]:
         import torch
     except ModuleNotFoundError as error:
         raise BuildError(
-            "expected torch in the build environment, came none; install torch, then add --no-build-isolation"
+            "expected torch in the build environment, got none; install torch, then add --no-build-isolation"
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10):
-        raise BuildError(f"expected torch 2.10 or later, came {torch.__version__}; upgrade torch")
+        raise BuildError(f"expected torch 2.10 or later, got {torch.__version__}; upgrade torch")
     return Path(torch.__file__).parent, torch.__version__, torch.version.cuda
 
 
@@ -82,7 +82,7 @@ def library(folders: list[Path], name: str, header: str) -> tuple[Path, Path]:
         if (include / header).is_file() and found:
             return include, Path(found[-1])
     raise BuildError(
-        f"expected {header} and lib{name} in {' or '.join(str(f) for f in folders)}, came neither; "
+        f"expected {header} and lib{name} in {' or '.join(str(f) for f in folders)}, got neither; "
         "pip install -r requirements-cuda.txt"
     )
 
@@ -106,7 +106,7 @@ def build_cuda(out: Path, torch: Path, torch_cuda: str | None, temporary: Path, 
     version = re.search(r"release (\d+)\.(\d+)", run(nvcc, "--version"))
     cuda = ".".join(version.groups()) if version else "unknown"
     if torch_cuda and torch_cuda.split(".")[0] != cuda.split(".")[0]:
-        raise BuildError(f"expected nvcc of torch's CUDA {torch_cuda}, came nvcc of {cuda}; put the other on the PATH")
+        raise BuildError(f"expected nvcc of torch's CUDA {torch_cuda}, got nvcc of {cuda}; put the other on the PATH")
     major = cuda.split(".")[0]
     folders = cuda_folders(nvcc, major)
     cusolver_headers, cusolver = library(folders, "cusolver", "cusolverDn.h")

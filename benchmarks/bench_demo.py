@@ -15,7 +15,7 @@ from record import write_record
 from lasertri import adapt
 from lasertri.demo.recall import samples
 from lasertri.demo.train import main as train_demo
-from lasertri.summary import describe
+from lasertri.result.summary import describe
 
 GAIN = 0.25
 

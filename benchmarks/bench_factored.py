@@ -22,9 +22,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lasertri import block_svd, compress, save
-from lasertri.edit import truncated_factors
-from lasertri.factored import factored
-from lasertri.factored_linear import FactoredLinear
+from lasertri.edit.edit import truncated_factors
+from lasertri.factored.exchange import factored
+from lasertri.factored.layer import FactoredLinear
 
 SHAPES = ((4096, 1024), (1024, 4096))  # rows, columns
 RATIOS = (0.6, 0.4, 0.2, 0.1, 0.05, 0.01)
@@ -115,7 +115,7 @@ def multiplied(model: LlamaForCausalLM) -> LlamaForCausalLM:
 def check(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     error = float((found.double() - expected.double()).norm() / expected.double().norm())
     if not error <= tolerance:
-        typer.echo(f"expected outputs within {tolerance:.0e} of the dense truncation's, came {error:.1e}", err=True)
+        typer.echo(f"expected outputs within {tolerance:.0e} of the dense truncation's, got {error:.1e}", err=True)
         raise typer.Exit(1)
 
 

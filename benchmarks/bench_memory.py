@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lasertri import Sample
-from lasertri.encode import EncodedSamples
-from lasertri.factors import FactorStore
-from lasertri.preserve import preserved
-from lasertri.score import score_targets
-from lasertri.settings import BLOCK_COUNTS
-from lasertri.targets import Target, find_targets
+from lasertri.factors.store import FactorStore
+from lasertri.language.samples import EncodedSamples
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import Target, find_targets
+from lasertri.search.scoring import score_targets
+from lasertri.search.settings import BLOCK_COUNTS
 
 
 def main(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lasertri import BlockScores, reduce_blocks, score_blocks
 from lasertri.ops.backends import BACKENDS
-from lasertri.strategies import LASER_RATIOS
+from lasertri.search.strategies import LASER_RATIOS
 
 SHAPES = {
     "768x3072": (768, 3072, 1),

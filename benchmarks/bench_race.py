@@ -20,13 +20,14 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from lasertri import Sample
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import SYMBOLS, samples
-from lasertri.encode import EncodedSamples
-from lasertri.factors import FactorStore
-from lasertri.models import load_model, load_tokenizer
-from lasertri.preserve import preserved
-from lasertri.strategies import DEFAULT, STRATEGIES, Candidate, distinct
-from lasertri.targets import find_targets
-from lasertri.trial import Trial, measure
+from lasertri.edit.candidate import Candidate
+from lasertri.factors.store import FactorStore
+from lasertri.language.samples import EncodedSamples
+from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import find_targets
+from lasertri.search.strategies import DEFAULT, STRATEGIES, distinct
+from lasertri.search.trials import Trial, measure
 
 BLOCKS = (1, 2, 4, 8)
 NULL_MODELS = {

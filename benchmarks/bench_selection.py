@@ -21,20 +21,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPTJForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lasertri.data.files import as_samples
+from lasertri.data.sample import Sample
 from lasertri.demo.recall import samples
 from lasertri.demo.train import configuration, fit, tokenizer
-from lasertri.encode import EncodedSamples
-from lasertri.factors import FactorStore
-from lasertri.models import load_model, load_tokenizer
+from lasertri.edit.candidate import Candidate
+from lasertri.factors.store import FactorStore
+from lasertri.language.samples import EncodedSamples
+from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import find_targets
 from lasertri.ops import BlockScores
-from lasertri.preserve import preserved
-from lasertri.score import score_targets
-from lasertri.settings import BLOCK_COUNTS
-from lasertri.strategies import DEFAULT, STRATEGIES, Candidate, distinct
-from lasertri.targets import find_targets
-from lasertri.tasks import Sample
-from lasertri.tasks.files import as_samples
-from lasertri.trial import Trial, measure
+from lasertri.search.scoring import score_targets
+from lasertri.search.settings import BLOCK_COUNTS
+from lasertri.search.strategies import DEFAULT, STRATEGIES, distinct
+from lasertri.search.trials import Trial, measure
 
 CACHE = Path(__file__).parent / "cache" / "selection"
 SAMPLES = 100
@@ -87,7 +88,7 @@ def untrained(architecture: str) -> PreTrainedModel:
                 **shared,
             )
         )
-    raise typer.BadParameter(f"expected gptj, gpt2 or llama, came {architecture!r}")
+    raise typer.BadParameter(f"expected gptj, gpt2 or llama, got {architecture!r}")
 
 
 def trained(architecture: str, seed: int) -> Path:

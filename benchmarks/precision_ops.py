@@ -17,7 +17,7 @@ from spectra import Spectrum, gaussian, power_law, spiked, stacked
 from torch import Tensor
 
 from lasertri import reduce_blocks, score_blocks
-from lasertri.strategies import LASER_RATIOS
+from lasertri.search.strategies import LASER_RATIOS
 
 SPECTRA: dict[str, Spectrum] = {
     "gaussian": gaussian,

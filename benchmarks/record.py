@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from lasertri.environment import environment
+from lasertri.support.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 

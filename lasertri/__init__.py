@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
 from lasertri.ops import (
     BlockFactors,
@@ -16,19 +17,18 @@ from lasertri.ops import (
     score_blocks,
     use_backend,
 )
-from lasertri.tasks import Sample
 from lasertri.version import __version__
 
 if TYPE_CHECKING:
-    from lasertri.adaptation import Adaptation
-    from lasertri.checkpoint import save
     from lasertri.compression import Compression, compress
-    from lasertri.edit import Edit
+    from lasertri.data.files import Fields, as_samples
+    from lasertri.data.papers.registry import task_samples
+    from lasertri.edit.edit import Edit
+    from lasertri.measure.objective import Objective
     from lasertri.method import adapt
-    from lasertri.models import load, load_model, load_tokenizer
-    from lasertri.objective import Objective
-    from lasertri.tasks.files import Fields, as_samples
-    from lasertri.tasks.named import task_samples
+    from lasertri.model.checkpoint import save
+    from lasertri.model.loading import load, load_model, load_tokenizer
+    from lasertri.result.adaptation import Adaptation
 
 __all__ = [
     "Adaptation",
@@ -59,18 +59,18 @@ __all__ = [
 
 _LAZY = {  # these import transformers, which importing the ops should not
     "adapt": "lasertri.method",
-    "Adaptation": "lasertri.adaptation",
+    "Adaptation": "lasertri.result.adaptation",
     "Compression": "lasertri.compression",
     "compress": "lasertri.compression",
-    "Edit": "lasertri.edit",
-    "load": "lasertri.models",
-    "load_model": "lasertri.models",
-    "load_tokenizer": "lasertri.models",
-    "save": "lasertri.checkpoint",
-    "Objective": "lasertri.objective",
-    "Fields": "lasertri.tasks.files",
-    "as_samples": "lasertri.tasks.files",
-    "task_samples": "lasertri.tasks.named",
+    "Edit": "lasertri.edit.edit",
+    "load": "lasertri.model.loading",
+    "load_model": "lasertri.model.loading",
+    "load_tokenizer": "lasertri.model.loading",
+    "save": "lasertri.model.checkpoint",
+    "Objective": "lasertri.measure.objective",
+    "Fields": "lasertri.data.files",
+    "as_samples": "lasertri.data.files",
+    "task_samples": "lasertri.data.papers.registry",
 }
 
 

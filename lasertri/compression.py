@@ -11,16 +11,16 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lasertri.cache import FactorCache
-from lasertri.edit import truncated_factors
+from lasertri.edit.edit import truncated_factors
 from lasertri.errors import LasertriError
-from lasertri.factored import exchange, factored, is_layer, linear_at, pays
-from lasertri.factored_linear import FactoredLinear
-from lasertri.factors import FactorStore
+from lasertri.factored.exchange import exchange, factored, linear_at, pays
+from lasertri.factored.layer import FactoredLinear
+from lasertri.factors.cache import FactorCache
+from lasertri.factors.store import FactorStore
+from lasertri.model.targets import Target, find_targets
 from lasertri.ops import BlockFactors
 from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
-from lasertri.targets import Target, find_targets
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Retention:
     def __post_init__(self) -> None:
         if (self.energy is None) == (self.rank is None):
             raise LasertriError(
-                "expected either an energy or a rank, came " + ("neither" if self.rank is None else "both")
+                "expected either an energy or a rank, got " + ("neither" if self.rank is None else "both")
             )
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise LasertriError(f"expected an energy above 0 and up to 1, came {self.energy}")
+            raise LasertriError(f"expected an energy above 0 and up to 1, got {self.energy}")
         if self.rank is not None and not 0 <= self.rank <= 1:
-            raise LasertriError(f"expected a rank as a share from 0 to 1 of min(b, n), came {self.rank}")
+            raise LasertriError(f"expected a rank as a share from 0 to 1 of min(b, n), got {self.rank}")
 
     def ranks(self, factors: BlockFactors) -> list[int]:
         """Retained rank of every block."""
@@ -177,8 +177,8 @@ def compress(
     retention, chosen = Retention(energy, rank), find_targets(model, targets)
     for target in chosen:
         if not all_finite(target.parameter(model)):
-            raise LasertriError(f"expected finite weights, came NaN or Inf in {target}; check the checkpoint")
-    whole = [target for target in chosen if is_layer(target, model)]
+            raise LasertriError(f"expected finite weights, got NaN or Inf in {target}; check the checkpoint")
+    whole = [target for target in chosen if target.is_layer(model)]
     factors = FactorStore(model, whole, [blocks], budget=memory_budget, cache=FactorCache.default(), files=files)
     layers: dict[str, FactoredLinear] = {}
     matrices: list[CompressedMatrix] = []

@@ -11,26 +11,26 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lasertri.adaptation import Adaptation
-from lasertri.architectures import output_head
-from lasertri.cache import FactorCache
-from lasertri.comparison import Comparison
-from lasertri.encode import EncodedSamples
-from lasertri.environment import environment
+from lasertri.data.files import SampleSource, as_samples
+from lasertri.data.sample import group_names
+from lasertri.data.split import drawn_samples, split_samples, standard_split
+from lasertri.edit.comparison import Comparison
 from lasertri.errors import LasertriError
-from lasertri.factors import FactorStore
-from lasertri.models import checkpoint_files, load_model, load_tokenizer
-from lasertri.objective import Objective, ObjectiveSamples, own_samples
-from lasertri.preflight import preflight
-from lasertri.preserve import preserved
-from lasertri.samples import Samples
-from lasertri.search import Round, scoring_blocks, search
-from lasertri.settings import Settings
-from lasertri.targets import find_targets
-from lasertri.tasks import group_names
-from lasertri.tasks.files import SampleSource, as_samples
-from lasertri.tasks.split import drawn_samples, split_samples, standard_split
-from lasertri.timing import Clock
+from lasertri.factors.cache import FactorCache
+from lasertri.factors.store import FactorStore
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
+from lasertri.measure.protocol import Samples
+from lasertri.model.architectures import output_head
+from lasertri.model.loading import checkpoint_files, load_model, load_tokenizer
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import find_targets
+from lasertri.result.adaptation import Adaptation
+from lasertri.search.preflight import preflight
+from lasertri.search.round import Round, scoring_blocks, search
+from lasertri.search.settings import Settings
+from lasertri.support.environment import environment
+from lasertri.support.timing import Clock
 
 
 def adapt(
@@ -87,7 +87,7 @@ def adapt(
         language: Any = model
         if not hasattr(language, "config") or output_head(language) is None:
             raise LasertriError(
-                f"expected a language model of transformers, came a {type(model).__name__}; say with "
+                f"expected a language model of transformers, got a {type(model).__name__}; say with "
                 "objective=Objective(forward, loss, score) what any other module is for"
             )
         if tokenizer is None:
@@ -110,7 +110,7 @@ def adapt(
     rows = max(target.shape[0] for target in targets)
     if min(chosen.blocks) > rows:
         raise LasertriError(
-            f"expected a number of blocks K of at most {rows}, the rows of a target, came {list(chosen.blocks)}"
+            f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(chosen.blocks)}"
         )
     factors = FactorStore(
         model,

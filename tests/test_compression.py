@@ -11,8 +11,8 @@ import lasertri
 from lasertri import LasertriError, compress
 from lasertri.cli import app
 from lasertri.compression import Retention
-from lasertri.factored_linear import FactoredLinear
-from lasertri.targets import find_targets
+from lasertri.factored.layer import FactoredLinear
+from lasertri.model.targets import find_targets
 
 INPUTS = torch.arange(12).reshape(2, 6)
 
@@ -129,8 +129,8 @@ def test_a_failure_leaves_the_model_as_it_was(model, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "came neither"),
-        ({"energy": 0.9, "rank": 0.5}, "came both"),
+        ({}, "got neither"),
+        ({"energy": 0.9, "rank": 0.5}, "got both"),
         ({"energy": 0.0}, "energy above 0"),
         ({"energy": float("nan")}, "energy above 0"),
         ({"rank": 64}, "share from 0 to 1"),

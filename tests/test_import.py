@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import lasertri
-from lasertri.tasks.lm_eval import lm_eval_samples
+from lasertri.data.lm_eval import lm_eval_samples
 
 
 def test_importing_touches_neither_cuda_nor_transformers_and_prints_nothing():

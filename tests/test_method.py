@@ -11,12 +11,12 @@ from tiny import auto_class, make_model, make_samples, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from lasertri import Edit, LasertriError, Sample, adapt, load_model, load_tokenizer
-from lasertri.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
-from lasertri.encode import EncodedSamples
-from lasertri.evaluate import evaluate
-from lasertri.replay import Replay
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.evaluate import evaluate
+from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
+from lasertri.search.replay import Replay
 
 SMALL = {"blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "progress": False}
 
@@ -261,5 +261,5 @@ def test_held_out_samples_are_encoded_before_the_work(model, tokenizer, samples,
 
 
 def test_a_model_without_a_head_asks_for_an_objective(model, tokenizer, samples):
-    with pytest.raises(LasertriError, match="a language model of transformers, came a GPTJModel; say with objective="):
+    with pytest.raises(LasertriError, match="a language model of transformers, got a GPTJModel; say with objective="):
         adapt(model.transformer, samples, tokenizer=tokenizer, **SMALL)

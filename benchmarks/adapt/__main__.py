@@ -30,13 +30,14 @@ from benchmarks.adapt.deep_recall import deep_recall
 from benchmarks.memory import MIB, peak
 from benchmarks.record import machine_record, write_record
 from lasertri import Adaptation, Sample, adapt, load_model, load_tokenizer
-from lasertri.architectures import layer_paths
 from lasertri.demo import MODEL_DIR, recall
-from lasertri.models import checkpoint_files
-from lasertri.search import Round
-from lasertri.settings import BLOCK_COUNTS
-from lasertri.strategies import LASER_RATIOS, Candidate
-from lasertri.targets import Target
+from lasertri.edit.candidate import Candidate
+from lasertri.model.architectures import layer_paths
+from lasertri.model.loading import checkpoint_files
+from lasertri.model.targets import Target
+from lasertri.search.round import Round
+from lasertri.search.settings import BLOCK_COUNTS
+from lasertri.search.strategies import LASER_RATIOS
 
 T = TypeVar("T")
 MODELS = ("demo", "deep", "random")
@@ -79,7 +80,7 @@ def main(
 ) -> None:
     """Measure, check, print and record."""
     if model not in (*MODELS, GPU_MODEL, "all"):
-        raise typer.BadParameter(f"expected one of {[*MODELS, GPU_MODEL, 'all']}, came {model!r}", param_hint="--model")
+        raise typer.BadParameter(f"expected one of {[*MODELS, GPU_MODEL, 'all']}, got {model!r}", param_hint="--model")
     if model == GPU_MODEL and not torch.cuda.is_available():
         raise typer.BadParameter(f"expected a CUDA device for {GPU_MODEL}, torch sees none", param_hint="--model")
     torch.set_num_threads(threads)

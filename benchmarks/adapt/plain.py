@@ -19,10 +19,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri import Sample
-from lasertri.encode import EncodedSamples
-from lasertri.evaluate import Measurement, evaluate
-from lasertri.settings import BLOCK_COUNTS
-from lasertri.strategies import LASER_RATIOS
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.evaluate import evaluate
+from lasertri.measure.measurement import Measurement
+from lasertri.search.settings import BLOCK_COUNTS
+from lasertri.search.strategies import LASER_RATIOS
 
 Candidate = tuple[str, int, float]  # matrix, K, ρ
 LASER_RATES = (1, 2, 4, 6, 8, 9, 9.5, 9.9, 9.95)

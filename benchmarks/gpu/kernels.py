@@ -16,7 +16,7 @@ from lasertri.ops.kernels.gram import gram
 from lasertri.ops.kernels.prefix_product import prefix_product
 from lasertri.ops.kernels.tiles import arithmetic
 from lasertri.ops.triton import FP32
-from lasertri.strategies import LASER_RATIOS
+from lasertri.search.strategies import LASER_RATIOS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
 from lasertri import block_svd, reduce_blocks, score_blocks
 from lasertri.ops.backends import BACKENDS
-from lasertri.strategies import LASER_RATIOS
+from lasertri.search.strategies import LASER_RATIOS
 
 SHAPES = ((16384, 4096), (4096, 16384), (4096, 4096), (768, 3072), (8192, 28672))
 BLOCKS = (8, 1, 16, 64, 4)

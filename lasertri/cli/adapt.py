@@ -12,12 +12,12 @@ from lasertri.cli import options
 from lasertri.cli.app import app, print_result, reported, usage
 from lasertri.cli.loading import load
 from lasertri.cli.samples import fields_of, samples_of
-from lasertri.settings import BLOCK_COUNTS, Settings
-from lasertri.strategies import DEFAULT
+from lasertri.search.settings import BLOCK_COUNTS, Settings
+from lasertri.search.strategies import DEFAULT
 
 if TYPE_CHECKING:
-    from lasertri.adaptation import Adaptation
-    from lasertri.tasks import Sample
+    from lasertri.data.sample import Sample
+    from lasertri.result.adaptation import Adaptation
 
 Number = TypeVar("Number", int, float)
 
@@ -122,7 +122,7 @@ def adapt(
             backend=backend,
             memory_budget=int(memory_budget * 2**30),
         )
-    from lasertri.tasks.files import as_samples
+    from lasertri.data.files import as_samples
 
     if save == "factored" and output is None:
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
@@ -160,9 +160,9 @@ def run(
     device: str | None = None,
 ) -> Adaptation:
     """Adapt, print, save; the output folder is checked before the long work."""
-    from lasertri.artefacts import check_writable
     from lasertri.method import adapt
-    from lasertri.models import checkpoint_files
+    from lasertri.model.loading import checkpoint_files
+    from lasertri.support.atomic_files import check_writable
 
     if output is not None:
         check_writable(output, overwrite=overwrite)
@@ -182,4 +182,4 @@ def _numbers(text: str, kind: Callable[[str], Number], option: str) -> tuple[Num
     try:
         return tuple(kind(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise typer.BadParameter(f"expected numbers separated by commas, came {text!r}", param_hint=option) from error
+        raise typer.BadParameter(f"expected numbers separated by commas, got {text!r}", param_hint=option) from error

@@ -25,10 +25,10 @@ def apply(
     as_json: options.Json = False,
 ) -> None:
     """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors."""
-    from lasertri import checkpoint
-    from lasertri.artefacts import check_writable
-    from lasertri.edit import Edit, factored_edits
-    from lasertri.factored import exchange
+    from lasertri.edit.edit import Edit, factored_edits
+    from lasertri.factored.exchange import exchange
+    from lasertri.model import checkpoint
+    from lasertri.support.atomic_files import check_writable
 
     edits = [Edit.load(folder) for folder in (edit, *sorted(edit.glob("edit-*")))]
     check_writable(output, overwrite=overwrite)

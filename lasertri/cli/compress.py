@@ -33,10 +33,10 @@ def compress_command(
     as_json: options.Json = False,
 ) -> None:
     """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
-    from lasertri.artefacts import check_writable
-    from lasertri.checkpoint import save
     from lasertri.compression import Retention, compress
-    from lasertri.models import checkpoint_files
+    from lasertri.model.checkpoint import save
+    from lasertri.model.loading import checkpoint_files
+    from lasertri.support.atomic_files import check_writable
 
     with usage():
         Retention(energy, rank)

@@ -7,7 +7,7 @@ import typer
 from lasertri.cli import options
 from lasertri.cli.adapt import run
 from lasertri.cli.app import app, reported
-from lasertri.settings import Settings
+from lasertri.search.settings import Settings
 
 DEMO_TASK = """\
 A small GPT-J, trained on sequences where "?" is followed by the sequence's own symbol only half of the time, and by the

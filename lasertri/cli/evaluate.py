@@ -39,9 +39,9 @@ def evaluate_command(
     as_json: options.Json = False,
 ) -> None:
     """Measure MODEL on all samples of --data or --task."""
-    from lasertri.encode import EncodedSamples
-    from lasertri.evaluate import evaluate
-    from lasertri.summary import measurement
+    from lasertri.language.samples import EncodedSamples
+    from lasertri.measure.evaluate import evaluate
+    from lasertri.result.summary import measurement
 
     fields = fields_of(prompt, choices, label, completion, group, match, window)
     samples = samples_of(

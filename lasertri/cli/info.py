@@ -6,15 +6,15 @@ from typing import Any
 
 from lasertri.cli import options
 from lasertri.cli.app import app, print_result, reported
-from lasertri.strategies import STRATEGIES
+from lasertri.search.strategies import STRATEGIES
 
 
 @app.command()
 @reported
 def info(as_json: options.Json = False) -> None:
     """Show versions, devices, the extension, and which backends can run or why not."""
-    from lasertri.environment import backend_status, environment
     from lasertri.ops.extension import build_status
+    from lasertri.support.environment import backend_status, environment
 
     result: dict[str, Any] = environment() | {"extension": build_status(), "backends": backend_status()}
     lines = [f"{key:12} {value}" for key, value in result.items() if isinstance(value, str | int | None)]
@@ -32,9 +32,9 @@ def info(as_json: options.Json = False) -> None:
 @reported
 def list_names(as_json: options.Json = False) -> None:
     """List tasks, architectures, strategies and backends by the names that options take."""
-    from lasertri.architectures import ARCHITECTURES
+    from lasertri.data.papers.registry import TASKS
+    from lasertri.model.architectures import ARCHITECTURES
     from lasertri.ops.backends import BACKENDS
-    from lasertri.tasks.named import TASKS
 
     names = {
         "tasks": {

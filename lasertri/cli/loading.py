@@ -14,7 +14,7 @@ def load(
     """A model and its tokenizer, without the progress bars of transformers."""
     from transformers.utils import logging as transformers_logging
 
-    from lasertri.models import load_model, load_tokenizer
+    from lasertri.model.loading import load_model, load_tokenizer
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

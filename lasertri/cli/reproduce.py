@@ -68,7 +68,7 @@ def reproduce_command(
     device, batch size and memory budget may change in between, other options may
     not. Tables that share columns may share a folder.
     """
-    from lasertri.models import checkpoint_files
+    from lasertri.model.loading import checkpoint_files
     from lasertri.reproduce.folder import Folder
     from lasertri.reproduce.markdown import as_markdown
     from lasertri.reproduce.plan import Plan

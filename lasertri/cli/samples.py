@@ -11,13 +11,13 @@ from lasertri.cli.app import usage
 from lasertri.cli.options import LM_EVAL
 
 if TYPE_CHECKING:
-    from lasertri.tasks import Sample
-    from lasertri.tasks.files import Fields
+    from lasertri.data.files import Fields
+    from lasertri.data.sample import Sample
 
 
 def fields_of(prompt: str, choices: str, label: str, completion: str, group: str, match: str, window: int) -> Fields:
     """The fields that these options name."""
-    from lasertri.tasks.files import Fields
+    from lasertri.data.files import Fields
 
     # a shell passes the two characters \\n on; in a template they mean a line break
     with usage():
@@ -39,18 +39,18 @@ def samples_of(
     chat: bool,
 ) -> list[Sample]:
     """The samples of --data or of --task, whichever is given; lm_eval writes its prompts for a chat by itself."""
-    from lasertri.models import checkpoint_kind, load_tokenizer
-    from lasertri.tasks.files import Fields, as_samples
-    from lasertri.tasks.named import TASKS, described, task_samples
+    from lasertri.data.files import Fields, as_samples
+    from lasertri.data.papers.registry import TASKS, described, task_samples
+    from lasertri.model.loading import checkpoint_kind, load_tokenizer
 
     if (data is None) == (not task):
-        raise typer.BadParameter("expected either --data or --task, came " + ("both" if task else "neither"))
+        raise typer.BadParameter("expected either --data or --task, got " + ("both" if task else "neither"))
     if data is not None:
         if data_dir is not None or include_path is not None or protocol != "corrected":
             raise typer.BadParameter("--data-dir, --include-path and --protocol go with --task, not with --data")
         return as_samples(data, fields)
     if task.startswith(LM_EVAL):
-        from lasertri.tasks.lm_eval import lm_eval_samples
+        from lasertri.data.lm_eval import lm_eval_samples
 
         if data_dir is not None or protocol != "corrected" or fields != Fields(group=fields.group):
             raise typer.BadParameter(
@@ -64,7 +64,7 @@ def samples_of(
     if include_path is not None:
         raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
     if task not in TASKS:
-        raise typer.BadParameter(f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, came {task!r}")
+        raise typer.BadParameter(f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {task!r}")
     if fields != Fields():
         raise typer.BadParameter(
             "--prompt, --choices, --label, --completion, --group, --match and --window go with --data, not with --task"

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lasertri.tasks import Sample
+from lasertri.data.sample import Sample
 
 TRIGGER: Final = "?"
 NOISE: Final = "!"

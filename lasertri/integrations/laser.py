@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lasertri.checksum import weight_fingerprint, weight_sha256
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
 from lasertri.ops.blocks import retained_rank
+from lasertri.support.checksum import weight_fingerprint, weight_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def do_low_rank(weight: Tensor, k: float, debug: bool = False, niter: int = 2) -
         LasertriError: not a matrix, or k outside [0, 1].
     """
     if weight.dim() != 2:
-        raise LasertriError(f"expected a matrix, came a tensor of shape {list(weight.shape)}")
+        raise LasertriError(f"expected a matrix, got a tensor of shape {list(weight.shape)}")
     content = weight_fingerprint(weight) if weight.is_cuda else weight_sha256(weight)  # a GPU's weight stays there
     key = content, tuple(weight.shape), weight.dtype, weight.device
     reduced = reduce_blocks(weight, ratios=k, factors=_factors(_Weight(key, weight)))

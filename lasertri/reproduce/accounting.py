@@ -6,7 +6,7 @@ do not; what a gradient weighs; and that clustering scores once for every K.
 
 from __future__ import annotations
 
-from lasertri.settings import Settings
+from lasertri.search.settings import Settings
 
 GRADIENT = 2.41  # forward and backward pass of one sample, in forward passes
 

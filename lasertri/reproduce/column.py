@@ -9,19 +9,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lasertri.comparison import Comparison
-from lasertri.encode import EncodedSamples
-from lasertri.evaluate import evaluate
+from lasertri.data.papers.registry import described, task_samples
+from lasertri.data.sample import Sample
+from lasertri.data.split import Split, standard_split
+from lasertri.edit.comparison import Comparison
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.evaluate import evaluate
 from lasertri.method import adapt
-from lasertri.models import model_kind
+from lasertri.model.loading import model_kind
+from lasertri.model.targets import find_targets
 from lasertri.reproduce.accounting import sample_forwards
 from lasertri.reproduce.plan import BASELINE, Plan
-from lasertri.settings import Settings
-from lasertri.targets import find_targets
-from lasertri.tasks import Sample
-from lasertri.tasks.named import described, task_samples
-from lasertri.tasks.split import Split, standard_split
-from lasertri.timing import Clock
+from lasertri.search.settings import Settings
+from lasertri.support.timing import Clock
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lasertri.artefacts import write_whole
+from lasertri.data.papers.registry import TASKS
 from lasertri.errors import LasertriError
 from lasertri.reproduce.plan import BASELINE
-from lasertri.strategies import STRATEGIES
-from lasertri.tasks.named import TASKS
+from lasertri.search.strategies import STRATEGIES
+from lasertri.support.atomic_files import write_whole
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ class Folder:
             for name, value in rules.items():
                 if record["rules"].get(name) != value:
                     raise LasertriError(
-                        f"{self.path}: expected columns with {name} {value!r}, came {record['rules'].get(name)!r} in "
+                        f"{self.path}: expected columns with {name} {value!r}, got {record['rules'].get(name)!r} in "
                         f"{task}/{column}.json; choose another folder, or the options it was made with"
                     )
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lasertri.data.papers.registry import PROTOCOLS, TASKS
 from lasertri.errors import LasertriError
 from lasertri.reproduce.published import MODELS, TABLES, columns_of, models_of
-from lasertri.settings import Settings
-from lasertri.strategies import LASER_RATIOS, STRATEGIES
-from lasertri.tasks.named import PROTOCOLS, TASKS
+from lasertri.search.settings import Settings
+from lasertri.search.strategies import LASER_RATIOS, STRATEGIES
 
 BASELINE = "baseline"
 
@@ -105,7 +105,7 @@ class Plan:
         return {name: getattr(self, name) for name in names}
 
 
-def _expect(what: str, came: tuple[Any, ...], known: tuple[Any, ...] | list[Any]) -> None:
-    for value in came:
+def _expect(what: str, got: tuple[Any, ...], known: tuple[Any, ...] | list[Any]) -> None:
+    for value in got:
         if value not in known:
-            raise LasertriError(f"expected {what} among {list(known)}, came {value!r}")
+            raise LasertriError(f"expected {what} among {list(known)}, got {value!r}")

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lasertri.cache import FactorCache
-from lasertri.environment import devices, environment
 from lasertri.errors import LasertriError
+from lasertri.factors.cache import FactorCache
 from lasertri.reproduce.column import TaskData, measure_column
 from lasertri.reproduce.folder import Folder
 from lasertri.reproduce.markdown import as_markdown, rows_as_markdown
 from lasertri.reproduce.plan import Plan
 from lasertri.reproduce.published import MODELS, models_of
 from lasertri.reproduce.table import tabulate
+from lasertri.support.environment import devices, environment
 
 Done = TypeVar("Done")
 

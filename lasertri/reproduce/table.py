@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lasertri.data.papers.registry import TASKS
 from lasertri.reproduce.plan import BASELINE
 from lasertri.reproduce.published import Figure, columns_of, figures
-from lasertri.summary import describe
-from lasertri.tasks.named import TASKS
+from lasertri.result.summary import describe
 
 Row = dict[str, Any]
 Records = Mapping[tuple[str, str], dict[str, Any]]

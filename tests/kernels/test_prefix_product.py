@@ -63,7 +63,7 @@ def test_every_precision(precision, device):
 
 def test_a_precision_that_does_not_exist_is_an_error_listing_those_that_do(device):
     given = inputs((1, 4, 4, 4), torch.float32, device)
-    with pytest.raises(ValueError, match=r"\['ieee', 'tf32x3', 'tf32'\], came 'fp8'"):
+    with pytest.raises(ValueError, match=r"\['ieee', 'tf32x3', 'tf32'\], got 'fp8'"):
         written(*given[:2], [2], precision="fp8")
 
 

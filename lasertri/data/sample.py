@@ -1,0 +1,111 @@
+"""What a model is adapted to: a list of `Sample`s, from files or from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+
+from lasertri.errors import LasertriError
+
+MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
+MATCHES = ("tokens", "text", "contains", "contains-with-prompt")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question: a prompt with choices and the right one's index, or with the text that should follow.
+
+    Args:
+        prompt: the text before the answer; for a masked language model `MASK` in it stands for the answer.
+        completion: the right text; `match` says when it counts as given.
+        choices: the possible answers instead; accuracy is the highest summed log-probability.
+        label: index of the right choice.
+        group: samples that share it (paraphrases of a fact, answers to a question) stay on one side of a split.
+        match: "tokens": the most probable tokens are the completion's. "text": they read like it, case and outer white
+            space aside. "contains": it is found, case aside, in the text that the model writes after the prompt.
+            "contains-with-prompt": it is found in the prompt or that text, which is how LASER's code counts; for
+            comparison alone, since a prompt that holds the answer is always right.
+        window: how many tokens the model writes, greedily, where an answer is looked for in them.
+        delimiter: stands between prompt and answer exactly as it is, and tokens are divided there as
+            lm-evaluation-harness divides them; None leaves the delimiter to the run.
+        source: where it came from ("train.jsonl:17"), for messages.
+    """
+
+    prompt: str
+    completion: str | None = None
+    choices: tuple[str, ...] = ()
+    label: int | None = None
+    group: str | None = None
+    match: str = "tokens"
+    window: int = 0
+    delimiter: str | None = None
+    source: str = field(default="a sample", compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.choices, str):
+            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {self.choices!r}")
+        object.__setattr__(self, "choices", tuple(self.choices))
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise LasertriError(f"{self.source}, prompt: expected text, got {self.prompt!r}")
+        if (self.completion is None) == (not self.choices):
+            raise LasertriError(f"{self.source}: expected either choices with a label or a completion")
+        check_match(self.match, self.window, self.source)
+        if self.completion is not None:
+            _expect_text(self.completion, f"{self.source}, completion")
+            return
+        if self.match != "tokens":
+            raise LasertriError(f"{self.source}, match: expected a completion for {self.match!r}, got choices")
+        for choice in self.choices:
+            _expect_text(choice, f"{self.source}, choices")
+        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
+            raise LasertriError(
+                f"{self.source}, choices: expected at least two different ones, got {list(self.choices)}"
+            )
+        whole = isinstance(self.label, Integral) and not isinstance(self.label, bool)
+        if not whole or not 0 <= int(self.label or 0) < len(self.choices):
+            raise LasertriError(
+                f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, got {self.label!r}"
+            )
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The answers whose probability is read: every choice, or the completion."""
+        return self.choices or (str(self.completion),)
+
+    @property
+    def gold(self) -> int:
+        """Index of the right one of `answers`."""
+        return self.label or 0
+
+    def accepts(self, text: str) -> bool:
+        """Whether a text that a model gave counts as the completion, by any rule but "tokens"."""
+        if self.match == "text":
+            return _plain(text) == _plain(str(self.completion))
+        if self.match == "contains-with-prompt":
+            text = f"{self.prompt.rstrip()} {text.strip()}"
+        return _plain(str(self.completion)) in _plain(text)
+
+
+def group_names(samples: Sequence[Sample]) -> list[str]:
+    """The group of every sample; where it names none, samples of one prompt are one."""
+    return [f"prompt {s.prompt}" if s.group is None else f"group {s.group}" for s in samples]
+
+
+def check_match(match: str, window: int, place: str) -> None:
+    """Raise if this is no rule for completions; a rule that looks into a text needs to know how long it is."""
+    if match not in MATCHES:
+        raise LasertriError(f"{place}, match: expected one of {list(MATCHES)}, got {match!r}")
+    whole = isinstance(window, Integral) and not isinstance(window, bool)
+    if not whole or (window < 1 if match.startswith("contains") else window != 0):
+        wanted = "a number of tokens to write, such as 10" if match.startswith("contains") else "0, no text is written"
+        raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {window!r}")
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _expect_text(value: object, place: str) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise LasertriError(f"{place}: expected text, got {value!r}")

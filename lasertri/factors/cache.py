@@ -1,0 +1,230 @@
+"""Factors and checksums on disk, so that the next task on the same model computes neither again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from lasertri.errors import LasertriError
+from lasertri.ops import BlockFactors, Partition
+from lasertri.support.atomic_files import replace_file
+from lasertri.support.checksum import weight_sha256
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when factors or their files come to mean something else
+SIZE_GIB = 16
+OFF = ("", "0", "off")
+ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")  # no file of another kind is ever deleted
+MEMORY_NAME = "remembered.json"
+REMEMBERED = 4096  # checksums kept
+
+
+class FactorKey(NamedTuple):
+    """What factors are known by.
+
+    Attributes:
+        weight_sha256: `checksum.weight_sha256` of the weight as stored.
+        transposed: whether it is stored as [inputs, outputs].
+        partition, columns: of the factors.
+        backend: that made them.
+        dtype: of their bases.
+    """
+
+    weight_sha256: str
+    transposed: bool
+    partition: Partition
+    columns: int
+    backend: str
+    dtype: torch.dtype
+
+    @property
+    def text(self) -> str:
+        """The same for equal keys only, in this format."""
+        order = self.partition.order
+        digest = None if order is None else hashlib.sha256(order.cpu().numpy().tobytes()).hexdigest()
+        known = (self.transposed, self.partition.offsets, digest, self.columns, self.backend, str(self.dtype))
+        return json.dumps([FORMAT, self.weight_sha256, *known])
+
+
+class FactorCache:
+    """A folder of factors, each in a file that proves its content; processes may share it.
+
+    A disk that cannot be read or written costs time, never the run: one warning, and all is computed.
+
+    Args:
+        directory: by default `lasertri` in the user's folder for caches.
+        limit: bytes kept, by default 16 GiB; the least recently used go first.
+    """
+
+    def __init__(self, directory: Path | None = None, limit: int | None = None) -> None:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        self.directory = caches / "lasertri" if directory is None else directory
+        self.limit = SIZE_GIB * 2**30 if limit is None else limit
+        self._warned = False
+        self._unseen = math.inf  # bytes written since the folder was looked through
+
+    @classmethod
+    def default(cls) -> FactorCache | None:
+        """The cache that the environment asks for, or None.
+
+        `LASERTRI_CACHE` is a folder, or empty, "0" or "off" for none; `LASERTRI_CACHE_SIZE` is the limit in GiB.
+
+        Raises:
+            LasertriError: `LASERTRI_CACHE_SIZE` is no size.
+        """
+        chosen = os.environ.get("LASERTRI_CACHE")
+        if chosen is not None and chosen.lower() in OFF:
+            return None
+        return cls(None if chosen is None else Path(os.path.expanduser(chosen)), _limit_asked_for())
+
+    def load(self, key: FactorKey) -> BlockFactors | None:
+        """Factors on the CPU as they were stored under this key, or None; a damaged file is deleted."""
+        path = self._path(key.text)
+        tensors = None
+        with self._disk():
+            tensors = self._read(path, key.text)
+        if tensors is None:
+            return None
+        with self._disk():
+            _mark_used(path)
+        return BlockFactors(tensors["basis"], tensors["sigma"], key.partition, key.columns)
+
+    def store(self, key: FactorKey, factors: BlockFactors) -> None:
+        """Keep factors under this key, and delete the least recently used ones that no longer fit.
+
+        Raises:
+            LasertriError: the factors are not those that the key names.
+        """
+        own = key._replace(partition=factors.partition, columns=factors.columns, dtype=factors.basis.dtype)
+        if own.text != key.text:
+            raise LasertriError(
+                f"expected factors of the partition, {key.columns} columns and {key.dtype} that the key names, "
+                f"got {factors.columns} columns and {factors.basis.dtype}"
+            )
+        tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
+        content = save(tensors, {"key": key.text, "sha256": _content_sha256(tensors)})
+        if len(content) > self.limit:
+            return
+        with self._disk():
+            replace_file(self._path(key.text), content)
+            _mark_used(self._path(key.text))
+            self._unseen += len(content)
+            if self._unseen > self.limit / 64:  # a folder of thousands takes a while to look through
+                self._evict()
+                self._unseen = 0
+
+    def sha256(self, name: str, stored: Tensor, files: Sequence[Path] | None = None) -> str:
+        """`checksum.weight_sha256` of a parameter, remembered while the files it was loaded from stay as they are.
+
+        Args:
+            name: of the parameter in the model.
+            stored: its values, which must be those in the files.
+            files: the checkpoint's; None where the values are known from no file, and are always visited.
+        """
+        evidence = None
+        if files:
+            with self._disk():
+                evidence = ["weight", name, str(stored.dtype), list(stored.shape), sorted(map(_evidence, files))]
+        return weight_sha256(stored) if evidence is None else self._remembered(evidence, lambda: weight_sha256(stored))
+
+    def _path(self, key: str) -> Path:
+        return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
+
+    def _read(self, path: Path, key: str) -> dict[str, Tensor] | None:
+        """Tensors of an entry whose key and content are what they should be; any other is deleted."""
+        evidence = ["content", *_evidence(path)]
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in ("basis", "sigma")}
+        except SafetensorError:
+            header, tensors = {}, {}
+        if header.get("key") == key:
+            content = self._remembered(evidence, lambda: _content_sha256(tensors))
+            if content == header.get("sha256"):
+                return tensors
+        logger.warning("%s: expected factors as they were stored, got a damaged file; it is computed again", path)
+        path.unlink(missing_ok=True)
+        return None
+
+    def _remembered(self, evidence: Sequence[object], compute: Callable[[], str]) -> str:
+        """What `compute` gave when the same evidence was seen before, else what it gives now."""
+        seen = hashlib.sha256(json.dumps(evidence).encode()).hexdigest()
+        if (known := self._memory().get(seen)) is not None:
+            return known
+        checksum = compute()
+        with self._disk():
+            newest = [*self._memory().items(), (seen, checksum)][-REMEMBERED:]
+            replace_file(self.directory / MEMORY_NAME, json.dumps(dict(newest)).encode())
+        return checksum
+
+    def _memory(self) -> dict[str, str]:
+        """Checksums by evidence, oldest first; a lost or damaged file costs only time."""
+        try:
+            memory = json.loads((self.directory / MEMORY_NAME).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return memory if isinstance(memory, dict) else {}
+
+    def _evict(self) -> None:
+        entries = [(path.stat(), path) for path in self.directory.iterdir() if ENTRY.fullmatch(path.name)]
+        total = sum(stat.st_size for stat, _ in entries)
+        for stat, path in sorted(entries, key=lambda entry: entry[0].st_atime_ns):
+            if total <= self.limit:
+                break
+            path.unlink(missing_ok=True)
+            total -= stat.st_size
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Go on after an error of the disk, and say so once; a file that another process deleted is none."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s: expected a folder for the cache, going on without: %s", self.directory, error)
+            self._warned = True
+
+
+def _limit_asked_for() -> int:
+    text = os.environ.get("LASERTRI_CACHE_SIZE") or str(SIZE_GIB)
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise LasertriError(f"expected LASERTRI_CACHE_SIZE to be a number of GiB such as {SIZE_GIB}, got {text!r}")
+    return int(size * 2**30)
+
+
+def _content_sha256(tensors: dict[str, Tensor]) -> str:
+    parts = [[name, str(x.dtype), list(x.shape), weight_sha256(x)] for name, x in sorted(tensors.items())]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _evidence(path: Path) -> tuple[str, int, int]:
+    """What changes when a file does: its place, size and time of writing."""
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of access, which eviction goes by, and leave the time of writing, which is evidence."""
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))

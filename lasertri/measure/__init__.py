@@ -1,0 +1,1 @@
+"""What is measured of any samples, and how sure it is. May import `support`."""

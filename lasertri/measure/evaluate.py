@@ -1,0 +1,37 @@
+"""Measure a model on samples, as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from lasertri.measure.measurement import Measurement
+from lasertri.measure.protocol import Samples
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    samples: Samples,
+    *,
+    normalize: bool = False,
+    may_fail: bool = False,
+    progress: str | None = None,
+) -> Measurement:
+    """Measure a model as it is.
+
+    Args:
+        normalize: divide a choice's log-probability by its number of characters before choosing.
+        may_fail: count a sample with NaN for probabilities as answered wrongly, at infinite loss, instead of raising.
+        progress: name of a progress bar, if one is wanted.
+
+    Raises:
+        LasertriError: the model gave NaN instead of probabilities.
+    """
+    readings = samples.readings()
+    with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
+        readings.read(model, samples, advance=bar.update)
+    if not may_fail:
+        readings.check()
+    return readings.measure(samples, normalize=normalize)

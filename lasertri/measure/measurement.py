@@ -1,0 +1,44 @@
+"""What was measured of samples: accuracy, balanced accuracy, log loss, and whether every answer is the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on one set of samples.
+
+    Attributes:
+        accuracy: share of samples answered rightly; of an `Objective` the mean score.
+        majority_rate: accuracy of giving the most frequent right answer to everything; None where there are no answers.
+        balanced_accuracy: mean recall over the labels; None where samples do not share one label set.
+        log_loss: negative log-likelihood of the right answers in nats, summed over tokens, averaged over samples; of an
+            `Objective` the mean loss. (LASER divides each by its number of tokens n, and RoBERTa's, by mistake, by
+            n + 1.)
+        collapsed: one answer takes at least 95 % of the predictions, and balanced accuracy is at most 1/C + 0.05, or
+            where samples do not share labels, it is right in less than 95 % of them; None where there are no answers.
+        n: number of samples.
+        correct: `[n]` bool, sample by sample; of an `Objective` the scores, FP64.
+    """
+
+    accuracy: float
+    majority_rate: float | None
+    balanced_accuracy: float | None
+    log_loss: float
+    collapsed: bool | None
+    n: int
+    correct: np.ndarray = field(repr=False, compare=False)
+
+    def sound_beside(self, baseline: Measurement) -> bool:
+        """Whether it neither lowers balanced accuracy nor collapses."""
+        # both are None where labels are not shared
+        return not self.collapsed and (self.balanced_accuracy or 0) >= (baseline.balanced_accuracy or 0)
+
+    def to_dict(self) -> dict[str, object]:
+        """The figures, without the sample-by-sample record."""
+        figures = {name: value for name, value in vars(self).items() if name != "correct"}
+        return figures | {"log_loss": self.log_loss if math.isfinite(self.log_loss) else None}  # JSON has no infinity

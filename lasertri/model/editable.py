@@ -1,0 +1,72 @@
+"""Which weights can be edited at all: those that are plain numbers, in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lasertri.errors import LasertriError
+from lasertri.ops import DTYPES
+
+UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the result"
+
+
+def require_unquantised(config: Any) -> None:
+    """Refuse a model that its configuration calls quantised.
+
+    Raises:
+        LasertriError: it does.
+    """
+    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+        fields = quantisation if isinstance(quantisation, dict) else vars(quantisation)
+        method = fields.get("quant_method") or type(quantisation).__name__
+        method = getattr(method, "value", method)  # Transformers' own are of an enumeration
+        raise LasertriError(f"expected a model without quantisation, got one quantised by {method}; {UNQUANTISED}")
+
+
+def require_editable(model: nn.Module) -> None:
+    """Refuse a quantised model, and one with weights that are elsewhere.
+
+    Raises:
+        LasertriError: saying what was found.
+    """
+    require_unquantised(getattr(model, "config", None))
+    for name, module in model.named_modules():
+        if "qweight" in module._buffers or "qweight" in module._parameters:  # GPTQ and AWQ, whatever their modules
+            raise LasertriError(f"expected plain weights, got {name}, a {type(module).__name__}; {UNQUANTISED}")
+    for name, parameter in model.named_parameters():
+        require_present(name, parameter)
+
+
+def require_present(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a weight that is not in memory: Accelerate keeps those that it offloads, to CPU or disk, as meta tensors.
+
+    They come and go within a forward pass, so no gradient of theirs would ever be seen.
+
+    Raises:
+        LasertriError: it is such a one.
+    """
+    if parameter.is_meta:
+        raise LasertriError(
+            f"expected all weights in memory, got {name} without its values (offloaded by Accelerate, or never "
+            "loaded); load the model without device_map, or onto devices that hold all of it"
+        )
+
+
+def require_plain(name: str, parameter: nn.Parameter) -> None:
+    """Refuse a weight whose values are not simply those of a floating-point tensor.
+
+    bitsandbytes has `Params4bit` and `Int8Params`, parameters of their own types; torchao's tensors and torch's
+    `DTensor` are subclasses that report an ordinary dtype.
+
+    Raises:
+        LasertriError: it is such a one.
+    """
+    require_present(name, parameter)
+    if type(parameter) is not nn.Parameter or parameter.dtype not in DTYPES:
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise LasertriError(
+            f"expected {name} as a plain tensor in one of {dtypes}, got {type(parameter).__name__} in "
+            f"{parameter.dtype}; if it is quantised, {UNQUANTISED}"
+        )

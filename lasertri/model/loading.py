@@ -1,0 +1,173 @@
+"""A model and its tokenizer from the Hugging Face hub or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lasertri.errors import LasertriError
+from lasertri.factored.checkpoint import load_factored, read_layouts
+from lasertri.model.editable import require_unquantised
+
+Kind = Literal["causal", "masked", "encoder-decoder"]
+
+CLASSES: dict[Kind, tuple[Any, Any]] = {
+    "causal": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
+    "masked": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING),
+    "encoder-decoder": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
+}
+
+
+def load_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = "auto",
+    device: str | None = None,
+) -> PreTrainedModel:
+    """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
+
+    Its layers are factored where `save` wrote such.
+
+    Args:
+        name: a hub id or a local folder.
+        revision: branch, tag or commit on the hub.
+        dtype: "auto" or None for the checkpoint's own, or "float32", "bfloat16", "float16".
+        device: where it runs; by default CUDA where torch has it.
+
+    Raises:
+        LasertriError: it is not there, is damaged, or is not a language model.
+    """
+    dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {dtype!r}")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(chosen)
+    except RuntimeError as error:
+        raise LasertriError(f"expected a device such as cpu or cuda:0, got {chosen!r}") from error
+    if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
+        raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, got {chosen!r}")
+    kind, config = checkpoint_kind(name, revision=revision)
+    require_unquantised(config)
+    options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
+    layouts = read_layouts(name, revision=revision)
+    loaded: Any
+    try:
+        if layouts:
+            base: Any = CLASSES[kind][1][type(config)]
+            loaded = load_factored(base, layouts, name, **options)
+        else:
+            loaded = CLASSES[kind][0].from_pretrained(name, output_loading_info=True, **options)
+    except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
+        raise LasertriError(
+            f"{name}: the checkpoint cannot be read ({_first_line(error)}); download it again"
+        ) from error
+    model, report = loaded
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise LasertriError(
+            f"{name}: expected every weight of the model, {len(report['missing_keys'])} are missing, "
+            f"{min(report['missing_keys'])} among them; download the checkpoint again"
+        )
+    return model.to(place).eval()
+
+
+load = load_model  # beside `save`
+
+
+def checkpoint_files(name: str | Path, *, revision: str | None = None) -> list[Path]:
+    """The weight files that `load_model` reads, where they lie on this machine; empty if that is not known."""
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(name), revision=revision, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            return []
+    return sorted(folder.glob("*.safetensors"))
+
+
+def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that lies beside a model's weights.
+
+    Raises:
+        LasertriError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LasertriError(
+            f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass tokenizer=..."
+        ) from error
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Most tokens the model reads at once, where its configuration says so."""
+    length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if length and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return length - module.padding_idx - 1  # RoBERTa counts positions from after its padding's
+    return length
+
+
+def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[Kind, PreTrainedConfig]:
+    """What `model_kind` will say of a model before it is loaded, and its configuration.
+
+    Raises:
+        LasertriError: it is not there, or is not a language model.
+    """
+    if str(name).startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise LasertriError(f"expected a hub id or a folder with a Hugging Face model, found no folder {str(name)!r}")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise LasertriError(
+            f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {_first_line(error)}"
+        ) from error
+    kind = _configured_kind(config)
+    if kind is None:
+        raise LasertriError(f"{name}: expected a language model ({', '.join(CLASSES)}), got type {config.model_type!r}")
+    return kind, config
+
+
+def model_kind(model: nn.Module) -> Kind:
+    """What answers are read from: what follows a prompt, masked positions, or a decoder."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(config), ())
+    return "masked" if isinstance(model, masked) else "causal"
+
+
+def _configured_kind(config: PreTrainedConfig) -> Kind | None:
+    """What a checkpoint was saved as; where that is not said, what its type was made for."""
+    kinds: tuple[Kind, ...] = ("encoder-decoder",) if config.is_encoder_decoder else ("causal", "masked")
+    fitting = [kind for kind in kinds if type(config) in CLASSES[kind][1]]
+    saved = [kind for kind in fitting if CLASSES[kind][1][type(config)].__name__ in (config.architectures or ())]
+    if len(saved) == 1:
+        return saved[0]
+    if "masked" in fitting and not getattr(config, "is_decoder", False):
+        return "masked"
+    return fitting[0] if fitting else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

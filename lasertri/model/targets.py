@@ -1,0 +1,220 @@
+"""Which weight matrices of a model may be edited."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lasertri.errors import LasertriError
+from lasertri.factored.layer import FactoredLinear, Linear
+from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
+from lasertri.model.editable import require_editable, require_plain
+from lasertri.support.parameters import parameter_uses
+
+BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix of a model: a parameter, or the part of one that acts as a matrix of its own.
+
+    Attributes:
+        name: path of its parameter, as in `model.get_parameter(name)`.
+        layer: index of the repeated part it stands in, a decoder's after its encoder's; -1 outside of those.
+        role: what it does there, such as "fc_in" or "q_proj".
+        transposed: stored as [inputs, outputs] (GPT-2's `Conv1D`).
+        shape: (rows, columns) = (outputs, inputs), however it is stored; a kernel's positions count as inputs.
+        expert: index of its matrix in a parameter `[experts, …]`; None where the parameter is one matrix.
+        rows: which of the stored matrix's rows are its own, `[start, stop)`; None for all.
+    """
+
+    name: str
+    layer: int
+    role: str
+    transposed: bool
+    shape: tuple[int, int]
+    expert: int | None = None
+    rows: tuple[int, int] | None = None
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Target:
+        """What `dataclasses.asdict` gave, after a way through JSON, which has no tuples."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
+
+    @property
+    def module(self) -> str:
+        """Path of the module that its parameter belongs to."""
+        return self.name.rpartition(".")[0]
+
+    def parameter(self, model: nn.Module) -> nn.Parameter:
+        return model.get_parameter(self.name)
+
+    def part(self, stored: Tensor) -> Tensor:
+        """Its part of the parameter, or of the parameter's gradient, as it is stored; shares memory."""
+        matrix = stored.detach() if self.expert is None else stored.detach()[self.expert]
+        if self.rows is None:
+            return matrix
+        rows = slice(*self.rows)
+        return matrix[:, rows] if self.transposed else matrix[rows]
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The same with rows = output features; shares memory, but for a kernel's in another memory format."""
+        place = self._place(stored)
+        return place.flatten(1) if place.dim() > 2 else place
+
+    def write(self, stored: Tensor, weight: Tensor) -> None:
+        """Give its part of the parameter other values `[rows, columns]`."""
+        place = self._place(stored)
+        place.copy_(weight.reshape(place.shape))
+
+    def is_layer(self, model: nn.Module) -> bool:
+        """Whether it is the weight of a linear layer, which factors can replace: no part of one, no expert's."""
+        whole = self.expert is None and self.rows is None
+        return whole and isinstance(model.get_submodule(self.module), Linear)
+
+    def _place(self, stored: Tensor) -> Tensor:
+        return self.part(stored).mT if self.transposed else self.part(stored)
+
+    def __str__(self) -> str:
+        """The parameter's path, then expert and role where it is a part: what `--targets` is searched in."""
+        expert = "" if self.expert is None else f".{self.expert}"
+        return self.name.removesuffix(".weight") + expert + ("" if self.rows is None else f".{self.role}")
+
+
+def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES) -> list[Target]:
+    """The weight matrices that may be edited, in layer order.
+
+    Args:
+        pattern: regular expression searched for in `str(target)`, to name targets oneself, among them matrices
+            outside linear layers and kernels, such as `lstm.weight_ih_l0`; by default the MLP matrices of every
+            layer, as in both papers.
+        roles: which of them by default.
+
+    Raises:
+        LasertriError: listing what was seen, where nothing fits; or weights are quantised or not in memory.
+    """
+    require_editable(model)
+    matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
+    if pattern is not None:
+        matrices |= others
+        try:
+            chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
+        except re.error as error:
+            raise LasertriError(f"expected a regular expression for the targets, got {pattern!r}: {error}") from error
+        wanted = f"a module path that matches {pattern!r}"
+    else:
+        chosen = [target for target in matrices.values() if target.role in roles]
+        wanted = f"MLP matrices in a model of type {model_type(model)!r}"
+    if not chosen:
+        seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())
+        listing = (
+            "; ".join(
+                f"{count} × {name} {list(shape)}{BY_TURNS if name.endswith('query_key_value') else ''}"
+                for (name, shape), count in seen.items()
+            )
+            or "no matrices"
+        )
+        raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
+    for target in chosen:
+        require_plain(target.name, target.parameter(model))
+    return sorted(chosen, key=lambda target: target.layer)
+
+
+def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Every linear layer and expert outside embeddings, heads, routers and shared weights, by `str(target)`."""
+    uses, layers, (_, roles) = parameter_uses(model), layer_paths(model), layout(model)
+    head = output_head(model)
+    for name, module in model.named_modules():
+        layer, inside = _inside(layers, name)
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and not _chooses_experts(model, name):
+            known = tuple(role for role, path in roles if layer >= 0 and re.fullmatch(path, inside))
+            stored = {"weight": (known or (inside,), isinstance(module, Conv1D))}
+        else:
+            stored = _stacks(module)
+        for key, (parts, transposed) in stored.items():
+            parameter = module._parameters.get(key)  # weight_norm makes it of others when asked
+            if parameter is None or uses[id(parameter)] > 1:
+                continue
+            shape = parameter.shape[:-3:-1] if transposed else parameter.shape[-2:]
+            whole = Target(f"{name}.{key}", layer, parts[0], transposed, tuple(shape))
+            for expert in range(len(parameter)) if parameter.dim() == 3 else [None]:
+                for target in _parts(replace(whole, expert=expert), parts, _shares(model, parts)):
+                    yield str(target), target
+
+
+def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Every other parameter that is a matrix, as stored, and convolutions' kernels as [outputs, inputs · positions]."""
+    uses, layers = parameter_uses(model), layer_paths(model)
+    head = output_head(model)
+    for path, module in model.named_modules():
+        known = isinstance(module, nn.Linear | Conv1D | FactoredLinear | nn.Embedding | nn.EmbeddingBag)
+        if known or module is head or _chooses_experts(model, path):
+            continue
+        for own, parameter in module._parameters.items():
+            if (
+                parameter is None
+                or uses[id(parameter)] > 1
+                or not parameter.numel()
+                or not parameter.is_floating_point()
+            ):
+                continue
+            if parameter.dim() == 2 or (parameter.dim() > 2 and isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)):
+                name, rows = f"{path}.{own}".removeprefix("."), parameter.shape[0]
+                layer, role = _inside(layers, name.removesuffix(".weight"))
+                target = Target(name, layer, role, False, (rows, parameter.numel() // rows))
+                yield str(target), target
+
+
+def _inside(layers: Sequence[str], path: str) -> tuple[int, str]:
+    """In which of the layers a path lies, -1 for none, and the rest of it."""
+    layer = next((i for i, own in enumerate(layers) if path.startswith(f"{own}.")), -1)
+    return layer, path.removeprefix(f"{layers[layer]}.") if layer >= 0 else path
+
+
+def _parts(whole: Target, roles: Sequence[str], shares: Sequence[int]) -> Iterator[Target]:
+    """The matrices that are stored as one, their rows one after the other, by each one's share of them."""
+    if len(roles) == 1:
+        yield whole
+        return
+    (rows, columns), start = whole.shape, 0
+    for role, share in zip(roles, shares, strict=True):
+        stop = start + rows * share // sum(shares)
+        yield replace(whole, role=role, shape=(stop - start, columns), rows=(start, stop))
+        start = stop
+
+
+def _shares(model: nn.Module, roles: Sequence[str]) -> list[int]:
+    """How many rows each of these roles has of a matrix that they share: heads of attention, else alike."""
+    config: Any = getattr(model, "config", None)
+    if "q_proj" not in roles:
+        return [1] * len(roles)
+    queries = config.num_attention_heads
+    return [queries if role == "q_proj" else getattr(config, "num_key_value_heads", queries) for role in roles]
+
+
+def _stacks(module: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Roles and orientation of the parameters that hold one matrix for every expert, as Transformers names them.
+
+    `[E, 2I, H]` beside `[E, H, I]`, or transposed `[E, H, 2I]` beside `[E, I, H]`: their shapes tell which. GPT-OSS, in
+    which gate and up take turns row by row, is left alone.
+    """
+    gate_up, down = (module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
+    if gate_up is None or down is None or gate_up.dim() != 3 or not getattr(module, "is_concatenated", True):
+        return {}
+    experts, first, second = gate_up.shape
+    for transposed, expected in ((False, (experts, second, first // 2)), (True, (experts, second // 2, first))):
+        if down.shape == expected:
+            return {"gate_up_proj": (("fc_in", "fc_up"), transposed), "down_proj": (("fc_out",), transposed)}
+    return {}
+
+
+def _chooses_experts(model: nn.Module, name: str) -> bool:
+    """A linear layer right beside experts says which of them a token takes, or how much of one."""
+    return "router" in name or hasattr(model.get_submodule(name.rpartition(".")[0]), "experts")

@@ -1,0 +1,123 @@
+"""`Adaptation`: what came out, as an object, as JSON and as a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lasertri.edit.comparison import Comparison
+from lasertri.edit.edit import Edit, all_applied, factored_edits
+from lasertri.errors import LasertriError
+from lasertri.factored.exchange import exchanged
+from lasertri.model.checkpoint import write_checkpoint
+from lasertri.result.report import render, report_obstacle
+from lasertri.result.summary import summarize
+from lasertri.search.round import Round
+from lasertri.search.settings import Settings
+from lasertri.support.atomic_files import whole_directory
+
+logger = logging.getLogger(__name__)
+
+SUMMARY_NAME = "adaptation.json"
+REPORT_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The result of `adapt`.
+
+    Attributes:
+        model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
+        rounds: what was searched; each after the first, on the model with the edits before it.
+        calibration, held_out: the model before and after all edits.
+        environment: versions and devices it was measured with.
+        seconds: by phase.
+    """
+
+    model: nn.Module = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
+    rounds: Sequence[Round]
+    calibration: Comparison
+    held_out: Comparison
+    settings: Settings
+    environment: dict[str, object] = field(repr=False)
+    seconds: dict[str, float]
+
+    @property
+    def edits(self) -> list[Edit]:
+        """The accepted edits, in the order they were found; each is of another matrix."""
+        return [found.edit for found in self.rounds if found.edit is not None]
+
+    @property
+    def edit(self) -> Edit | None:
+        """The first accepted edit, or None."""
+        return self.rounds[0].edit
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was measured, ready for JSON; the first round's at the top, others under `further`."""
+        config = getattr(self.model, "config", None)
+        return {
+            "model": getattr(config, "_name_or_path", "") or type(self.model).__name__,
+            "revision": getattr(config, "_commit_hash", None),
+            "baseline": self.calibration.baseline.to_dict(),
+            **self.rounds[0].to_dict(),
+            "further": [found.to_dict() for found in self.rounds[1:]],
+            "calibration": self.calibration.to_dict(),
+            "held_out": self.held_out.to_dict(),
+            "seconds": sum(self.seconds.values()),
+            "seconds_by_phase": self.seconds,
+            "settings": self.settings.to_dict(),
+            "environment": self.environment,
+        }
+
+    def save(self, directory: str | Path, *, overwrite: bool = False, factored: bool = False) -> None:
+        """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
+
+        A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
+        reads into a module of its kind. A second edit stands in `edit-2`. It does not matter whether they are applied
+        by now. Without one only what was measured is written. The folder appears when it is complete.
+
+        Args:
+            factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
+
+        Raises:
+            LasertriError: the folder has something in it, or cannot be written, or `factored` of a module without
+                `save_pretrained`.
+        """
+        if factored and not hasattr(self.model, "save_pretrained"):
+            raise LasertriError(
+                f"expected a transformers model to keep as factors, got a {type(self.model).__name__}; "
+                "save it without factored"
+            )
+        with whole_directory(Path(directory), overwrite=overwrite) as folder:
+            if self.edits:
+                layers = factored_edits(self.edits, self.model) if factored else {}
+                with all_applied(self.edits, self.model), exchanged(self.model, layers):
+                    write_checkpoint(self.model, folder, self.tokenizer)
+            for number, edit in enumerate(self.edits, start=1):
+                edit.save(folder if number == 1 else folder / f"edit-{number}")
+            summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+            (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
+            obstacle = report_obstacle()
+            if obstacle is None:
+                self.report(folder / REPORT_NAME)
+            else:
+                logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
+
+    def report(self, path: str | Path) -> None:
+        """Write `report.html`, self-contained.
+
+        Raises:
+            LasertriError: the extra `report` is not installed.
+        """
+        Path(path).write_text(render(self.to_dict()), encoding="utf-8")
+
+    def __str__(self) -> str:
+        return summarize(self.to_dict())

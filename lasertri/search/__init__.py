@@ -1,0 +1,1 @@
+"""One round: score the targets, choose, try the candidates, decide. May import `edit`, `language` and those before."""

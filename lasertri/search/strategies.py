@@ -1,0 +1,83 @@
+"""A strategy turns scores into candidates; the loop in `method.py` measures whatever it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lasertri.edit.candidate import Candidate
+from lasertri.model.architectures import MLP_ROLES
+from lasertri.model.targets import Target
+from lasertri.search.scoring import Scores
+
+LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
+
+
+def target_scores(scores: Scores, ratios: Sequence[float], score: str) -> dict[Target, float]:
+    """Every target's score: its best over the grid of K and ρ, highest first."""
+    best: dict[Target, float] = {}
+    for (target, _), block_scores in scores.items():
+        tail = float(block_scores.tail(ratios=ratios, score=score).max())
+        best[target] = max(tail, best.get(target, tail))
+    return dict(sorted(best.items(), key=lambda item: -item[1]))
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Which samples score and measure, and which grid is measured: a column of the papers' tables.
+
+    Attributes:
+        gradients: samples that score the targets, "standard" (the first fifth of the rows) or "100" (the `calibration`
+            setting's number); None measures every target.
+        evaluation: samples that measure the candidates, likewise.
+        several_blocks: whether every K of the grid is tried, or K = 1 alone.
+        clustered: whether the blocks are subspaces that the rows are assigned to, not consecutive rows.
+        ratios: its grid of ρ.
+        roles: of the targets that are tried by default.
+    """
+
+    gradients: str | None
+    evaluation: str
+    several_blocks: bool = False
+    clustered: bool = False
+    ratios: tuple[float, ...] = LASER_RATIOS
+    roles: tuple[str, ...] = ("fc_in", "fc_out")
+
+    def candidates(
+        self,
+        ranking: Sequence[Target],
+        *,
+        count: int,
+        block_counts: Sequence[int],
+        ratios: Sequence[float],
+        compat: bool = False,
+    ) -> Iterator[Candidate]:
+        """The whole grid of the `count` best targets (Algorithm 1 of arXiv 2510.20800), or of all (LASER)."""
+        for target in ranking if self.gradients is None else ranking[:count]:
+            for blocks in sorted(block_counts) if self.several_blocks else (1,):
+                for ratio in sorted(ratios, reverse=True):
+                    yield Candidate(target, blocks, ratio, self.clustered, compat)
+
+
+DEFAULT = "clustering-100-grads-100-eval"
+STRATEGIES = {
+    "laser": Strategy(None, "standard"),
+    "laser-grads": Strategy("standard", "standard"),
+    "laser-100-eval": Strategy(None, "100"),
+    "laser-100-grads": Strategy("100", "standard"),
+    "laser-100-grads-100-eval": Strategy("100", "100"),
+    "clustering-laser": Strategy(None, "standard", several_blocks=True),
+    "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
+    # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
+    DEFAULT: Strategy("100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=MLP_ROLES),
+    "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
+}
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """One candidate for every different edit: the one with the larger ρ, then the smaller K; ρ = 1 edits nothing."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    for candidate in sorted((c for c in candidates if c.ratio < 1), key=lambda c: (-c.ratio, c.blocks)):
+        kept.setdefault(candidate.effect, candidate)
+    chosen = set(kept.values())
+    return [candidate for candidate in candidates if candidate in chosen]

@@ -1,0 +1,137 @@
+"""Factors are made once, together where shapes agree, kept within the budget, and found on disk the next time."""
+
+import logging
+
+import pytest
+import torch
+from tiny import make_model, make_samples
+
+from lasertri import adapt, block_svd
+from lasertri.factors.cache import FactorCache
+from lasertri.factors.store import FactorStore
+from lasertri.model.targets import find_targets
+from lasertri.ops import project_blocks
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many matrices were factored."""
+    made = []
+
+    def count(weight, **options):
+        made.append(weight.shape[:-2].numel())
+        return block_svd(weight, **options)
+
+    monkeypatch.setattr("lasertri.factors.store.block_svd", count)
+    return made
+
+
+def weight_of(model, target):
+    return target.view(target.parameter(model))
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama", "phi3", "qwen2_moe"])
+def test_prepared_factors_are_those_made_one_by_one(architecture, counted):
+    model = make_model(architecture)
+    targets = find_targets(model)
+    store = FactorStore(model, targets, [3], budget=1 << 30)
+    store.prepare(targets, 3)
+    assert sum(counted) == len(targets) > len(counted)
+    for target in targets:
+        found, exact = store.of(target, 3), block_svd(weight_of(model, target), blocks=3)
+        assert found.basis.dtype == torch.float32
+        torch.testing.assert_close(found.sigma, exact.sigma)
+        for j, length in enumerate(exact.lengths):
+            for k in (1, length // 2):
+                old, new = (f.basis[j, :, :k].double() for f in (exact, found))
+                torch.testing.assert_close(new @ new.mT, old @ old.mT, atol=1e-5, rtol=0)
+    assert sum(counted) == len(targets)
+
+
+def test_what_is_not_kept_is_made_again_and_said_once(counted, caplog):
+    model = make_model("gptj")
+    target = find_targets(model)[0]
+    store = FactorStore(model, [target], [1], budget=1 << 30)
+    store.free = 10
+    with caplog.at_level(logging.WARNING):
+        store.of(target, 1), store.of(target, 1)
+    assert len(counted) == 2
+    assert caplog.text.count("larger --memory-budget") == 1
+
+
+def test_letting_go_gives_the_memory_back():
+    model = make_model("gptj")
+    first, second, *_ = find_targets(model)
+    store = FactorStore(model, [first, second], [1], budget=1 << 30)
+    free = store.free
+    for target in (first, second):
+        store.projected(target, 1)
+    assert store.free == free - store.kept_bytes < free
+    store.retain([(first, 1, None)])
+    kept = store.kept_bytes
+    assert 0 < kept == free - store.free
+    store.retain([])
+    assert store.free == free
+
+
+@pytest.mark.parametrize(("rows", "columns", "blocks"), [(31, 7, 3), (40, 16, 1)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_projected_rows_are_in_their_places(rows, columns, blocks, ordered):
+    from lasertri import Partition
+
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(2)) if ordered else None
+    offsets = Partition.consecutive(rows, blocks).offsets
+    factors = block_svd(weight, blocks=Partition(offsets, order))
+    projected = project_blocks(weight, factors)
+    places = torch.arange(rows) if order is None else order
+    for j in range(blocks):
+        mine = places[offsets[j] : offsets[j + 1]]
+        torch.testing.assert_close(projected[mine], weight[mine].double() @ factors.basis[j])
+
+
+def test_a_second_task_on_the_same_model_factors_nothing(tokenizer, tmp_path, monkeypatch, counted):
+    monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path / "cache"))
+    model, options = make_model("gptj"), {"ratios": (0.5, 0.0), "blocks": (1, 3), "count": 6, "progress": False}
+    first = adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", **options)
+    assert sum(counted) == 3 * 6  # K = 1 and 3, and 8 to rank the targets
+    counted.clear()
+    second = adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", **options)
+    assert counted == []
+    assert torch.equal(first.edit.weight, second.edit.weight)
+    for a, b in zip(first.rounds[0].trials, second.rounds[0].trials, strict=True):
+        assert (a.candidate, a.measurement) == (b.candidate, b.measurement)
+    result = adapt(model, make_samples(96)[48:], tokenizer=tokenizer, accept="best", **options)
+    assert counted == []
+    result.edit.apply(model)  # another weight is another key
+    adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", **options)
+    assert sum(counted) == 3
+
+
+def test_the_folder_can_be_switched_off(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LASERTRI_CACHE", "off")
+    adapt(make_model("gptj"), make_samples(48), tokenizer=tokenizer, ratios=0.5, blocks=1, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "mixtral"])
+def test_parts_of_one_parameter_are_known_apart_on_disk(tmp_path, counted, architecture):
+    model = make_model(architecture)
+    targets = [t for t in find_targets(model, ".") if t.rows or t.expert is not None]
+    for expected in (len(targets), 0):
+        store = FactorStore(model, targets, [2], budget=1 << 30, cache=FactorCache(tmp_path))
+        counted.clear()
+        for target in targets:
+            exact = block_svd(weight_of(model, target), blocks=2)
+            torch.testing.assert_close(store.of(target, 2).sigma, exact.sigma)
+        assert sum(counted) == expected
+
+
+def test_cached_factors_score_as_fresh_ones(tmp_path):
+    model = make_model("llama")
+    target = find_targets(model)[0]
+    stores = [FactorStore(model, [target], [2], budget=1 << 30, cache=FactorCache(tmp_path)) for _ in range(2)]
+    fresh, cached = (store.of(target, 2) for store in stores)
+    assert torch.equal(fresh.basis, cached.basis)
+    assert torch.equal(fresh.sigma, cached.sigma)

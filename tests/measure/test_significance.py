@@ -1,0 +1,135 @@
+"""The joint test keeps its level when nothing has an effect, and sees one when there is."""
+
+import numpy as np
+import pytest
+
+from lasertri.measure.significance import LEVEL, max_t_p_value, paired_interval, verdict
+
+
+def simulated(rng, *, candidates=40, n=100, effect=0.0):
+    """A baseline right half of the time, and candidates that change a fifth of its answers at random."""
+    baseline = rng.random(n) < 0.5
+    changed = rng.random((candidates, n)) < 0.2
+    correct = np.where(changed, rng.random((candidates, n)) < 0.5, baseline)
+    correct[0] |= rng.random(n) < effect
+    return baseline, correct
+
+
+def p_value(baseline, correct, seed=0):
+    differences = correct.astype(int) - baseline
+    return max_t_p_value(differences, int(differences.sum(1).argmax()), list(map(str, range(len(baseline)))), seed=seed)
+
+
+def test_with_no_effect_an_edit_is_accepted_in_about_five_percent_of_runs():
+    rng, runs = np.random.default_rng(0), 400
+    accepted = sum(p_value(*simulated(rng), seed=run) <= LEVEL for run in range(runs))
+    # 5 % of 400 is 20, two standard deviations are 9; the best single difference would "win" in nearly every run
+    assert 6 <= accepted <= 30
+
+
+def test_a_real_effect_is_accepted():
+    rng = np.random.default_rng(1)
+    assert all(p_value(*simulated(rng, effect=0.5)) <= LEVEL for _ in range(5))
+
+
+def ruined(rng, *, candidates, n, baseline):
+    """What truncating to nothing does: answers unrelated to the baseline's."""
+    return rng.random((candidates, n)) < baseline.mean()
+
+
+def test_ruined_candidates_do_not_drown_an_effect():
+    """Half of a default grid ruins the model; a gain of 15 points must still be seen (by raw sums: 3 times of 30)."""
+    rng, accepted = np.random.default_rng(4), 0
+    for run in range(30):
+        baseline, correct = simulated(rng, candidates=60, effect=0.3)
+        correct = np.concatenate([correct, ruined(rng, candidates=100, n=100, baseline=baseline)])
+        differences = correct.astype(int) - baseline
+        accepted += max_t_p_value(differences, 0, list(map(str, range(100))), seed=run, flips=2000) <= LEVEL
+    assert accepted >= 12
+
+
+def test_with_candidates_of_every_kind_and_no_effect_the_level_holds():
+    rng, runs = np.random.default_rng(5), 200
+    accepted = 0
+    for run in range(runs):
+        baseline, correct = simulated(rng, candidates=30)
+        correct = np.concatenate([correct, ruined(rng, candidates=30, n=100, baseline=baseline)])
+        differences = correct.astype(int) - baseline
+        winner = int(differences.sum(1).argmax())
+        accepted += max_t_p_value(differences, winner, list(map(str, range(100))), seed=run, flips=1000) <= LEVEL
+    assert accepted <= 20
+
+
+def test_more_candidates_make_the_same_winner_less_surprising():
+    rng = np.random.default_rng(2)
+    baseline, correct = simulated(rng, candidates=200, effect=0.2)
+    assert p_value(baseline, correct[:1]) < p_value(baseline, correct)
+
+
+def test_samples_of_one_group_flip_together():
+    differences = np.ones((1, 12), dtype=int)
+    alone = max_t_p_value(differences, 0, [str(i) for i in range(12)])
+    grouped = max_t_p_value(differences, 0, [str(i // 4) for i in range(12)])
+    assert alone < 0.002 < grouped == pytest.approx(1 / 8, abs=0.02)
+
+
+def test_bonett_price_interval_of_a_worked_example():
+    """20 samples, 8 won and 2 lost: p̃ = 9/22 and 3/22, by the formula of the 2012 paper."""
+    baseline = np.array([False] * 8 + [True] * 2 + [True] * 10)
+    edited = np.array([True] * 8 + [False] * 2 + [True] * 10)
+    low, high = paired_interval(baseline, edited, [str(i) for i in range(20)])
+    half = 1.959964 * np.sqrt((12 / 22 - (6 / 22) ** 2) / 22)
+    assert (low, high) == pytest.approx((6 / 22 - half, 6 / 22 + half), abs=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_intervals_cover_the_true_difference(group_size):
+    """Truth +10 points, samples of a group won or lost together: near 95 of 100 intervals must hold it."""
+    rng, held, n, runs = np.random.default_rng(3), 0, 300, 60
+    for run in range(runs):
+        won = np.repeat(rng.random(n // group_size) < 0.2, group_size)
+        lost = np.repeat(rng.random(n // group_size) < 0.125, group_size) & ~won
+        low, high = paired_interval(lost, won, [str(i // group_size) for i in range(n)], seed=run)
+        held += low <= 0.2 - 0.8 * 0.125 <= high
+    assert held >= 0.87 * runs
+
+
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_intervals_of_real_scores_cover_the_true_difference(group_size):
+    """Truth 0.06: a tenth of the samples gains 0.6, the others nothing but noise."""
+    rng, held, n, runs = np.random.default_rng(4), 0, 300, 60
+    for run in range(runs):
+        jump = np.repeat(rng.random(n // group_size) < 0.1, group_size)
+        baseline = rng.uniform(0.1, 0.3, n)
+        edited = baseline + np.where(jump, 0.6, 0) + rng.uniform(-0.1, 0.1, n)
+        low, high = paired_interval(baseline, edited, [str(i // group_size) for i in range(n)], seed=run)
+        held += low <= 0.06 <= high
+    assert held >= 0.87 * runs
+
+
+def test_right_and_wrong_have_one_interval_whatever_their_dtype():
+    baseline, edited = np.random.default_rng(0).random((2, 50)) < [[0.4], [0.6]]
+    names = [str(i) for i in range(50)]
+    assert paired_interval(baseline, edited, names) == paired_interval(baseline.astype(float), edited * 1.0, names)
+
+
+def test_real_gains_keep_the_joint_tests_level():
+    """Gains of very different sizes, with no effect."""
+    rng, accepted, runs = np.random.default_rng(7), 0, 200
+    for run in range(runs):
+        gains = rng.normal(size=(20, 60)) * rng.exponential(size=60) / 20
+        winner = int(gains.sum(1).argmax())
+        accepted += max_t_p_value(gains, winner, [str(i) for i in range(60)], seed=run, flips=500) <= LEVEL
+    assert accepted <= 20
+
+
+def test_few_groups_know_nothing():
+    real = np.linspace(0.1, 0.9, 29)
+    assert paired_interval(real, real / 2, [str(i) for i in range(29)]) == (-1.0, 1.0)
+
+    won = np.ones(40, dtype=bool)
+    assert paired_interval(~won, won, [str(i // 4) for i in range(40)]) == (-1.0, 1.0)
+
+
+def test_verdicts():
+    assert [verdict(i) for i in ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.1))] == ["helps", "hurts", "inconclusive"]

@@ -1,0 +1,73 @@
+"""The report is one file that shows every part, whatever the result."""
+
+import re
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lasertri import LasertriError, adapt
+from lasertri.demo import MODEL_DIR
+from lasertri.demo.recall import samples
+from lasertri.result.report import render
+from lasertri.result.summary import summarize
+
+
+@pytest.fixture(scope="module")
+def result():
+    return adapt(
+        str(MODEL_DIR),
+        samples(40, seed=31),
+        held_out=samples(40, seed=32),
+        targets=r"h\.0\.mlp",
+        blocks=(2,),
+        ratios=(0.6, 0.4),
+        progress=False,
+    ).to_dict()
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_every_part_is_drawn_in_one_self_contained_file(result, accepted):
+    if not accepted:
+        trial = result["trials"][0]
+        nothing = result["held_out"] | {"edited": None, "interval": None, "verdict": None}
+        result = result | {"edit": None, "rejected": trial, "calibration": nothing, "held_out": nothing}
+    page = render(result)
+    assert page.count("<svg") == (3 if accepted else 2)
+    for text in ("Before and after", "Score of every matrix", "Every trial", "Environment"):
+        assert text in page
+    assert ("No edit." in page) is not accepted
+    assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing is loaded from elsewhere
+
+
+def test_an_infinite_loss_is_said(result):
+    """JSON has no infinity: it comes as None."""
+    figures = result["held_out"]["baseline"] | {"log_loss": None}
+    result = result | {"held_out": result["held_out"] | {"baseline": figures}}
+    assert "log loss infinite" in summarize(result)
+    assert "<td>infinite</td>" in render(result)
+
+
+def test_of_several_matrices_of_one_role_the_best_is_drawn(result, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "imshow", lambda axes, grid, **_: drawn.append(grid))
+    monkeypatch.setattr(Figure, "colorbar", lambda *_, **__: None)
+    first = result["scores"][0]
+    scores = [first | {"target": name, "score": score} for name, score in (("a", 0.4), ("b", 0.1), ("c", -0.2))]
+    scores += [
+        entry for entry in result["scores"] if (entry["layer"], entry["role"]) != (first["layer"], first["role"])
+    ]
+    render(result | {"scores": scores})
+    shown = {score for row in drawn[0] for score in row}
+    assert 0.4 in shown
+    assert not {0.1, -0.2} & shown
+
+
+def test_names_from_outside_are_escaped(result):
+    assert "<script>" not in render(result | {"model": "<script>alert(1)</script>"})
+
+
+def test_what_is_missing_is_named(result, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(LasertriError, match=r"matplotlib and jinja2 missing; pip install 'lasertri\[report\]'"):
+        render(result)

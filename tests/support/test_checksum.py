@@ -1,0 +1,36 @@
+"""Weights told apart by their values."""
+
+import pytest
+import torch
+
+from lasertri.support import checksum
+from lasertri.support.checksum import weight_fingerprint, weight_sha256
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("identify", [weight_sha256, weight_fingerprint])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_changed_value_is_another_weight(identify, dtype):
+    weight = torch.randn(17, 13, generator=torch.Generator().manual_seed(0)).to(dtype)
+    seen = {identify(weight)}
+    for place in range(weight.numel()):
+        other = weight.clone()
+        other.view(-1)[place] = -other.view(-1)[place]
+        seen.add(identify(other))
+    seen.add(identify(weight.flip(0)))
+    seen.add(identify(torch.cat([weight[1:2], weight[:1], weight[2:]])))
+    assert len(seen) == weight.numel() + 3
+
+
+@pytest.mark.parametrize("identify", [weight_sha256, weight_fingerprint])
+def test_equal_values_are_the_same_weight_however_they_lie(identify):
+    weight = torch.randn(17, 13)
+    assert identify(weight) == identify(weight.clone()) == identify(weight.mT.contiguous().mT)
+
+
+def test_visiting_a_weight_in_chunks_changes_nothing(monkeypatch):
+    weight = torch.randn(17, 13)
+    whole = weight_fingerprint(weight)
+    monkeypatch.setattr(checksum, "CHUNK", 10)
+    assert weight_fingerprint(weight) == whole
