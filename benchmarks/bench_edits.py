@@ -3,6 +3,7 @@
 Every method gets the same model, calibration and held-out samples (`split_samples`), and is measured alike. Seconds are
 of selection, training and the held-out measurements; peak memory is over what the loaded model takes. A row is appended
 for every model, task, seed, method and dtype; those that the record has are left out: a run goes on where it stopped.
+Needs peft.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.edits.tasks import TASKS
 from benchmarks.memory import peak, return_freed
 from benchmarks.record import RESULTS, machine_record
 from lasertri import load_model, load_tokenizer
-from lasertri.tasks.split import split_samples
+from lasertri.data.split import split_samples
 
 METHODS: dict[str, Callable[[Case], Row]] = {
     "lora": lora,

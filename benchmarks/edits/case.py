@@ -12,10 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.edits.tasks import Task
 from lasertri import Sample
-from lasertri.encode import EncodedSamples, Row
-from lasertri.evaluate import Measurement
-from lasertri.significance import paired_interval
-from lasertri.tasks.split import Split
+from lasertri.data.split import Split
+from lasertri.language.encoding import Row
+from lasertri.language.samples import EncodedSamples
+from lasertri.measure.measurement import Measurement
+from lasertri.measure.significance import paired_interval
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.adapt.plain import Phases
 from benchmarks.edits.case import Case, Outcome, folds, objective, outcome, tokens
-from lasertri.encode import EncodedSamples
-from lasertri.preserve import preserved
-from lasertri.targets import find_targets
+from lasertri.language.samples import EncodedSamples
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import find_targets
 
 RATES = (3e-4, 1e-3)
 EPOCHS = 5

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lasertri import Sample
-from lasertri.tasks.files import as_samples
-from lasertri.tasks.named import task_samples
+from lasertri.data.files import as_samples
+from lasertri.data.papers.registry import task_samples
 
 
 @dataclass(frozen=True)

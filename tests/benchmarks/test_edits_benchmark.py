@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import make_samples
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def write_tasks(folder):
