@@ -92,6 +92,7 @@ def adapt(
         settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
+        probe=problem.first.batches()[0],
     )
 
 

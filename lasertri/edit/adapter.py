@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lasertri.errors import LasertriError
+from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64)  # those that serving engines take
+CLOSE = 1e-5  # of log-probabilities, relative to the largest
 PREFIX = "base_model.model."
 
 Factors = Mapping[Target, tuple[Tensor, Tensor]]
@@ -77,6 +80,28 @@ def read_adapter(folder: Path, targets: Iterable[Target]) -> dict[Target, tuple[
     tensors = load_file(folder / WEIGHTS_NAME)
     names = {target: f"{PREFIX}{target.module}" for target in targets}
     return {t: (tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]) for t, name in names.items()}
+
+
+@torch.no_grad()
+def check_adapter(model: nn.Module, folder: Path, expected: Tensor, batch: SampleBatch) -> None:
+    """Load the folder by plain peft and compare what it gives for a batch.
+
+    Args:
+        expected: what `batch.read` gave first with the step beside the model.
+
+    Raises:
+        LasertriError: it is not the same.
+    """
+    with as_peft_loads_it(model, folder):
+        found, _ = batch.read(model)
+    dtype = next(model.parameters()).dtype
+    worst = float((found - expected).abs().max())
+    allowed = CLOSE if dtype in (torch.float32, torch.float64) else 64 * torch.finfo(dtype).eps
+    if not worst <= allowed * (1 + float(expected.abs().max())):
+        raise LasertriError(
+            f"expected the adapter to give what was measured, but loaded by peft it is off by {worst:.2g}; save with "
+            "merge=True, and report this model's architecture"
+        )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
+from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
 
 CONFIG_NAME, FACTORS_NAME = "lasertri_config.json", "lasertri_edit.safetensors"
@@ -60,6 +61,13 @@ class Edit(ABC):
     @abstractmethod
     def save(self, directory: str | Path) -> None:
         """Write the edit alone, with `lasertri_config.json` to say what it is."""
+
+    def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:  # noqa: B027 (most need none)
+        """Whether what was saved, read back by whoever will read it, gives what was measured.
+
+        Raises:
+            LasertriError: it does not.
+        """
 
     @staticmethod
     def load(directory: str | Path) -> Edit:

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lasertri.edit.adapter import WEIGHTS_NAME, read_adapter, write_adapter
+from lasertri.edit.adapter import WEIGHTS_NAME, check_adapter, read_adapter, write_adapter
 from lasertri.edit.edit import CONFIG_NAME, Edit, check_config, weights_in_place, write_config
 from lasertri.edit.origin import Origin
 from lasertri.errors import LasertriError
+from lasertri.measure.protocol import SampleBatch
+from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.version import __version__
 
@@ -107,6 +110,13 @@ class Step(Edit):
         config |= {"direction": self.direction, "rank": self.rank, "size": self.size}
         config |= {"targets": [asdict(target) for target in self.factors], "origin": origin.to_dict()}
         write_config(directory / CONFIG_NAME, config, directory / WEIGHTS_NAME)
+
+    def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:
+        """See `Edit`: by plain peft."""
+        with preserved(model):
+            with self.beside(model), torch.no_grad():
+                expected, _ = batch.read(model)
+            check_adapter(model, directory, expected, batch)
 
     @classmethod
     def read(cls, directory: Path, config: dict[str, Any]) -> Step:

@@ -17,6 +17,7 @@ from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.truncation import factored_edits
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
+from lasertri.measure.protocol import SampleBatch
 from lasertri.model.checkpoint import write_checkpoint
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import summarize
@@ -40,6 +41,7 @@ class Adaptation:
         calibration, held_out: the model before and after all edits.
         environment: versions and devices it was measured with.
         seconds: by phase.
+        probe: a batch that what is saved is checked by, if any.
     """
 
     model: nn.Module = field(repr=False)
@@ -50,6 +52,7 @@ class Adaptation:
     settings: Settings
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
+    probe: SampleBatch | None = field(default=None, repr=False)
 
     @property
     def edits(self) -> list[Edit]:
@@ -106,6 +109,8 @@ class Adaptation:
                 self.tokenizer.save_pretrained(folder)
             for number, edit in enumerate(self.edits, start=1):
                 edit.save(folder / edit.place(number))
+                if self.probe is not None:
+                    edit.check(self.model, folder / edit.place(number), self.probe)
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
             obstacle = report_obstacle()
