@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
 
 BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,10 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
         LasertriError: there is none, or weights are quantised or not in memory.
     """
     require_editable(model)
-    found = {target.name: target for target in dict(_matrices(model)).values() if target.expert is None}
+    matrices = dict(_matrices(model)).values()
+    found = {target.name: target for target in matrices if target.expert is None}
+    if experts := len(matrices) - sum(target.expert is None for target in matrices):
+        logger.warning("%d matrices of experts are left out: only linear layers are changed together", experts)
     whole = [
         replace(target, role=_inside(layer_paths(model), target.module)[1], shape=shape, rows=None)
         for target in found.values()

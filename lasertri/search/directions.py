@@ -42,7 +42,8 @@ def make_step(
         for target, delta, (left, right) in zip(members, deltas, make(inputs, deltas, rank, backend), strict=True):
             factors[target] = left, right
             decrease += float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()) / samples
-    return Step(direction, rank, 1.0, {t: ((-loss / decrease) * left, right) for t, (left, right) in factors.items()})
+    length = loss / decrease if decrease > 0 else 0.0  # no gradient is left where all is answered beyond doubt
+    return Step(direction, rank, 1.0, {target: (-length * left, right) for target, (left, right) in factors.items()})
 
 
 def _sharing(tokens: Mapping[Target, Tokens]) -> Iterator[list[Target]]:

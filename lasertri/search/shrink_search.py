@@ -38,8 +38,8 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
             scores = score_blocks(weight, gradient, factors=factors, backend=store.backend)
             slopes[target] = scores.sigma * scores.grad
             decrease += float(slopes[target].square().sum())
-        length = -fit.loss(chosen) / decrease
-        return Shrink(1.0, {target: (length * slope).float() for target, slope in slopes.items()}, store)
+        length = fit.loss(chosen) / decrease if decrease > 0 else 0.0
+        return Shrink(1.0, {target: (-length * slope).float() for target, slope in slopes.items()}, store)
 
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit = cross_fit(problem, parts, bar)
