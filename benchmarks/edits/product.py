@@ -19,8 +19,7 @@ from lasertri.model.targets import find_linear_layers, find_targets
 from lasertri.search.directions import make_step
 from lasertri.search.problem import Problem
 from lasertri.search.settings import Settings
-from lasertri.search.step_search import gather_folds
-from lasertri.search.tokens import Tokens
+from lasertri.search.step_search import averaged, gather_folds
 from lasertri.support.timing import Clock
 
 
@@ -76,11 +75,13 @@ def _problem(case: Case, settings: Settings) -> Problem:
 def _control(case: Case, problem: Problem, step: Step) -> Outcome:
     """The same step made from shuffled answers: what the form and the frequencies of the answers alone would give."""
     shuffled = case.encoded(_shuffled(case.split.calibration, case.seed))
-    _, tokens = gather_folds(dataclasses.replace(problem, calibration=shuffled), Clock())
-    together = {target: sum((own[target] for own in tokens), Tokens()) for target in problem.targets}
-    loss, count = outcome(case.model, case.calibration).loss, len(shuffled)
-    made = make_step(together, step.direction, rank=step.rank, loss=loss, samples=count).scaled(step.size)
-    with made.beside(case.model):
+    parts, tokens = gather_folds(dataclasses.replace(problem, calibration=shuffled), Clock())
+    loss, rank = outcome(case.model, case.calibration).loss, step.rank // len(parts)
+    made = [
+        make_step(own, step.direction, rank=rank, loss=loss, samples=len(part))
+        for part, own in zip(parts, tokens, strict=True)
+    ]
+    with averaged(made, step.size).beside(case.model):
         return outcome(case.model, case.held_out)
 
 

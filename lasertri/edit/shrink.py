@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -46,6 +47,12 @@ class Shrink(Edit):
         """The same direction, so many times as long."""
         changes = {target: factor * change for target, change in self.changes.items()}
         return replace(self, size=factor * self.size, changes=changes)
+
+    def averaged(self, others: Sequence[Shrink]) -> Shrink:
+        """The mean of this and others of its size."""
+        edits = [self, *others]
+        changes = {t: torch.stack([edit.changes[t] for edit in edits]).mean(dim=0) for t in self.changes}
+        return replace(self, changes=changes)
 
     def known_by(self, model: nn.Module) -> Shrink:
         """The same, with a note of the model that it was made of."""

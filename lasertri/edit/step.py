@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ class Step(Edit):
 
     Attributes:
         direction: "plain", the gradient itself, or "whitened", see `ops.whiten_blocks`.
-        rank: of every layer; one of fewer rows or columns has its own.
+        rank: of every layer, of which a fold's step has its part; a layer of fewer rows or columns has its own.
         size: predicted decrease of the loss, as a share of what it was.
         factors: of every layer `[m, r]` and `[r, n]`, FP32, with −η in the left one.
         merge: whether it is added to the weights when it is saved, in their dtype, instead of standing beside them.
@@ -60,6 +60,19 @@ class Step(Edit):
         """The same direction, so many times as long."""
         factors = {target: (factor * left, right) for target, (left, right) in self.factors.items()}
         return replace(self, size=factor * self.size, factors=factors)
+
+    def averaged(self, others: Sequence[Step]) -> Step:
+        """The mean of this and others of its size, with the ranks of all of them together."""
+        steps = [self, *others]
+        sides: dict[Target, list[tuple[Tensor, Tensor]]] = {}
+        for step in steps:
+            for target, pair in step.factors.items():
+                sides.setdefault(target, []).append(pair)
+        factors = {
+            target: (torch.cat([left for left, _ in pairs], dim=1) / len(steps), torch.cat([r for _, r in pairs]))
+            for target, pairs in sides.items()
+        }
+        return replace(self, factors=factors)
 
     def known_by(self, model: nn.Module, *, merge: bool = False) -> Step:
         """The same, with a note of the model that it is a step from, and how it is to be saved."""

@@ -39,7 +39,7 @@ class Settings:
     ] = "auto"
     rank: Annotated[
         int | None,
-        Option("Of a step in every layer; by default 8 of the plain gradient and 64 of the whitened.", "Step", least=1),
+        Option("Of a step, in every layer; by default 16 of the plain gradient, 64 of the whitened.", "Step", least=1),
     ] = None
     merge: Annotated[
         bool,

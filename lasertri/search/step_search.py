@@ -1,48 +1,61 @@
-"""A step, from one gradient: gather tokens, try directions and sizes across folds, decide, make it from all samples."""
+"""A step, from one gradient: gather tokens, try directions and sizes across folds, decide."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from dataclasses import replace
+from typing import NoReturn, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from lasertri.edit.step import Step
 from lasertri.model.targets import Target
-from lasertri.search.cross_fit import CrossFit, Fit, folds
+from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
 from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, make_step
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
+from lasertri.search.settings import Settings
 from lasertri.search.tokens import Tokens, gather_tokens, most_tokens
 from lasertri.support.timing import Clock
+
+Edited = TypeVar("Edited", bound=Sizeable)
 
 
 def search_step(problem: Problem, clock: Clock) -> list[Round]:
     """The best step of all targets; the model must be inside `preserved(model)`."""
     settings = problem.settings
+    directions = DIRECTIONS if settings.direction == "auto" else (settings.direction,)
     parts, tokens = gather_folds(problem, clock)
-
-    def make(direction: str, chosen: Sequence[int]) -> Step:
-        rank, samples = settings.rank or RANKS[direction], sum(len(parts[fold]) for fold in chosen)
-        together = {t: sum((tokens[fold][t] for fold in chosen), Tokens()) for t in problem.targets}
-        loss = fit.loss(chosen)
-        return make_step(together, direction, rank=rank, loss=loss, samples=samples, backend=settings.backend)
-
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit = cross_fit(problem, parts, bar)
-        directions = DIRECTIONS if settings.direction == "auto" else [settings.direction]
-        fits = [found for d in directions for found in fit.sizes(functools.partial(make, d), FIRST_SIZE[d])]
+        steps = {d: [_step(fit, tokens, fold, d, settings) for fold in range(len(parts))] for d in directions}
+        tokens.clear()  # they may take as much memory as the model
+        fits = [found for direction in directions for found in fit.sizes(steps[direction], FIRST_SIZE[direction])]
         decision = decided(problem, fit, fits)
-
-    with clock("edit"):
-        edit, accepted = None, decision.accepted
-        if accepted is not None:
-            whole = make(accepted.candidate.direction, range(len(parts)))  # the same from all samples
-            edit = whole.scaled(accepted.candidate.size).known_by(problem.model, merge=settings.merge)
+        edit = None
+        if decision.accepted is not None:
+            chosen = decision.accepted.candidate
+            edit = averaged(steps[chosen.direction], chosen.size).known_by(problem.model, merge=settings.merge)
     return [Round({}, len(fits), fits, decision, edit)]
+
+
+def _step(
+    fit: CrossFit,
+    tokens: Sequence[Mapping[Target, Tokens]],
+    fold: int,
+    direction: str,
+    settings: Settings,
+) -> Step:
+    """A step of size 1 from all samples but a fold's; the mean of all folds' has the rank."""
+    others = [own for other, own in enumerate(tokens) if other != fold]
+    together = {target: sum((own[target] for own in others), Tokens()) for target in others[0]}
+    samples, loss = fit.others(fold)
+    rank = settings.rank or RANKS[direction]
+    each = max(1, rank // len(tokens))
+    step = make_step(together, direction, rank=each, loss=loss, samples=len(samples), backend=settings.backend)
+    return replace(step, rank=rank)
 
 
 def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[Mapping[Target, Tokens]]]:
@@ -65,6 +78,12 @@ def cross_fit(problem: Problem, parts: Sequence[Sequence[int]], bar: tqdm[NoRetu
         baseline = problem.calibration.read(problem.model, advance=bar.update)
     baseline.check()
     return CrossFit(problem.model, problem.calibration, parts, baseline, problem.settings, advance=bar.update)
+
+
+def averaged(edits: Sequence[Edited], size: float) -> Edited:
+    """What is kept of edits of size 1, one for each fold."""
+    first, *rest = (edit.scaled(size) for edit in edits)
+    return first.averaged(rest)
 
 
 def decided(problem: Problem, fit: CrossFit, fits: Sequence[Fit]) -> Decision[Fit]:
