@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from lasertri.result.summary import loss_of
+from lasertri.result.summary import loss_change, loss_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -139,9 +139,9 @@ def difference(comparison: dict[str, Any]) -> Figure:
     before, after = comparison["baseline"], comparison["edited"]
     gain, interval = after["accuracy"] - before["accuracy"], comparison["interval"]
     rows = [("accuracy, edited minus baseline, points", 100 * gain, [100 * bound for bound in interval])]
-    if comparison["loss_interval"] is not None:
-        (name, new), (_, old) = loss_of(after), loss_of(before)
-        rows.append((f"{name}, edited minus baseline, nats", new - old, comparison["loss_interval"]))
+    change = loss_change(comparison)
+    if change is not None:
+        rows.append((f"{loss_of(after)[0]}, edited minus baseline, nats", change, comparison["loss_interval"]))
     figure = Figure(figsize=(6.0, 1.3 * len(rows)), layout="constrained")
     for axes, (label, value, ends) in zip(figure.subplots(len(rows), squeeze=False).flat, rows, strict=True):
         axes.plot(ends, [0, 0], color=COLORS[0], linewidth=3, solid_capstyle="butt")

@@ -100,11 +100,17 @@ def differences(comparison: dict[str, Any]) -> list[str]:
     low, high = (100 * bound for bound in comparison["interval"])
     gain = 100 * (after["accuracy"] - before["accuracy"])
     lines = [f"held-out difference {gain:+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
-    if comparison["loss_interval"] is not None:
-        name, change = loss_of(after)[0], loss_of(after)[1] - loss_of(before)[1]
+    change = loss_change(comparison)
+    if change is not None:
         low, high = comparison["loss_interval"]
-        lines.append(f"  in {name} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"  in {loss_of(after)[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
+
+
+def loss_change(comparison: dict[str, Any]) -> float | None:
+    """How far the edits change what a step lowers; None where that has no interval."""
+    (_, before), (_, after) = (loss_of(comparison[name]) for name in ("baseline", "edited"))
+    return None if None in (before, after, comparison["loss_interval"]) else float(after - before)
 
 
 def loss_of(measured: dict[str, Any]) -> tuple[str, Any]:
