@@ -26,7 +26,7 @@ def main(seeds: Annotated[int, typer.Option(help="Training seeds 0 to N - 1.")] 
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             train_demo(seed=seed, output=folder)
-            result = adapt(folder, samples(200, seed=1), held_out=samples(1000, seed=2)).to_dict()
+            result = adapt(folder, samples(200, seed=1), held_out=samples(1000, seed=2), edit="truncate").to_dict()
         if result["edit"] is None:
             typer.echo(f"seed {seed}: no edit, {result['reason']}", err=True)
             raise typer.Exit(1)

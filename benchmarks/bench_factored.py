@@ -22,9 +22,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lasertri import block_svd, compress, save
-from lasertri.edit.edit import truncated_factors
 from lasertri.factored.exchange import factored
 from lasertri.factored.layer import FactoredLinear
+from lasertri.ops.pairs import truncated_factors
 
 SHAPES = ((4096, 1024), (1024, 4096))  # rows, columns
 RATIOS = (0.6, 0.4, 0.2, 0.1, 0.05, 0.01)

@@ -101,6 +101,7 @@ def main(steps: int = 300, samples: int = 1000) -> Adaptation:
         model,
         draw(samples, seed=2, marked=samples),
         objective=OBJECTIVE,
+        edit="truncate",
         targets=r"lstm|hidden",  # an LSTM's gates are stacked in rows: its matrices are [4 · WIDTH, WIDTH]
         progress=False,
     )

@@ -118,7 +118,7 @@ def train(steps: int, pairs: int = 64) -> BertModel:
 def main(steps: int = 300, samples: int = 500) -> Adaptation:
     """Train, adapt to searches where boilerplate says nothing, and show what came out."""
     model = train(steps)
-    result = adapt(model, draw(samples, seed=2), objective=OBJECTIVE, progress=False)
+    result = adapt(model, draw(samples, seed=2), objective=OBJECTIVE, edit="truncate", progress=False)
     print(result)
     return result
 

@@ -15,6 +15,7 @@ from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.evaluate import evaluate
+from lasertri.method import SEARCHES
 from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.search.replay import Replay
 
@@ -226,7 +227,8 @@ def test_completions_and_groups(model, tokenizer):
         ({"cuont": 3}, "expected an option of adapt, got 'cuont'; did you mean 'count'?"),
         ({"calibration": 19}, "expected calibration of at least 20, got 19"),
         ({"backend": "warp"}, "expected backend among"),
-        ({"targets": "nowhere"}, "saw 3 ×"),
+        ({"targets": "nowhere"}, "match 'nowhere', got none among transformer"),
+        ({"targets": "nowhere", "edit": "truncate"}, "saw 3 ×"),
         ({"memory_budget": 1}, "memory budget of at least"),
     ],
 )
@@ -257,7 +259,7 @@ def test_blocks_that_a_target_has_no_rows_for_are_left_out(model, tokenizer, sam
 
 
 def test_held_out_samples_are_encoded_before_the_work(model, tokenizer, samples, monkeypatch):
-    monkeypatch.setattr("lasertri.method.search", lambda *_: pytest.fail("searched"))
+    monkeypatch.setitem(SEARCHES, "truncate", lambda *_: pytest.fail("searched"))
     long = [Sample("a " * 80, choices=("yes", "no"), label=0) for _ in range(30)]
     with pytest.raises(LasertriError, match="at most 64 tokens"):
         adapt(model, samples, held_out=long, tokenizer=tokenizer, **SMALL)

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from lasertri.result.adaptation import Adaptation
 
 
-@command("lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted")
+@command(
+    "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted",
+    "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o merged --merge",
+    "lasertri adapt EleutherAI/gpt-j-6b --task fever --strategy laser-100-grads --accept best",
+)
 def adapt(
     model: options.Model,
     source: Source,
@@ -39,11 +43,19 @@ def adapt(
     as_json: options.Json = False,
     config: Config = None,
 ) -> None:
-    """Find the single truncation that helps MODEL most on the task in --data, or named by --task, if any does."""
+    """Find the edit that helps MODEL on the task in --data, or named by --task, if one does.
+
+    By default it is one step of all linear layers down a single gradient, its
+    direction and length chosen on samples that took no part in making it. With
+    --edit truncate, or an option of that section, it is the truncation of one
+    matrix that helps most.
+    """
     from lasertri.data.files import as_samples
 
     if save == "factored" and output is None:
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
+    if save == "factored" and settings.edit != "truncate":
+        raise typer.BadParameter(f"--save factored goes with a truncation, not with a {settings.edit}")
     if held_out is not None and source.data is None:
         raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
     samples = source.samples(model, fields, revision=loading.revision, chat=settings.chat)
@@ -65,12 +77,16 @@ def run(
     *,
     factored: bool = False,
 ) -> Adaptation:
-    """Adapt, print, save; the output folder is checked before the long work."""
+    """Adapt, print, save; what would keep the output from being written is found before the long work."""
+    from lasertri.cli.saved import how_to_load
+    from lasertri.edit.adapter import require_peft
     from lasertri.method import adapt
     from lasertri.support.atomic_files import check_writable
 
     if output is not None:
         check_writable(output, overwrite=overwrite)
+        if settings.edit == "step":
+            require_peft()
     loaded, tokenizer = loading.load(model)
     if output is not None:
         check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
@@ -78,5 +94,5 @@ def run(
     print_result(result.to_dict(), as_json, str(result))
     if output is not None:
         result.save(output, overwrite=overwrite, factored=factored)
-        typer.echo(f"wrote {output}", err=True)
+        typer.echo("\n".join(how_to_load(result, output, factored=factored)), err=True)
     return result

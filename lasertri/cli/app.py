@@ -19,8 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    help="Adapt a pretrained transformer to a task without training it: score every weight matrix with one backward "
-    "pass, truncate the best few, keep the best single edit if it is more than luck.",
+    help="Adapt a pretrained transformer to a task without training it: one backward pass over about 100 samples gives "
+    "a step of all its layers, or says which matrix to truncate; it is kept if it is more than luck.",
     epilog="Example: lasertri demo",
 )
 
@@ -39,11 +39,12 @@ def main(
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
 
 
-def command(example: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:
-    """Register a command, whose --help ends with this example, by its function's name or another."""
+def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Register a command, whose --help ends with these examples, by its function's name or another."""
+    epilog = "\n\n".join(f"Example: {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> None:
-        app.command(name, epilog=f"Example: {example}")(_reported(grouped(function)))
+        app.command(name, epilog=epilog)(_reported(grouped(function)))
 
     return register
 

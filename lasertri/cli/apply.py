@@ -16,7 +16,7 @@ from lasertri.cli.loading import Loading
 
 @command("lasertri apply adapted Qwen/Qwen3-0.6B -o again")
 def apply(
-    edit: Annotated[Path, typer.Argument(help="Folder with lasertri_config.json and lasertri_edit.safetensors.")],
+    edit: Annotated[Path, typer.Argument(help="Folder that lasertri adapt wrote an edit to.")],
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
     loading: Annotated[Loading, Only("revision", "dtype")],
@@ -26,15 +26,19 @@ def apply(
 ) -> None:
     """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors.
 
-    --dtype must be the edit's, and is unless the edit was found in another than the checkpoint's own.
+    An adapter is merged, rounded once to the weights' dtype. --dtype must be the
+    edit's, and is unless the edit was found in another than the checkpoint's own.
     """
-    from lasertri.edit.edit import Edit
+    from lasertri.cli.saved import load_edits
     from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
     from lasertri.support.atomic_files import check_writable
 
-    edits = [Edit.load(folder) for folder in (edit, *sorted(edit.glob("edit-*")))]
+    edits = load_edits(edit)
+    kinds = {str(found.to_dict()["kind"]) for found in edits}
+    if save == "factored" and kinds != {"truncate"}:
+        raise typer.BadParameter(f"--save factored goes with a truncation, not with a {kinds.pop()}")
     check_writable(output, overwrite=overwrite)
     loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model)
     for found in edits:

@@ -11,16 +11,23 @@ from lasertri.edit.edit import Edit, all_applied
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Samples
-from lasertri.measure.significance import paired_interval, verdict
+from lasertri.measure.significance import loss_interval, paired_interval, verdict
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both measurements, with the weight really edited, and the 95 % interval of the accuracy difference."""
+    """Both measurements, with the model really edited, and what the edits change.
+
+    Attributes:
+        interval: 95 %, of the difference in accuracy; None without an edit.
+        loss_interval: 95 %, of the difference in what a step lowers, see `Measurement.losses`; None without an edit,
+            and where it cannot be told.
+    """
 
     baseline: Measurement
-    edited: Measurement | None
-    interval: tuple[float, float] | None
+    edited: Measurement | None = None
+    interval: tuple[float, float] | None = None
+    loss_interval: tuple[float, float] | None = None
 
     @classmethod
     def of(
@@ -35,14 +42,19 @@ class Comparison:
         """Evaluate the model, then the model with these edits, if there are any."""
         baseline = evaluate(model, samples, normalize=normalize, progress="baseline" if progress else None)
         if not edits:
-            return cls(baseline, None, None)
+            return cls(baseline)
         with all_applied(edits, model):
             edited = evaluate(model, samples, normalize=normalize, progress="edited" if progress else None)
-        return cls(baseline, edited, paired_interval(baseline.correct, edited.correct, samples.groups))
+        return cls(
+            baseline,
+            edited,
+            paired_interval(baseline.correct, edited.correct, samples.groups),
+            loss_interval(baseline.losses, edited.losses, samples.groups),
+        )
 
     @property
     def verdict(self) -> str | None:
-        """ "helps", "hurts" or "inconclusive"; None without an edit."""
+        """ "helps", "hurts" or "inconclusive", in accuracy; None without an edit."""
         return None if self.interval is None else verdict(self.interval)
 
     def to_dict(self) -> dict[str, object]:
@@ -50,5 +62,6 @@ class Comparison:
             "baseline": self.baseline.to_dict(),
             "edited": None if self.edited is None else self.edited.to_dict(),
             "interval": self.interval,
+            "loss_interval": self.loss_interval,
             "verdict": self.verdict,
         }

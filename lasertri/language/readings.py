@@ -86,7 +86,8 @@ class Readings:
             self._text(i).item() if table.free[i] else table.samples[i].choices[answer - table.first_answer[i]]
             for i, answer in zip(indices, taken.tolist(), strict=True)
         ]
-        return _measurement([table.samples[i] for i in indices], predictions, correct, float(-gold.mean()))
+        samples, losses = [table.samples[i] for i in indices], self.sample_losses(indices)
+        return _measurement(samples, predictions, correct, float(-gold.mean()), losses)
 
     def _indices(self, chosen: Sequence[int] | None) -> Sequence[int]:
         return range(len(self.table.samples)) if chosen is None else chosen
@@ -120,7 +121,7 @@ class Readings:
 
 
 def _measurement(
-    samples: Sequence[Sample], predictions: list[str], correct: np.ndarray, log_loss: float
+    samples: Sequence[Sample], predictions: list[str], correct: np.ndarray, log_loss: float, losses: np.ndarray
 ) -> Measurement:
     gold = [sample.answers[sample.gold] for sample in samples]
     shared = len({frozenset(sample.choices) for sample in samples}) == 1 and bool(samples[0].choices)
@@ -142,4 +143,6 @@ def _measurement(
         collapsed=one_answer and bool(undeserved),
         n=len(correct),
         correct=correct,
+        choice_log_loss=float(losses.mean()) if all(sample.choices for sample in samples) else None,
+        losses=losses,
     )

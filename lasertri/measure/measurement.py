@@ -23,6 +23,8 @@ class Measurement:
             where samples do not share labels, it is right in less than 95 % of them; None where there are no answers.
         n: number of samples.
         correct: `[n]` bool, sample by sample; of an `Objective` the scores, FP64.
+        choice_log_loss: the same of the right choice among a sample's choices alone; None where samples have none.
+        losses: `[n]`, what a step lowers, sample by sample: among the choices where there are any.
     """
 
     accuracy: float
@@ -32,6 +34,8 @@ class Measurement:
     collapsed: bool | None
     n: int
     correct: np.ndarray = field(repr=False, compare=False)
+    choice_log_loss: float | None = None
+    losses: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
 
     def sound_beside(self, baseline: Measurement) -> bool:
         """Whether it neither lowers balanced accuracy nor collapses."""
@@ -40,5 +44,6 @@ class Measurement:
 
     def to_dict(self) -> dict[str, object]:
         """The figures, without the sample-by-sample record."""
-        figures = {name: value for name, value in vars(self).items() if name != "correct"}
-        return figures | {"log_loss": self.log_loss if math.isfinite(self.log_loss) else None}  # JSON has no infinity
+        figures = {name: value for name, value in vars(self).items() if name not in ("correct", "losses")}
+        infinite = (name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value))
+        return figures | dict.fromkeys(infinite)  # JSON has no infinity

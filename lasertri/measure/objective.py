@@ -202,7 +202,16 @@ class ObjectiveReadings:
     def measurement(self, chosen: Sequence[int] | None = None, *, normalize: bool = False) -> Measurement:
         """Mean score and loss; there are no answers to be balanced or to collapse."""
         scores, turned = self.outcomes(chosen)
-        return Measurement(float(scores.mean()), None, None, float(-turned.mean()), None, len(scores), scores)
+        return Measurement(
+            accuracy=float(scores.mean()),
+            majority_rate=None,
+            balanced_accuracy=None,
+            log_loss=float(-turned.mean()),
+            collapsed=None,
+            n=len(scores),
+            correct=scores,
+            losses=-turned,
+        )
 
 
 def _described(value: object) -> str:

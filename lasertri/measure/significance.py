@@ -55,17 +55,36 @@ def paired_interval(
     if len(names) < len(difference) or not all_binary(baseline, edited):
         if len(names) < FEWEST_GROUPS:
             return -1.0, 1.0
-        totals, generator = np.bincount(group, weights=difference), np.random.default_rng(seed)
-        means = []
-        for _ in range(RESAMPLES):
-            drawn = generator.integers(len(names), size=len(names))
-            means.append(totals[drawn].sum() / sizes[drawn].sum())
-        low, high = np.quantile(means, (level / 2, 1 - level / 2))
-        return float(low), float(high)
+        return _bootstrap(np.bincount(group, weights=difference), sizes, level, seed)
     n = len(difference) + 2
     won, lost = (np.sum(difference == 1) + 1) / n, (np.sum(difference == -1) + 1) / n
     half = NormalDist().inv_cdf(1 - level / 2) * np.sqrt((won + lost - (won - lost) ** 2) / n)
     return float(max(-1.0, won - lost - half)), float(min(1.0, won - lost + half))
+
+
+def loss_interval(
+    baseline: np.ndarray, edited: np.ndarray, groups: Sequence[str], *, level: float = LEVEL, seed: int = 0
+) -> tuple[float, float] | None:
+    """Confidence interval of the difference between two mean losses on the same samples, by a bootstrap over groups.
+
+    None where it would know too little: of fewer than 30 groups, or with an infinite loss.
+    """
+    with np.errstate(invalid="ignore"):
+        difference = edited - baseline
+    names, group, sizes = np.unique(list(groups), return_inverse=True, return_counts=True)
+    if len(names) < FEWEST_GROUPS or not np.isfinite(difference).all():
+        return None
+    return _bootstrap(np.bincount(group, weights=difference), sizes, level, seed)
+
+
+def _bootstrap(totals: np.ndarray, sizes: np.ndarray, level: float, seed: int) -> tuple[float, float]:
+    """Percentiles of the mean over groups that are drawn again, from each group's total and size."""
+    generator, means = np.random.default_rng(seed), []
+    for _ in range(RESAMPLES // 100):
+        drawn = generator.integers(len(totals), size=(100, len(totals)))
+        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), (level / 2, 1 - level / 2))
+    return float(low), float(high)
 
 
 def all_binary(*scores: np.ndarray) -> bool:

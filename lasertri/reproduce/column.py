@@ -65,7 +65,7 @@ def measure_column(
         encoded = EncodedSamples(data.split.held_out, model=model, tokenizer=tokenizer, batch_size=plan.batch_size)
         clock = Clock()
         with clock("held-out"):
-            comparison = Comparison(evaluate(model, encoded, progress=BASELINE), None, None)
+            comparison = Comparison(evaluate(model, encoded, progress=BASELINE))
         result = {"held_out": comparison.to_dict(), "seconds": clock.seconds["held-out"]}
         return {"samples": data.size, "counted": None, "result": result}
     settings = plan.settings(column)

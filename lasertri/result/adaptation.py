@@ -73,6 +73,7 @@ class Adaptation:
             "baseline": self.calibration.baseline.to_dict(),
             **self.rounds[0].to_dict(),
             "further": [found.to_dict() for found in self.rounds[1:]],
+            "matrices": sum(len(edit.targets) for edit in self.edits),
             "calibration": self.calibration.to_dict(),
             "held_out": self.held_out.to_dict(),
             "seconds": sum(self.seconds.values()),
@@ -92,9 +93,13 @@ class Adaptation:
             factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
 
         Raises:
-            LasertriError: the folder has something in it, or cannot be written, or `factored` of a module without
-                `save_pretrained`.
+            LasertriError: the folder has something in it, or cannot be written, or `factored` of another edit than a
+                truncation, or of a module without `save_pretrained`.
         """
+        if factored and self.settings.edit != "truncate":
+            raise LasertriError(
+                f"expected a truncation to keep as factors, got a {self.settings.edit}; save it without factored"
+            )
         if factored and not hasattr(self.model, "save_pretrained"):
             raise LasertriError(
                 f"expected a transformers model to keep as factors, got a {type(self.model).__name__}; "

@@ -7,29 +7,45 @@ from typing import Any
 
 def summarize(result: dict[str, Any]) -> str:
     """What was measured, what was edited, and whether it helps on held-out samples."""
-    candidates, held_out = result["candidates"], result["held_out"]
-    lines = [
-        _scored(result["scores"]),
-        f"measured {candidates['measured']} candidates ({candidates['requested']} requested, "
-        f"{candidates['distinct']} distinct, {candidates['finished']} to the end)",
-    ]
+    lines = searched(result)
     if result["edit"] is not None:
-        lines += [f"edit: {describe(result['edit'])}", f"  accepted: {result['reason']}"]
+        lines += [f"edit: {describe(result['edit'], result['matrices'])}", f"  accepted: {result['reason']}"]
     else:
         lines += ["no edit", f"  {result['reason']}", f"  best rejected: {describe(result['rejected'])}"]
     for found in result["further"]:
         what = "no further edit" if found["edit"] is None else f"further edit: {describe(found['edit'])}"
         lines += [what, f"  {found['reason']}"]
-    for name in ("calibration", "held_out"):
-        lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples")
+    made = "" if result["edit"] is None or kind(result) == "truncate" else ", which the edit was made from"
+    for name, note in (("calibration", made), ("held_out", "")):
+        lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
         lines += [f"  {row}" for row in measurements(result[name])]
-    if held_out["interval"] is not None:
-        low, high = (100 * bound for bound in held_out["interval"])
-        gain = 100 * (held_out["edited"]["accuracy"] - held_out["baseline"]["accuracy"])
-        lines.append(f"held-out difference {gain:+.1f} points [{low:+.1f}, {high:+.1f}]: {held_out['verdict']}")
+    lines += differences(result["held_out"])
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
     lines.append(f"{result['seconds']:.1f} s ({phases})")
     return "\n".join(lines)
+
+
+def kind(result: dict[str, Any]) -> str:
+    """Which kind of edit was looked for: "truncate", "step" or "shrink"."""
+    return str((result["edit"] or result["rejected"])["kind"])
+
+
+def searched(result: dict[str, Any]) -> list[str]:
+    """What was scored and tried."""
+    trials, candidates = result["trials"], result["candidates"]
+    if kind(result) == "truncate":
+        return [
+            _scored(result["scores"]),
+            f"measured {candidates['measured']} candidates ({candidates['requested']} requested, "
+            f"{candidates['distinct']} distinct, {candidates['finished']} to the end)",
+        ]
+    sizes = [trial["size"] for trial in trials]
+    several = len({trial["direction"] for trial in trials})
+    return [
+        f"measured {len(trials)} sizes, {min(sizes):g} to {max(sizes):g}"
+        + (f", of {several} directions" if several > 1 else "")
+        + ", each on samples that took no part in making it"
+    ]
 
 
 def _scored(scores: list[dict[str, Any]]) -> str:
@@ -38,11 +54,21 @@ def _scored(scores: list[dict[str, Any]]) -> str:
     return f"scored {len(scores)} matrices, best " + ", ".join(entry["target"] for entry in scores[:3])
 
 
-def describe(edit: dict[str, Any]) -> str:
-    """One candidate in words."""
-    kind = "clusters of rows" if edit["clustered"] else "row blocks"
-    parts = "one block" if edit["blocks"] == 1 else f"{edit['blocks']} {kind}"
-    return f"{edit['target']}, {parts} truncated to rank {edit['rank']} (ρ = {edit['rho']:g})"
+def describe(edit: dict[str, Any], matrices: int | None = None) -> str:
+    """One candidate in words.
+
+    Args:
+        matrices: how many it changes, where that is known and more than one.
+    """
+    if edit["kind"] == "truncate":
+        rows = "clusters of rows" if edit["clustered"] else "row blocks"
+        parts = "one block" if edit["blocks"] == 1 else f"{edit['blocks']} {rows}"
+        return f"{edit['target']}, {parts} truncated to rank {edit['rank']} (ρ = {edit['rho']:g})"
+    layers = "" if matrices is None else f" of {matrices} linear layer{'s' * (matrices != 1)}"
+    far = f"as far as would save {edit['size']:g} times the loss at first order"
+    if edit["kind"] == "shrink":
+        return f"singular values{layers} moved against their gradients, {far}"
+    return f"a step{layers} down the {edit['direction']} gradient, rank {edit['rank']}, {far}"
 
 
 def measurements(comparison: dict[str, Any]) -> list[str]:
@@ -54,17 +80,46 @@ def measurements(comparison: dict[str, Any]) -> list[str]:
 
 def measurement(measured: dict[str, Any]) -> str:
     """Accuracy beside what giving one answer to everything would get; of an `Objective` its score and loss."""
-    balanced = measured["balanced_accuracy"]
+    balanced, among_choices = measured["balanced_accuracy"], measured["choice_log_loss"]
     if measured["majority_rate"] is None:
-        return f"score {measured['accuracy']:6.1%}, loss {loss(measured)}"
+        return f"score {measured['accuracy']:6.1%}, loss {nats(measured['log_loss'])}"
     return (
         f"accuracy {measured['accuracy']:6.1%} (majority {measured['majority_rate']:.1%})"
         + ("" if balanced is None else f", balanced {balanced:.1%}")
-        + f", log loss {loss(measured)}"
+        + f", log loss {nats(measured['log_loss'])}"
+        + ("" if among_choices is None else f", among the choices {nats(among_choices)}")
         + (", COLLAPSED to one answer" if measured["collapsed"] else "")
     )
 
 
-def loss(measured: dict[str, Any]) -> str:
+def differences(comparison: dict[str, Any]) -> list[str]:
+    """What the edits change, with intervals: in accuracy, and in the loss that a step lowers."""
+    if comparison["interval"] is None:
+        return []
+    before, after = comparison["baseline"], comparison["edited"]
+    low, high = (100 * bound for bound in comparison["interval"])
+    gain = 100 * (after["accuracy"] - before["accuracy"])
+    lines = [f"held-out difference {gain:+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
+    change = loss_change(comparison)
+    if change is not None:
+        low, high = comparison["loss_interval"]
+        lines.append(f"  in {loss_of(after)[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+    return lines
+
+
+def loss_change(comparison: dict[str, Any]) -> float | None:
+    """How far the edits change what a step lowers; None where that has no interval."""
+    (_, before), (_, after) = (loss_of(comparison[name]) for name in ("baseline", "edited"))
+    return None if None in (before, after, comparison["loss_interval"]) else float(after - before)
+
+
+def loss_of(measured: dict[str, Any]) -> tuple[str, Any]:
+    """What a step lowers: its name and how much it is, None if infinite."""
+    if measured["choice_log_loss"] is not None:
+        return "log loss among the choices", measured["choice_log_loss"]
+    return "loss" if measured["majority_rate"] is None else "log loss", measured["log_loss"]
+
+
+def nats(loss: float | None) -> str:
     """A mean loss, which one impossible answer makes infinite."""
-    return "infinite" if measured["log_loss"] is None else f"{measured['log_loss']:.3f}"
+    return "infinite" if loss is None else f"{loss:.3f}"

@@ -9,6 +9,10 @@ from typing import Literal, TypedDict
 class SettingsKeywords(TypedDict, total=False):
     """The options of `Settings`, none of which needs to be given."""
 
+    edit: Literal["auto", "step", "shrink", "truncate"]
+    direction: Literal["auto", "plain", "whitened"]
+    rank: int | None
+    merge: bool
     strategy: Literal[
         "laser",
         "laser-grads",
@@ -19,6 +23,7 @@ class SettingsKeywords(TypedDict, total=False):
         "clustering-100-grads-std-eval",
         "clustering-100-grads-100-eval",
         "optimal-clustering",
+        None,
     ]
     targets: str | None
     count: int

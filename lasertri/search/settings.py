@@ -29,27 +29,26 @@ class Settings:
     edit: Annotated[
         Literal["auto", "step", "shrink", "truncate"],
         Option(
-            "step: all layers along one gradient, a LoRA adapter; shrink: their singular values; truncate: one matrix, "
-            "as LASER does; auto: step, unless an option of another kind is given."
+            "step: all linear layers down one gradient, a LoRA adapter; shrink: their singular values; truncate: one "
+            "matrix to lower rank, as LASER does; auto: step, or the kind that a given option is of."
         ),
     ] = "auto"
     direction: Annotated[
         Literal["auto", "plain", "whitened"],
-        Option("Of a step: the gradient, or the gradient whitened on both sides; auto tries both.", section="Step"),
+        Option("The gradient itself, or whitened on both sides; auto tries both.", section="Step"),
     ] = "auto"
     rank: Annotated[
         int | None,
-        Option("Of a step, in every layer; by default 16 of the plain gradient, 64 of the whitened.", "Step", least=1),
+        Option("Of the step in every layer; by default 8 if plain, 64 if whitened.", section="Step", least=1),
     ] = None
     merge: Annotated[
         bool,
-        Option("Save a step in the weights, as a plain checkpoint, not as an adapter.", "Step", flags=("--merge",)),
+        Option("Save it in the weights, as a plain checkpoint, not as an adapter.", section="Step", flags=("--merge",)),
     ] = False
     strategy: Annotated[
         str | None,
         Option(
-            f"Of a truncation: what is scored and measured, a column of the papers' tables; by default {DEFAULT}. See "
-            "lasertri ls.",
+            f"What is scored and measured, a column of the papers' tables; by default {DEFAULT}. See lasertri ls.",
             section="Truncation",
             names=(*STRATEGIES,),
         ),
@@ -62,23 +61,44 @@ class Settings:
         ),
     ] = None
     count: Annotated[
-        int, Option("Targets to measure, best score first: the papers' q.", flags=("--count", "-q"), least=1)
+        int,
+        Option(
+            "Targets to measure, best score first: the papers' q.",
+            section="Truncation",
+            flags=("--count", "-q"),
+            least=1,
+        ),
     ] = 5
     ratios: Annotated[
-        tuple[float, ...], Option("Retained ratios ρ, such as 0.5,0.1; by default the strategy's.", least=0, most=1)
+        tuple[float, ...],
+        Option("Retained ratios ρ, such as 0.5,0.1; by default the strategy's.", section="Truncation", least=0, most=1),
     ] = ()
     blocks: Annotated[
         tuple[int, ...],
-        Option(f"Numbers of row blocks K; by default the strategy's, {BLOCK_COUNTS} or 1.", least=1),
+        Option(
+            f"Numbers of row blocks K; by default the strategy's, {BLOCK_COUNTS} or 1. With shrink one number.",
+            section="Truncation",
+            least=1,
+        ),
     ] = ()
     svd: Annotated[
         Literal["exact", "laser-compat"],
-        Option("laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block."),
+        Option(
+            "laser-compat: LASER's randomised SVD and rounding of ranks, for strategies of one block.",
+            section="Truncation",
+        ),
     ] = "exact"
     scoring_blocks: Annotated[
-        int, Option("The K that targets are ranked at; the others are factored once targets are chosen.", least=1)
+        int,
+        Option(
+            "The K that targets are ranked at; the others are factored once targets are chosen.",
+            section="Truncation",
+            least=1,
+        ),
     ] = 8
-    race: Annotated[bool, Option("Stop measuring a candidate that the leading one beats beyond doubt.")] = True
+    race: Annotated[
+        bool, Option("Stop measuring a candidate that the leading one beats beyond doubt.", section="Truncation")
+    ] = True
     calibration: Annotated[
         int,
         Option("Most samples for gradients and trials; half of all at most, unless others are held out.", least=FEWEST),
@@ -86,7 +106,10 @@ class Settings:
     held_out_limit: Annotated[int, Option("Most samples held out.", least=1)] = 2000
     score: Annotated[
         Literal["taylor", "paper"],
-        Option("What ranks the targets; taylor: the loss that truncation should save; paper: the papers' clamped sum."),
+        Option(
+            "What ranks the targets; taylor: the loss that truncation should save; paper: the papers' clamped sum.",
+            section="Truncation",
+        ),
     ] = "taylor"
     accept: Annotated[
         Literal["test", "best"],
@@ -94,7 +117,9 @@ class Settings:
             "test: only if a joint test of all candidates gives p ≤ 0.05, so more than luck; best: the papers' rule."
         ),
     ] = "test"
-    max_edits: Annotated[int, Option("Most edits, each found on the model with those before it.", least=1)] = 1
+    max_edits: Annotated[
+        int, Option("Most edits, each found on the model with those before it.", section="Truncation", least=1)
+    ] = 1
     normalize: Annotated[
         bool, Option("Divide a choice's log-probability by its characters.", section="Samples", flags=("--normalize",))
     ] = False

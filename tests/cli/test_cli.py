@@ -51,7 +51,7 @@ def test_adapt_writes_one_json_object(folder, data):
     assert 0 < found["p_value"] <= 1
     for name in ("calibration", "held_out"):
         assert set(found[name]["baseline"]) == {
-            "accuracy", "balanced_accuracy", "log_loss", "n", "majority_rate", "collapsed"
+            "accuracy", "balanced_accuracy", "log_loss", "choice_log_loss", "n", "majority_rate", "collapsed"
         }  # fmt: skip
         assert found[name]["edited"] is None
     assert found["held_out"].keys() >= {"interval", "verdict"}
@@ -77,6 +77,52 @@ def test_the_edit_of_one_run_can_be_applied_by_the_next(tmp_path):
     refused = run("apply", tmp_path / "out", tmp_path / "out", "-o", tmp_path / "again")
     assert refused.exit_code == 1
     assert "has other values" in refused.stderr
+
+
+STEP = ["--direction", "plain", "--targets", "mlp", "--accept", "best"]
+
+
+def test_an_adapter_is_told_how_to_load_and_measured_beside_its_base(tmp_path):
+    data, out = write(tmp_path / "train.jsonl", recall_samples(80, seed=21)), tmp_path / "out"
+    result = run("adapt", MODEL_DIR, "--data", data, *STEP, "-o", out, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["edit"]["kind"] == "step"
+    assert f'wrote {out}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{out}")' in result.stderr
+    assert f"vLLM: --enable-lora --max-lora-rank 8 --lora-modules task={out}" in result.stderr
+    assert run("apply", out, MODEL_DIR, "-o", tmp_path / "merged").exit_code == 0
+    places = [(out,), (MODEL_DIR, "--edit", out), (tmp_path / "merged",), (MODEL_DIR,)]
+    measured = [json.loads(run("eval", *place, "--data", data, "--json").stdout) for place in places]
+    assert measured[0] == measured[1]
+    assert measured[2]["log_loss"] == pytest.approx(measured[0]["log_loss"], rel=1e-4)
+    assert measured[0]["accuracy"] > measured[3]["accuracy"] + 0.2
+    refused = run("apply", out, MODEL_DIR, "-o", tmp_path / "no", "--save", "factored")
+    assert (refused.exit_code, "goes with a truncation" in refused.output) == (2, True)
+    assert "has other values" in failure("eval", tmp_path / "merged", "--edit", out, "--data", data)
+
+
+def test_a_merged_step_is_a_checkpoint_with_its_adapter_beside(tmp_path):
+    data, out = write(tmp_path / "train.jsonl", recall_samples(80, seed=21)), tmp_path / "out"
+    result = run("adapt", MODEL_DIR, "--data", data, *STEP, "--merge", "-o", out)
+    assert f'the edited model; load it by AutoModelForCausalLM.from_pretrained("{out}")' in result.stderr
+    assert run("apply", out, MODEL_DIR, "-o", tmp_path / "again").exit_code == 0
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("out", "again")]
+    for ours, theirs in zip(*(m.parameters() for m in models), strict=True):
+        assert ours.equal(theirs)
+
+
+def test_an_adapter_that_names_no_model_asks_for_one(tmp_path, data):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    message = failure("eval", tmp_path, "--data", data)
+    assert f"give the model as MODEL, and --edit {tmp_path}" in message
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere"}')
+    assert "found no lasertri_config.json" in failure("eval", tmp_path, "--data", data)
+
+
+def test_without_peft_an_adapter_is_refused_before_the_work(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    message = failure("adapt", folder, "--data", data, "-o", tmp_path / "out")
+    assert "pip install peft" in message
+    assert "merge" in message
 
 
 def test_eval_reads_other_fields(folder, tmp_path):

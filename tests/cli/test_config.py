@@ -6,10 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from lasertri.cli import app
-from lasertri.search.settings import Settings
+from lasertri.search.settings import OWN_OPTIONS, Settings
 from lasertri.support.options import declared
 
 GIVEN = {
+    "edit": ("truncate", "truncate"),
+    "direction": ("plain", "plain"),
+    "rank": (4, 4),
+    "merge": (True, True),
     "strategy": ("laser", "laser"),
     "targets": (r"h\.0", r"h\.0"),
     "count": (3, 3),
@@ -60,11 +64,14 @@ def toml(value):
 
 def test_every_option_can_be_in_a_file(adapted):
     assert list(GIVEN) == [field.name for field in dataclasses.fields(Settings)]
-    lines = [f"{name} = {toml(value)}".replace(r"'\n'", r'"\n"') for name, (value, _) in GIVEN.items()]
-    model, samples, settings = adapted([*adapted.lines, *(line.replace(r"h\\.", r"h\.") for line in lines)])
-    assert (model, len(samples)) == ("m", 1)
-    assert settings == Settings(**{name: value for name, (_, value) in GIVEN.items()})
-    assert all(getattr(settings, name) != declared(Settings)[name].default for name in GIVEN)
+    for kind in ("truncate", "step"):
+        left_out = set().union(*OWN_OPTIONS.values()) - OWN_OPTIONS[kind]
+        given = {name: both for name, both in GIVEN.items() if name not in left_out} | {"edit": (kind, kind)}
+        lines = [f"{name} = {toml(value)}".replace(r"'\n'", r'"\n"') for name, (value, _) in given.items()]
+        model, samples, settings = adapted([*adapted.lines, *(line.replace(r"h\\.", r"h\.") for line in lines)])
+        assert (model, len(samples)) == ("m", 1)
+        assert settings == Settings(**{name: value for name, (_, value) in given.items()})
+        assert all(getattr(settings, name) != declared(Settings)[name].default for name in given)
 
 
 def test_the_command_line_wins(adapted):

@@ -52,6 +52,8 @@ def test_help_ends_with_an_example(command):
         (("adapt", "m", "--data", "x", "--ratios", "1"), "expected a retained ratio below 1"),
         (("adapt", "m", "--data", "x", "-q", "many"), "expected count as a whole number, got 'many'"),
         (("adapt", "m", "--data", "x", "--save", "factored"), "--save goes with -o"),
+        (("adapt", "m", "--data", "x", "--save", "factored", "-o", "y"), "goes with a truncation, not with a step"),
+        (("adapt", "m", "--data", "x", "--merge", "-q", "3"), "expected no merge with edit='truncate'"),
         (("eval", "m", "--data", "x", "--prompt", "q"), "expected a template with fields in braces"),
         (("reproduce", "--table", "3", "--tasks", "fevr"), "expected tasks among"),
         (("compress", "m", "-o", "x", "--memory-budget", "nan"), "expected memory_budget as a number, got 'nan'"),

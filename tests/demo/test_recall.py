@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
+from lasertri.cli import app
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import (
     NOISE_ID,
@@ -50,3 +52,13 @@ def test_the_packaged_model_is_small_and_reads_one_token_a_symbol():
     model, tokenizer = AutoModelForCausalLM.from_pretrained(MODEL_DIR), AutoTokenizer.from_pretrained(MODEL_DIR)
     assert model.config.model_type == "gptj"
     assert tokenizer(" ".join(SYMBOLS))["input_ids"] == list(range(len(SYMBOLS)))
+
+
+def test_the_demo_shows_a_truncation_and_then_a_step():
+    shown = CliRunner().invoke(app, ["demo"])
+    assert shown.exit_code == 0, shown.output
+    truncated, _, stepped = shown.stdout.partition("Why this works")
+    assert "truncated to rank" in truncated
+    assert "held-out difference +52" in truncated
+    assert "a step of all 12 linear layers" in stepped
+    assert "accuracy 100.0%" in stepped

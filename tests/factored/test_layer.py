@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from lasertri import LasertriError, Partition, block_svd
-from lasertri.edit.edit import truncated_factors
 from lasertri.factored.exchange import exchanged, factored, linear_at, pays
 from lasertri.factored.layer import FactoredLinear, Layout
+from lasertri.ops.pairs import truncated_factors
 
 
 def make_linear(rows, columns, *, dtype=torch.float32, bias=True, conv=False, scale=1.0):

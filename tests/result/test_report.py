@@ -12,6 +12,8 @@ from lasertri.demo.recall import samples
 from lasertri.result.report import render
 from lasertri.result.summary import summarize
 
+LOSSES = {"baseline": 0.5, "edited": 0.4}
+
 
 @pytest.fixture(scope="module")
 def result():
@@ -26,6 +28,13 @@ def result():
     ).to_dict()
 
 
+@pytest.fixture(scope="module", params=["step", "shrink"])
+def stepped(request):
+    """Along one gradient; of a step two directions are tried."""
+    options = {"edit": request.param, "targets": r"h\.0\.mlp", "progress": False}
+    return adapt(str(MODEL_DIR), samples(40, seed=31), held_out=samples(40, seed=32), **options).to_dict()
+
+
 @pytest.mark.parametrize("accepted", [True, False])
 def test_every_part_is_drawn_in_one_self_contained_file(result, accepted):
     if not accepted:
@@ -38,6 +47,42 @@ def test_every_part_is_drawn_in_one_self_contained_file(result, accepted):
         assert text in page
     assert ("No edit." in page) is not accepted
     assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing is loaded from elsewhere
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_of_a_step_every_size_is_drawn_and_no_empty_heat_map(stepped, accepted):
+    if not accepted:
+        nothing = stepped["held_out"] | {"edited": None, "interval": None, "loss_interval": None, "verdict": None}
+        rejected = {"edit": None, "rejected": stepped["trials"][0], "matrices": 0}
+        stepped = stepped | rejected | {"calibration": nothing, "held_out": nothing}
+    page = render(stepped)
+    assert page.count("<svg") == (2 if accepted else 1)
+    assert "Every size" in page
+    assert "Score of every matrix" not in page
+    assert ("No edit." in page) is not accepted
+    assert ("flatter" in page) is accepted
+
+
+def test_a_size_that_ruins_the_model_has_no_loss_to_draw(stepped):
+    chosen = stepped["edit"] or stepped["rejected"]
+    ruined = [trial | {"loss": None} for trial in stepped["trials"] if trial["size"] != chosen["size"]]
+    kept = [trial for trial in stepped["trials"] if trial["size"] == chosen["size"]]
+    assert "Every size" in render(stepped | {"trials": [*ruined, *kept]})
+
+
+def test_what_is_said_of_a_step_is_how_it_was_found(stepped):
+    text = summarize(stepped)
+    assert "each on samples that took no part in making it" in text.splitlines()[0]
+    assert re.search(r"edit: .* of 2 linear layers .*, as far as would save [\d.]+ times the loss at first order", text)
+    assert "calibration, 40 samples, which the edit was made from" in text
+    assert re.search(r"held-out difference \+.*: helps\n  in log loss -0\.\d{3} \[-0\.\d{3}, -0\.\d{3}\]", text)
+
+
+def test_of_a_choice_task_the_loss_is_that_among_the_choices(result):
+    figures = {name: result["held_out"][name] | {"choice_log_loss": loss} for name, loss in LOSSES.items()}
+    text = summarize(result | {"held_out": result["held_out"] | figures | {"loss_interval": (-0.2, -0.05)}})
+    assert "among the choices 0.500" in text
+    assert "  in log loss among the choices -0.100 [-0.200, -0.050]" in text
 
 
 def test_an_infinite_loss_is_said(result):

@@ -30,13 +30,15 @@ def written():
     for name, option in declared(Settings).items():
         kind = option.kind.__name__
         if option.names:
-            names = [json.dumps(each) for each in option.names]
+            names = [*map(json.dumps, option.names), *["None"] * option.optional]
             kind = f"Literal[{', '.join(names)}]"
             if len(f"    {name}: {kind}") > 120:
                 kind = "\n        ".join(["Literal[", *(f"{each}," for each in names)]) + "\n    ]"
         if option.several:
             kind = f"{kind} | Sequence[{kind}]"
-        lines.append(f"    {name}: {kind}{' | None' * option.optional}\n")
+        elif option.optional and not option.names:
+            kind = f"{kind} | None"
+        lines.append(f"    {name}: {kind}\n")
     return HEAD + "".join(lines)
 
 

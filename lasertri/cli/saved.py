@@ -1,0 +1,93 @@
+"""Edits as folders: found beside their model, and how what was written is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lasertri.errors import LasertriError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lasertri.edit.edit import Edit
+    from lasertri.result.adaptation import Adaptation
+
+ADAPTER = "adapter_config.json"
+
+
+def load_edits(folder: Path) -> list[Edit]:
+    """The edits that `lasertri adapt` left in a folder, in the order they were found.
+
+    Raises:
+        LasertriError: there is none, or it was damaged.
+    """
+    from lasertri.edit.edit import Edit
+
+    beside_checkpoint = folder / "adapter"  # a merged step's
+    first = beside_checkpoint if (beside_checkpoint / ADAPTER).exists() else folder
+    return [Edit.load(place) for place in (first, *sorted(folder.glob("edit-*")))]
+
+
+@contextmanager
+def edited(model: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
+    """Within, a model answers with these edits.
+
+    Raises:
+        LasertriError: it is not the model that they were made of.
+    """
+    from lasertri.edit.edit import all_applied
+    from lasertri.edit.shrink import Shrink
+    from lasertri.edit.step import Step
+
+    for edit in edits:
+        if isinstance(edit, Step | Shrink) and edit.origin is not None:
+            edit.origin.require(model)
+    with all_applied(edits, model):
+        yield
+
+
+def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
+    """The model that an adapter's folder belongs to and its revision; None of a folder or hub id that is a model.
+
+    Raises:
+        LasertriError: the adapter does not say.
+    """
+    if not (folder / ADAPTER).exists() or (folder / "config.json").exists():
+        return None
+    try:
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (OSError, ValueError, AttributeError) as error:
+        raise LasertriError(f"{folder / ADAPTER}: expected an adapter's description, got {error}") from error
+    if not base:
+        raise LasertriError(
+            f"{folder}: expected an adapter that names its model, but base_model_name_or_path in {ADAPTER} is empty; "
+            f"give the model as MODEL, and --edit {folder}"
+        )
+    return base, revision
+
+
+def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> list[str]:
+    """What was written, and what reads it, in a line each."""
+    from lasertri.model.loading import CLASSES, model_kind
+
+    if not result.edits:
+        return [f"wrote {folder}: what was measured, and no edit"]
+    if result.tokenizer is None:  # any module
+        return [f"wrote {folder}"]
+    kind = model_kind(result.model)
+    if (folder / "config.json").exists():
+        load = "lasertri.load" if factored else f"{CLASSES[kind][0].__name__}.from_pretrained"
+        return [f'wrote {folder}: the edited model; load it by {load}("{folder}")']
+    lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
+    if kind == "causal":
+        rank = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["r"]
+        lines.append(
+            f"vLLM: --enable-lora --max-lora-rank {rank} --lora-modules task={folder}; "
+            f"llama.cpp: convert_lora_to_gguf.py {folder}"
+        )
+    return lines
