@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -14,10 +15,11 @@ from lasertri.support.environment import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine_record() -> dict[str, object]:
-    """Devices, versions, threads, commit, date, and how busy the machine was."""
+def machine_record(*packages: str) -> dict[str, object]:
+    """Devices, versions (of these packages too), threads, commit, date, and how busy the machine was."""
     return {
         **environment(),
+        **{name: importlib.metadata.version(name) for name in packages},
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpus": os.cpu_count(),

@@ -1,7 +1,7 @@
 """The whole method, top to bottom: prepare, then score, choose, edit, measure, decide, hold out.
 
-`search` is one round; the folder `search/` has a file for each of its steps. An edit of another kind would have its
-scores in `scoring.py`, its candidates in `strategies.py` and its runner in `trials.plan_trials`; the rest is the same.
+`truncate` is one round of the search for a truncation, `search_step` that for a step and `search_shrink` that for
+singular values; the folder `search/` has a file for each of their parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
-from lasertri.edit.edit import Edit
+from lasertri.edit.truncation import Truncation
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
@@ -29,6 +29,8 @@ from lasertri.search.problem import Problem, prepare
 from lasertri.search.round import Round
 from lasertri.search.scoring import score_targets, scoring_blocks
 from lasertri.search.settings import Settings
+from lasertri.search.shrink_search import search_shrink
+from lasertri.search.step_search import search_step
 from lasertri.search.strategies import distinct, fitting, target_scores
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
@@ -46,7 +48,7 @@ def adapt(
     tokenizer: PreTrainedTokenizerBase | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
-    """Find the single truncation that helps a model most on a task, if any does.
+    """Find the edit that helps a model most on a task, if any does: by default one step of all its linear layers.
 
     The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
 
@@ -75,7 +77,7 @@ def adapt(
     clock = Clock()
     with preserved(problem.model):
         preflight(problem)
-        rounds = search_all(problem, clock)
+        rounds = SEARCHES[problem.settings.edit](problem, clock)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
@@ -90,24 +92,25 @@ def adapt(
         settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
+        probe=problem.first.batches()[0],
     )
 
 
-def search_all(problem: Problem, clock: Clock) -> list[Round]:
+def search_truncations(problem: Problem, clock: Clock) -> list[Round]:
     """Round after round, each on the model with the edits before it, until one finds no edit or there are enough."""
     targets, rounds = list(problem.targets), list[Round]()
     with ExitStack() as applied:
         while targets and len(rounds) < problem.settings.max_edits:
-            rounds.append(search(problem, targets, clock))
+            rounds.append(truncate(problem, targets, clock))
             edit = rounds[-1].edit
             if edit is None:
                 break
             applied.enter_context(edit.applied(problem.model))
-            targets.remove(edit.candidate.target)
+            targets = [target for target in targets if target not in edit.targets]
     return rounds
 
 
-def search(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
+def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
     """One round: the best edit of one of these targets; the model must be inside `preserved(model)`."""
     model, factors, settings = problem.model, problem.factors, problem.settings
     strategy, ranking = settings.plan, dict.fromkeys(targets, 0.0)
@@ -147,5 +150,8 @@ def search(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
         decision = decide(trials, baseline, problem.calibration.groups, accept=settings.accept, seed=settings.seed)
 
     accepted = decision.accepted
-    edit = None if accepted is None else Edit.build(accepted.candidate, model, factors)
+    edit = None if accepted is None else Truncation.build(accepted.candidate, model, factors)
     return Round(ranking, len(requested), trials, decision, edit)
+
+
+SEARCHES = {"truncate": search_truncations, "step": search_step, "shrink": search_shrink}

@@ -28,7 +28,8 @@ def apply(
 
     --dtype must be the edit's, and is unless the edit was found in another than the checkpoint's own.
     """
-    from lasertri.edit.edit import Edit, factored_edits
+    from lasertri.edit.edit import Edit
+    from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
     from lasertri.support.atomic_files import check_writable
@@ -41,5 +42,5 @@ def apply(
     if save == "factored":
         exchange(loaded, factored_edits(edits, loaded))
     checkpoint.save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
-    first, *further = [found.candidate.to_dict() for found in edits]
+    first, *further = [found.to_dict() for found in edits]
     print_result({"edit": first, "further": further, "output": str(output)}, as_json, f"wrote {output}")

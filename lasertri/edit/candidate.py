@@ -48,6 +48,7 @@ class Candidate:
     def to_dict(self) -> dict[str, object]:
         """How a candidate is named in reports; `rank` is that of the tallest block."""
         return {
+            "kind": "truncate",
             "target": str(self.target),
             "layer": self.target.layer,
             "role": self.target.role,

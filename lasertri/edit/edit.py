@@ -1,197 +1,91 @@
-"""The chosen truncation of one weight matrix: built, applied, reverted, saved and loaded."""
+"""An edit: what is changed in a model, in one of three kinds; applied, reverted, saved and loaded."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lasertri import ops
-from lasertri.edit.candidate import Candidate
 from lasertri.errors import LasertriError
-from lasertri.factored.exchange import factored, linear_at
-from lasertri.factored.layer import FactoredLinear
-from lasertri.factors.store import FactorStore
-from lasertri.model.editable import require_plain
+from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
-from lasertri.ops.laser import laser_factors
-from lasertri.ops.pairs import multiplied, truncated_factors
-from lasertri.support.checksum import weight_sha256
-from lasertri.version import __version__
 
-logger = logging.getLogger(__name__)
-
-CONFIG_NAME = "lasertri_config.json"
-FACTORS_NAME = "lasertri_edit.safetensors"
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in ops.DTYPES}
+CONFIG_NAME, FACTORS_NAME = "lasertri_config.json", "lasertri_edit.safetensors"
+KINDS = {  # by the name that its description gives
+    "truncate": ("lasertri.edit.truncation", "Truncation"),
+    "step": ("lasertri.edit.step", "Step"),
+    "shrink": ("lasertri.edit.shrink", "Shrink"),
+}
 
 
-@dataclass(frozen=True)
-class Edit:
-    """A candidate with its factors: block j of the edited weight is `left[j] @ right[j]`.
-
-    Attributes:
-        candidate: which matrix, how many blocks, which ratio.
-        left, right: per block `[b, k]` and `[k, n]`, FP32 (FP64 for an FP64 weight); a block of rank 0 is zero.
-        order: rows of the weight in the order of the blocks' rows; None for consecutive blocks.
-        weight_dtype, weight_sha256: of the base weight as it is stored.
-        base, revision: where the base model came from, for the reader.
-    """
-
-    candidate: Candidate
-    left: tuple[Tensor, ...]
-    right: tuple[Tensor, ...]
-    weight_dtype: torch.dtype
-    weight_sha256: str
-    base: str = ""
-    revision: str | None = None
-    order: Tensor | None = None
-
-    @classmethod
-    def build(cls, candidate: Candidate, model: nn.Module, factors: FactorStore) -> Edit:
-        """Truncate a target's weight to the candidate's ranks."""
-        stored = candidate.target.parameter(model)
-        weight, order = candidate.target.view(stored), None
-        if candidate.compat:
-            pairs = [laser_factors(weight, candidate.ranks[0])]
-        else:
-            known = factors.of(*candidate.factors_key)
-            order = known.partition.order
-            pairs = list(truncated_factors(weight, known, candidate.ranks))
-        dtype = torch.promote_types(stored.dtype, torch.float32)
-        left, right = ([side.to(dtype).cpu().contiguous() for side in sides] for sides in zip(*pairs, strict=True))
-        config = getattr(model, "config", None)
-        return cls(
-            candidate,
-            tuple(left),
-            tuple(right),
-            stored.dtype,
-            weight_sha256(candidate.target.part(stored)),
-            getattr(config, "_name_or_path", ""),
-            getattr(config, "_commit_hash", None),
-            None if order is None else order.cpu(),
-        )
+class Edit(ABC):
+    """What is changed in a model."""
 
     @property
-    def weight(self) -> Tensor:
-        """The edited weight `[rows, columns]` in the base weight's dtype."""
-        return multiplied(zip(self.left, self.right, strict=True), self.weight_dtype, self.order)
+    @abstractmethod
+    def targets(self) -> Sequence[Target]:
+        """The matrices that it changes."""
 
+    @property
+    def dense(self) -> bool:
+        """Whether the edited model is saved as a whole; else the edit alone is, for its base."""
+        return True
+
+    def place(self, number: int) -> str:
+        """Where in an adaptation's folder the edit stands that was found as number 1, 2, …."""
+        return "" if number == 1 else f"edit-{number}"
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, object]:
+        """How it is named in reports."""
+
+    @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Write the edited weight into the model.
+        """Write the edit into the model's weights.
 
         Raises:
-            LasertriError: the model's weight is not the one the edit was made of.
+            LasertriError: the model's weights are not those that the edit was made of.
         """
-        self.candidate.target.write(self._base_weight(model), self.weight)
 
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Apply within, then restore the base weight bit for bit; a model that has the edit keeps it."""
-        target, weight = self.candidate.target, self.weight
-        if torch.equal(target.view(self._stored(model)).cpu(), weight):
-            yield
-            return
-        self._base_weight(model)
-        with replaced(target, model, weight):
-            yield
+    @abstractmethod
+    def applied(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within, the model answers as it will once the edit is saved; then it is as before, bit for bit."""
 
+    @abstractmethod
     def save(self, directory: str | Path) -> None:
-        """Write `lasertri_config.json` and `lasertri_edit.safetensors`."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{name}.{j}": t for name in ("left", "right") for j, t in enumerate(getattr(self, name))}
-        if self.order is not None:
-            tensors["order"] = self.order
-        path = directory / FACTORS_NAME
-        safetensors.torch.save_file(tensors, path)
-        config = {
-            "lasertri_version": __version__,
-            "base_model": self.base,
-            "base_revision": self.revision,
-            "target": asdict(self.candidate.target),
-            "blocks": self.candidate.blocks,
-            "ratio": self.candidate.ratio,
-            "clustered": self.candidate.clustered,
-            "compat": self.candidate.compat,
-            "ranks": self.candidate.ranks,
-            "weight_dtype": str(self.weight_dtype).removeprefix("torch."),
-            "weight_sha256": self.weight_sha256,
-        }
-        config["sha256"] = _checksum(config, path)
-        (directory / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        """Write the edit alone, with `lasertri_config.json` to say what it is."""
 
-    @classmethod
-    def load(cls, directory: str | Path) -> Edit:
+    def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:  # noqa: B027 (most need none)
+        """Whether what was saved, read back by whoever will read it, gives what was measured.
+
+        Raises:
+            LasertriError: it does not.
+        """
+
+    @staticmethod
+    def load(directory: str | Path) -> Edit:
         """Read what `save` wrote.
 
         Raises:
             LasertriError: a file is missing, damaged, or was changed since it was written.
         """
-        directory = Path(directory)
-        config, path = _read_config(directory / CONFIG_NAME), directory / FACTORS_NAME
-        try:
-            target = Target.from_dict(config["target"])
-            options = (config[name] for name in ("blocks", "ratio", "clustered", "compat"))
-            candidate = Candidate(target, *options)
-            dtype, expected = DTYPES[config["weight_dtype"]], config.pop("sha256")
-            checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
-        except (KeyError, TypeError) as error:
-            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise LasertriError(f"{path}: expected the factors of an edit, but they cannot be read: {error}") from error
-        if _checksum(config, path) != expected:
-            raise LasertriError(f"{directory}: the edit was changed after it was written; adapt again or copy it again")
-        blocks = range(candidate.blocks)
-        return cls(
-            candidate,
-            tuple(tensors[f"left.{j}"] for j in blocks),
-            tuple(tensors[f"right.{j}"] for j in blocks),
-            dtype,
-            checksum,
-            base,
-            revision,
-            tensors.get("order"),
-        )
-
-    def _stored(self, model: nn.Module) -> nn.Parameter:
-        """The target's parameter, once it is known to be there in the edit's shape and dtype."""
-        target = self.candidate.target
-        try:
-            stored = target.parameter(model)
-            shape = target.view(stored).shape
-        except (AttributeError, IndexError) as error:
-            raise LasertriError(f"expected a model with {target}, the edit's target, but it has none") from error
-        require_plain(target.name, stored)
-        if stored.dtype != self.weight_dtype or shape != target.shape:
+        config = read_config(Path(directory) / CONFIG_NAME)
+        kind = config.get("kind", "truncate")
+        if kind not in KINDS:
             raise LasertriError(
-                f"expected {target} as {list(target.shape)} in {self.weight_dtype}, got {list(shape)} in "
-                f"{stored.dtype}; load the base model with that dtype"
+                f"{Path(directory) / CONFIG_NAME}: expected a kind of edit among {list(KINDS)}, got {kind!r}; a later "
+                "lasertri wrote it, upgrade"
             )
-        return stored
-
-    def _base_weight(self, model: nn.Module) -> nn.Parameter:
-        """The same, once its values are known to be those the edit was made of."""
-        stored, target = self._stored(model), self.candidate.target
-        if weight_sha256(target.part(stored)) != self.weight_sha256:
-            origin = f" ({self.base})" if self.base else ""
-            raise LasertriError(
-                f"expected the weight that the edit was made of{origin}, but {target} of this model has other "
-                "values; apply the edit to its own base, once"
-            )
-        return stored
+        module, name = KINDS[kind]
+        found: Edit = getattr(importlib.import_module(module), name).read(Path(directory), config)
+        return found
 
 
 @contextmanager
@@ -201,23 +95,6 @@ def all_applied(edits: Sequence[Edit], model: nn.Module) -> Iterator[None]:
         for edit in edits:
             stack.enter_context(edit.applied(model))
         yield
-
-
-def factored_edits(edits: Sequence[Edit], model: nn.Module) -> dict[str, FactoredLinear]:
-    """By module path a layer for every edit that pays; of the others a warning says that they stay whole."""
-    layers = {}
-    for edit in edits:
-        target = edit.candidate.target
-        if not target.is_layer(model):
-            logger.warning("%s: only a whole linear layer can be kept as factors; its weight is written whole", target)
-            continue
-        linear = linear_at(model, target.module)
-        layer = factored(linear, zip(edit.left, edit.right, strict=True), edit.weight, order=edit.order)
-        if layer is None:
-            logger.warning("%s: its factors would not be smaller than the weight, which is written whole", target)
-        else:
-            layers[target.module] = layer
-    return layers
 
 
 @contextmanager
@@ -232,11 +109,34 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
         target.write(stored, original)
 
 
-def _checksum(config: dict[str, Any], factors: Path) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + factors.read_bytes()).hexdigest()
+@contextmanager
+def weights_in_place(model: nn.Module, targets: Iterable[Target], edited: Callable[[Target], Tensor]) -> Iterator[None]:
+    """Give many targets other weights within, then restore their own bit for bit; they are kept meanwhile."""
+    with ExitStack() as stack:
+        for target in targets:
+            stack.enter_context(replaced(target, model, edited(target)))
+        yield
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def write_config(path: Path, config: dict[str, Any], content: Path) -> None:
+    """Write an edit's description, with a checksum of it and of the file beside it."""
+    config = config | {"sha256": _checksum(config, content)}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def check_config(directory: Path, config: dict[str, Any], content: Path) -> None:
+    """Whether description and file are as they were written.
+
+    Raises:
+        LasertriError: they are not.
+    """
+    own = {name: value for name, value in config.items() if name != "sha256"}
+    if _checksum(own, content) != config.get("sha256"):
+        raise LasertriError(f"{directory}: the edit was changed after it was written; adapt again or copy it again")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """What an edit's folder says that it is."""
     if not path.exists():
         raise LasertriError(
             f"{path.parent}: expected a folder with a saved edit, found no {path.name}; where no edit was accepted "
@@ -249,3 +149,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise LasertriError(f"{path}: expected a JSON object that describes an edit")
     return config
+
+
+def _checksum(config: dict[str, Any], factors: Path) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode() + factors.read_bytes()).hexdigest()

@@ -49,6 +49,10 @@ class AnswerTable:
         """Indices of a sample's answers."""
         return range(self.first_answer[sample], self.first_answer[sample] + len(self.samples[sample].answers))
 
+    def answer_of(self, tokens: np.ndarray) -> np.ndarray:
+        """Index of the answer that each of these tokens belongs to."""
+        return np.searchsorted(self.first_token, tokens, side="right") - 1
+
     def per_answer(self, values: np.ndarray, combine: np.ufunc = np.add) -> np.ndarray:
         """`[…, E]` to `[…, A]`: the values of an answer's tokens, combined."""
         return combine.reduceat(values, self.first_token, axis=-1)

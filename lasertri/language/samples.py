@@ -12,12 +12,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lasertri.data.sample import Sample, group_names
 from lasertri.language.answer_table import AnswerTable
 from lasertri.language.asking import asking
+from lasertri.language.choices import ChoiceBatch
 from lasertri.language.encoding import Batch, Read, TokenRow, batched
 from lasertri.language.generation import written
 from lasertri.language.readings import Readings
 from lasertri.measure.protocol import Advance
 from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
+
+TOGETHER = 1 << 60  # tokens: all samples asked for in one batch
 
 
 class EncodedSamples:
@@ -97,6 +100,15 @@ class EncodedSamples:
         """
         chosen = range(len(self)) if samples is None else samples
         return self._batches([answer for i in chosen for answer in self.table.answers_of(i)], tokens)
+
+    def loss_batches(self, samples: Sequence[int]) -> list[Batch] | list[ChoiceBatch]:
+        """Batches by length that give the loss of these samples: of choices, that of the right one among them."""
+        if any(self.table.free[i] for i in samples):
+            return self._batches([self.table.gold[i] for i in samples])
+        by_length = sorted(samples, key=lambda i: max(len(answer.row) for answer in self.answers[i]))
+        size = self.batch_size
+        parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        return [ChoiceBatch.of(batch, self.table) for part in parts for batch in self.batches(part, tokens=TOGETHER)]
 
     def gold_batches(self) -> list[Batch]:
         """Batches by length that read the right answer of every sample."""

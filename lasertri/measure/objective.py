@@ -132,6 +132,10 @@ class ObjectiveSamples:
             for part in chosen.split(self.batch_size)
         ]
 
+    def loss_batches(self, samples: Sequence[int]) -> list[ObjectiveBatch]:
+        """Batches that give the loss of these samples."""
+        return self.batches(samples)
+
     def gold_batches(self) -> list[ObjectiveBatch]:
         """Batches that give the loss of all samples."""
         return self.batches()
@@ -189,6 +193,11 @@ class ObjectiveReadings:
         losses, scores = self.losses[..., indices], self.scores[..., indices]
         failed = np.isnan(losses) | np.isnan(scores)
         return np.where(failed, 0.0, scores), np.where(failed, -np.inf, -losses)
+
+    def sample_losses(self, chosen: Sequence[int] | None = None) -> np.ndarray:
+        """The loss of each chosen sample, `[…, S]`; infinite where it is NaN."""
+        _, turned = self.outcomes(chosen)
+        return -turned
 
     def measurement(self, chosen: Sequence[int] | None = None, *, normalize: bool = False) -> Measurement:
         """Mean score and loss; there are no answers to be balanced or to collapse."""

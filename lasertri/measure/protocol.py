@@ -50,6 +50,9 @@ class SampleReadings(Protocol):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Each chosen sample's score, bool or from 0 to 1, and its loss with the sign turned, `[…, S]` each."""
 
+    def sample_losses(self, chosen: Sequence[int] | None = None) -> np.ndarray:
+        """What a step lowers, of each chosen sample, `[…, S]`."""
+
     def measurement(self, chosen: Sequence[int] | None = None, *, normalize: bool = False) -> Measurement:
         """The figures of one model on the chosen samples (on all), all of which were read."""
 
@@ -77,6 +80,9 @@ class Samples(Protocol):
 
     def batches(self, samples: Iterable[int] | None = None) -> Sequence[SampleBatch]:
         """Batches that read these samples (all)."""
+
+    def loss_batches(self, samples: Sequence[int]) -> Sequence[SampleBatch]:
+        """Batches of these samples that give what a step lowers."""
 
     def gold_batches(self) -> Sequence[SampleBatch]:
         """Batches that give the loss of all samples."""

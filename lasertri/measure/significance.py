@@ -13,18 +13,18 @@ FEWEST_GROUPS = 30  # with no effect, a bootstrap over 15 groups gave a verdict 
 
 
 def max_t_p_value(
-    differences: np.ndarray, winner: int, groups: Sequence[str], *, seed: int = 0, flips: int = RESAMPLES
+    differences: np.ndarray, winner: Sequence[int], groups: Sequence[str], *, seed: int = 0, flips: int = RESAMPLES
 ) -> float:
     """Sign-flip max-T test of one candidate among all that were tried (Westfall and Young, 1993).
 
     If no candidate has an effect, a sample is as likely to be won as lost, so the signs of a group's differences
     may be flipped together. A candidate's T is its gain over the root of its squared group sums, which no flip
     changes: candidates that ruin the model, and so differ on most samples, do not drown the others. The p-value is the
-    share of flips in which the largest T of *all* candidates reaches the winner's.
+    share of flips in which the largest T of *all* candidates reaches the winner's largest.
 
     Args:
-        differences: `[candidates, n]`, each candidate's score minus the baseline's, from -1 to 1.
-        winner: row of the candidate in question.
+        differences: `[rows, n]`, what each candidate gains over the baseline; a candidate may have several such rows.
+        winner: rows of the candidate in question.
         groups: `[n]`, equal for samples that are not independent.
     """
     _, group = np.unique(list(groups), return_inverse=True)
@@ -32,7 +32,7 @@ def max_t_p_value(
     np.add.at(sums.T, group, differences.T)  # [candidates, groups]
     scale = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
     sums /= np.where(scale > 0, scale, 1)
-    observed = sums[winner].sum() - 1e-9  # equal up to rounding is equal
+    observed = sums[list(winner)].sum(axis=1).max() - 1e-9  # equal up to rounding is equal
     generator = np.random.default_rng(seed)
     reached = 0
     for start in range(0, flips, 1000):

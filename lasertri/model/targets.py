@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
 
 BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class Target:
         place = self._place(stored)
         place.copy_(weight.reshape(place.shape))
 
+    def whole_shape(self, model: nn.Module) -> tuple[int, int]:
+        """(outputs, inputs) of the whole parameter it is stored in."""
+        rows, columns = self.parameter(model).shape[-2:]
+        return (columns, rows) if self.transposed else (rows, columns)
+
     def is_layer(self, model: nn.Module) -> bool:
         """Whether it is the weight of a linear layer, which factors can replace: no part of one, no expert's."""
         whole = self.expert is None and self.rows is None
@@ -125,6 +133,38 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
     for target in chosen:
         require_plain(target.name, target.parameter(model))
     return sorted(chosen, key=lambda target: target.layer)
+
+
+def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Target]:
+    """Every linear layer that may be edited, whole: a matrix that several roles share is one target here.
+
+    Args:
+        pattern: regular expression searched for in the layer's path; by default all inside the repeated layers, or of a
+            module without such all there are.
+
+    Raises:
+        LasertriError: there is none, or weights are quantised or not in memory.
+    """
+    require_editable(model)
+    matrices = dict(_matrices(model)).values()
+    found = {target.name: target for target in matrices if target.expert is None}
+    if experts := len(matrices) - sum(target.expert is None for target in matrices):
+        logger.warning("%d matrices of experts are left out: only linear layers are changed together", experts)
+    whole = [
+        replace(target, role=_inside(layer_paths(model), target.module)[1], shape=shape, rows=None)
+        for target in found.values()
+        for shape in [target.whole_shape(model)]
+        if isinstance(model.get_submodule(target.module), Linear)
+    ]
+    if pattern is not None:
+        chosen = [target for target in whole if re.search(pattern, target.module)]
+    else:
+        chosen = [target for target in whole if target.layer >= 0] or whole
+    if not chosen:
+        seen = sorted({re.sub(r"\d+", "N", target.module) for target in whole})
+        wanted = "linear layers" if pattern is None else f"linear layers that match {pattern!r}"
+        raise LasertriError(f"expected {wanted}, got none among {', '.join(seen) or 'a model without any'}")
+    return chosen
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:

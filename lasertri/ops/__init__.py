@@ -14,6 +14,7 @@ from lasertri.ops.functional import (
     whiten_blocks,
     whiten_moments,
 )
+from lasertri.ops.sketch import compress_tokens
 
 __all__ = [
     "DTYPES",
@@ -22,6 +23,7 @@ __all__ = [
     "LowRank",
     "Partition",
     "block_svd",
+    "compress_tokens",
     "linear_blocks",
     "lowrank_blocks",
     "project_blocks",

@@ -13,9 +13,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.edit.comparison import Comparison
-from lasertri.edit.edit import Edit, all_applied, factored_edits
+from lasertri.edit.edit import Edit, all_applied
+from lasertri.edit.truncation import factored_edits
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
+from lasertri.measure.protocol import SampleBatch
 from lasertri.model.checkpoint import write_checkpoint
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import summarize
@@ -39,6 +41,7 @@ class Adaptation:
         calibration, held_out: the model before and after all edits.
         environment: versions and devices it was measured with.
         seconds: by phase.
+        probe: a batch that what is saved is checked by, if any.
     """
 
     model: nn.Module = field(repr=False)
@@ -49,6 +52,7 @@ class Adaptation:
     settings: Settings
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
+    probe: SampleBatch | None = field(default=None, repr=False)
 
     @property
     def edits(self) -> list[Edit]:
@@ -78,7 +82,7 @@ class Adaptation:
         }
 
     def save(self, directory: str | Path, *, overwrite: bool = False, factored: bool = False) -> None:
-        """Write the edited model as a plain Hugging Face checkpoint, the edit alone, and what was measured.
+        """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
         reads into a module of its kind. A second edit stands in `edit-2`. It does not matter whether they are applied
@@ -97,12 +101,16 @@ class Adaptation:
                 "save it without factored"
             )
         with whole_directory(Path(directory), overwrite=overwrite) as folder:
-            if self.edits:
+            if self.edits and all(edit.dense for edit in self.edits):
                 layers = factored_edits(self.edits, self.model) if factored else {}
                 with all_applied(self.edits, self.model), exchanged(self.model, layers):
                     write_checkpoint(self.model, folder, self.tokenizer)
+            elif self.edits and self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
             for number, edit in enumerate(self.edits, start=1):
-                edit.save(folder if number == 1 else folder / f"edit-{number}")
+                edit.save(folder / edit.place(number))
+                if self.probe is not None:
+                    edit.check(self.model, folder / edit.place(number), self.probe)
             summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
             obstacle = report_obstacle()

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.significance import LEVEL, max_t_p_value
+from lasertri.search.cross_fit import Fit
 from lasertri.search.trial import Trial
+
+Tried = TypeVar("Tried", Trial, Fit)
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Generic[Tried]):
     """The accepted trial, or the best one that was rejected; one of them is None.
 
     Attributes:
@@ -25,8 +29,8 @@ class Decision:
         reason: why it was accepted or rejected, in one sentence.
     """
 
-    accepted: Trial | None
-    rejected: Trial | None
+    accepted: Tried | None
+    rejected: Tried | None
     p_value: float
     reason: str
 
@@ -38,7 +42,7 @@ def eligible(measurement: Measurement, baseline: Measurement, accept: str) -> bo
 
 def decide(
     trials: Sequence[Trial], baseline: Measurement, groups: Sequence[str], *, accept: str = "test", seed: int = 0
-) -> Decision:
+) -> Decision[Trial]:
     """Take the winner if it passes.
 
     The winner has the highest accuracy, then the lower log loss, the larger ρ, the smaller K, the earlier layer.
@@ -53,18 +57,49 @@ def decide(
     finished = [trial for trial in trials if trial.finished]
     able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
     winner = max(able or finished, key=_quality)
-    p_value = max_t_p_value(np.array([trial.gain for trial in trials]), trials.index(winner), groups, seed=seed)
+    gains = np.array([trial.gain for trial in trials])
+    p_value = max_t_p_value(gains, [trials.index(winner)], groups, seed=seed)
     measured = winner.measurement
+    beats = (measured.accuracy, -measured.log_loss) > (baseline.accuracy, -baseline.log_loss)
+    return _decision(winner, bool(able), beats, p_value, len(trials), accept)
+
+
+def decide_fit(
+    fits: Sequence[Fit],
+    baseline: Measurement,
+    loss: float,
+    groups: Sequence[str],
+    *,
+    accept: str = "test",
+    seed: int = 0,
+) -> Decision[Fit]:
+    """Take the step whose cross-fitted loss is lowest, if it passes.
+
+    Args:
+        fits: all that were measured.
+        loss: the baseline's, see `Fit.loss`.
+        accept: "test" asks that the winner is `eligible`, and that the joint test over every fit's gain in accuracy and
+            its relief of the loss gives p ≤ 0.05; "best" only that it lowers the loss.
+    """
+    able = [fit for fit in fits if eligible(fit.measurement, baseline, accept)]
+    winner = min(able or fits, key=lambda fit: fit.loss)
+    rows = np.array([row for fit in fits for row in (fit.gain, fit.relief)])
+    own = 2 * fits.index(winner)
+    p_value = max_t_p_value(rows, [own, own + 1], groups, seed=seed)
+    return _decision(winner, bool(able), winner.loss < loss, p_value, len(fits), accept)
+
+
+def _decision(winner: Tried, able: bool, beats: bool, p_value: float, count: int, accept: str) -> Decision[Tried]:
     if not able:
         accepted, reason = False, "every candidate lowers balanced accuracy or collapses to one answer"
-    elif (measured.accuracy, -measured.log_loss) <= (baseline.accuracy, -baseline.log_loss):
+    elif not beats:
         accepted, reason = False, "no candidate beats the baseline"
     elif accept == "best":
         accepted, reason = True, "the best candidate beats the baseline (no test asked for)"
     else:
         accepted = p_value <= LEVEL
         reason = (
-            f"the joint test over {len(trials)} candidates gives p = {p_value:.4f}, "
+            f"the joint test over {count} candidates gives p = {p_value:.4f}, "
             + ("at most" if accepted else "above")
             + f" {LEVEL}"
         )

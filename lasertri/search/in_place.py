@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.edit import Edit, replaced
+from lasertri.edit.edit import replaced
+from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
@@ -60,7 +61,7 @@ class InPlace:
     def _truncated(self, candidate: Candidate) -> Tensor:
         """The target's weight under a candidate, in its dtype and on its device."""
         if candidate.compat:
-            return Edit.build(candidate, self.model, self.factors).weight
+            return Truncation.build(candidate, self.model, self.factors).weight
         target, dimension = candidate.target, candidate.dimension
         return reduce_blocks(
             target.view(target.parameter(self.model)),

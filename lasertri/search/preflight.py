@@ -3,37 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
+from collections.abc import Callable
+
+import torch
 
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit
+from lasertri.edit.shrink import Shrink
+from lasertri.edit.truncation import Truncation
 from lasertri.errors import LasertriError
+from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
+from lasertri.search.directions import make_step
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets
+from lasertri.search.tokens import FEWEST_TOKENS, gather_tokens
 from lasertri.search.trials import run_trials
 
 
 def preflight(problem: Problem) -> None:
-    """Score, reduce, measure, save, load and apply for the smallest target.
+    """Score, edit, measure, save, load and apply for the smallest target.
 
     Raises:
         LasertriError: whatever any of these raises, or a weight is not finite.
     """
-    model, samples, factors = problem.model, problem.first, problem.factors
+    model = problem.model
     for name, parameter in model.named_parameters():
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     target = min(problem.targets, key=lambda t: t.shape[0] * t.shape[1])
-    blocks = min(max(problem.settings.blocks), target.shape[0])
-    score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
-    candidate = Candidate(target, blocks, 0.5)
-    run_trials(model, [candidate], samples, factors, dataclasses.replace(problem.settings, progress=False))
+    edit = TRIES[problem.settings.edit](problem, target)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
         # the checkpoint but for its weights
         for part in (getattr(model, "config", None), getattr(model, "generation_config", None), problem.tokenizer):
             if part is not None and hasattr(part, "save_pretrained"):
                 part.save_pretrained(directory)
-        Edit.build(candidate, model, factors).save(directory)
-        Comparison.of(model, [Edit.load(directory)], samples)
+        if edit.dense or importlib.util.find_spec("peft"):
+            edit.save(directory)
+            edit = Edit.load(directory)
+        Comparison.of(model, [edit], problem.first)
+
+
+def _truncation(problem: Problem, target: Target) -> Edit:
+    model, samples, factors = problem.model, problem.first, problem.factors
+    blocks = min(max(problem.settings.blocks), target.shape[0])
+    score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
+    candidate = Candidate(target, blocks, 0.5)
+    run_trials(model, [candidate], samples, factors, dataclasses.replace(problem.settings, progress=False))
+    return Truncation.build(candidate, model, factors)
+
+
+def _step(problem: Problem, target: Target) -> Edit:
+    batches = problem.first.loss_batches(range(len(problem.first)))
+    tokens = gather_tokens(problem.model, [target], batches, most=FEWEST_TOKENS)
+    return make_step(tokens, "plain", rank=1, loss=1.0, samples=1).known_by(problem.model)
+
+
+def _shrink(problem: Problem, target: Target) -> Edit:
+    _step(problem, target)
+    sigma = problem.factors.of(target, 1).sigma
+    return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}).known_by(problem.model)
+
+
+TRIES: dict[str, Callable[[Problem, Target], Edit]] = {"truncate": _truncation, "step": _step, "shrink": _shrink}

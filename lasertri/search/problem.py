@@ -22,7 +22,7 @@ from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
 from lasertri.model.loading import load_model, load_tokenizer
-from lasertri.model.targets import Target, find_targets
+from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 
@@ -77,16 +77,21 @@ def prepare(
     gradients = calibration
     if strategy.gradients not in (None, strategy.evaluation):
         gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
-    targets = find_targets(model, settings.targets, roles=strategy.roles)
+    if settings.edit == "truncate":
+        targets = find_targets(model, settings.targets, roles=strategy.roles)
+        counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
+    else:
+        targets = find_linear_layers(model, settings.targets)
+        counts = [*settings.blocks] or [1]
     rows = max(target.shape[0] for target in targets)
-    if min(settings.blocks) > rows:
+    if min(counts) > rows:
         raise LasertriError(
             f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(settings.blocks)}"
         )
     factors = FactorStore(
         model,
         targets,
-        [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)],
+        counts,
         budget=settings.memory_budget,
         backend=settings.backend,
         cache=FactorCache.default(),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lasertri.edit.edit import Edit
 from lasertri.model.targets import Target
+from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
 from lasertri.search.trial import Trial
 
@@ -26,8 +27,8 @@ class Round:
 
     ranking: dict[Target, float] = field(repr=False)
     requested: int
-    trials: Sequence[Trial] = field(repr=False)
-    decision: Decision
+    trials: Sequence[Trial] | Sequence[Fit] = field(repr=False)
+    decision: Decision[Any]
     edit: Edit | None
 
     def to_dict(self) -> dict[str, Any]:

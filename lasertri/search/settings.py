@@ -26,13 +26,40 @@ class Settings:
         LasertriError: a value that its option cannot have, or that does not go with another.
     """
 
+    edit: Annotated[
+        Literal["auto", "step", "shrink", "truncate"],
+        Option(
+            "step: all layers along one gradient, a LoRA adapter; shrink: their singular values; truncate: one matrix, "
+            "as LASER does; auto: step, unless an option of another kind is given."
+        ),
+    ] = "auto"
+    direction: Annotated[
+        Literal["auto", "plain", "whitened"],
+        Option("Of a step: the gradient, or the gradient whitened on both sides; auto tries both.", section="Step"),
+    ] = "auto"
+    rank: Annotated[
+        int | None,
+        Option("Of a step in every layer; by default 8 of the plain gradient and 64 of the whitened.", "Step", least=1),
+    ] = None
+    merge: Annotated[
+        bool,
+        Option("Save a step in the weights, as a plain checkpoint, not as an adapter.", "Step", flags=("--merge",)),
+    ] = False
     strategy: Annotated[
-        str,
-        Option("What is scored and measured, a column of the papers' tables; see lasertri ls.", names=(*STRATEGIES,)),
-    ] = DEFAULT
+        str | None,
+        Option(
+            f"Of a truncation: what is scored and measured, a column of the papers' tables; by default {DEFAULT}. See "
+            "lasertri ls.",
+            section="Truncation",
+            names=(*STRATEGIES,),
+        ),
+    ] = None
     targets: Annotated[
         str | None,
-        Option("Regular expression for module paths; by default every layer's MLP matrices.", section="Model"),
+        Option(
+            "Regular expression for module paths; by default all linear layers, for a truncation the MLPs'.",
+            section="Model",
+        ),
     ] = None
     count: Annotated[
         int, Option("Targets to measure, best score first: the papers' q.", flags=("--count", "-q"), least=1)
@@ -95,14 +122,26 @@ class Settings:
     progress: Annotated[bool, Option("Show progress bars on standard error.", section="Output")] = True
 
     def __post_init__(self) -> None:
+        self._choose_kind()
         for name in ("ratios", "blocks"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
         check(self)
+        if self.edit == "truncate":
+            self._resolve_grid()
+        try:
+            re.compile(self.targets or "")
+        except re.error as error:
+            raise LasertriError(
+                f"expected a regular expression for the targets, got {self.targets!r}: {error}"
+            ) from error
+
+    def _resolve_grid(self) -> None:
+        """The strategy's own grid where none was given."""
         own = BLOCK_COUNTS if self.plan.several_blocks else (1,)
         if len(own) == 1 and self.blocks not in ((), own):
             raise LasertriError(
-                f"expected no blocks with strategy {self.strategy}, which tries K = 1, got {self.blocks}"
+                f"expected no blocks with strategy {self.strategy or DEFAULT}, which tries K = 1, got {self.blocks}"
             )
         object.__setattr__(self, "ratios", self.ratios or self.plan.ratios)
         object.__setattr__(self, "blocks", self.blocks or own)
@@ -110,20 +149,30 @@ class Settings:
             raise LasertriError(
                 f"expected a retained ratio below 1, at which something is left out, got {list(self.ratios)}"
             )
-        try:
-            re.compile(self.targets or "")
-        except re.error as error:
-            raise LasertriError(
-                f"expected a regular expression for the targets, got {self.targets!r}: {error}"
-            ) from error
         if self.svd == "laser-compat" and self.plan.several_blocks:
             single = [name for name, strategy in STRATEGIES.items() if not strategy.several_blocks]
             raise LasertriError(f"expected svd 'exact' with {self.strategy}; 'laser-compat' goes with {single}")
 
+    def _choose_kind(self) -> None:
+        """Which kind of edit `auto` is, by the options that were given."""
+        given = {name for name, default in DEFAULTS.items() if getattr(self, name) != default}
+        for kind, own in OWN_OPTIONS.items():
+            if self.edit == "auto" and given & own:
+                object.__setattr__(self, "edit", kind)
+        if self.edit == "auto":
+            object.__setattr__(self, "edit", "step")
+        others = set[str]().union(*OWN_OPTIONS.values()) - OWN_OPTIONS.get(self.edit, set())
+        if wrong := sorted(given & others):
+            raise LasertriError(
+                f"expected no {' or '.join(wrong)} with edit={self.edit!r}; leave "
+                + ("them" if len(wrong) > 1 else "it")
+                + " out, or choose the kind of edit that it is of"
+            )
+
     @property
     def plan(self) -> Strategy:
         """The strategy itself."""
-        return STRATEGIES[self.strategy]
+        return STRATEGIES[self.strategy or DEFAULT]
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -133,3 +182,11 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """What a reader needs to repeat the run."""
         return {name: value for name, value in asdict(self).items() if name != "progress"}
+
+
+DEFAULTS = {field.name: field.default for field in fields(Settings)}
+OWN_OPTIONS = {
+    "truncate": {"strategy", "count", "ratios", "blocks", "svd", "scoring_blocks", "race", "score", "max_edits"},
+    "step": {"direction", "rank", "merge"},
+    "shrink": {"blocks"},
+}

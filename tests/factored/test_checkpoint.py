@@ -13,7 +13,8 @@ import lasertri
 from lasertri import LasertriError
 from lasertri.cli import app
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.edit import Edit, factored_edits
+from lasertri.edit.edit import Edit
+from lasertri.edit.truncation import Truncation, factored_edits
 from lasertri.factored.checkpoint import DESCRIPTION_NAME
 from lasertri.factored.exchange import exchange, exchanged
 from lasertri.factored.layer import FactoredLinear
@@ -31,7 +32,7 @@ def make_edits(model, *candidates):
     for layer, (role, blocks, ratio, clustered) in enumerate(candidates):
         target = next(t for t in find_targets(model) if (t.layer, t.role) == (layer, role))
         factors = FactorStore(model, [target], [blocks], budget=1 << 30)
-        edits.append(Edit.build(Candidate(target, blocks, ratio, clustered), model, factors))
+        edits.append(Truncation.build(Candidate(target, blocks, ratio, clustered), model, factors))
     return edits
 
 

@@ -16,7 +16,8 @@ from lasertri import LasertriError, Sample, adapt
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.edit import Edit, all_applied
+from lasertri.edit.edit import all_applied
+from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.language.generation import written
 from lasertri.language.samples import EncodedSamples
@@ -227,7 +228,7 @@ def test_a_trial_is_what_an_edited_copy_gives(model_of, tokenizer, architecture,
     store = FactorStore(model, targets, [1, 3], budget=1 << 30)
     with preserved(model):
         baseline, trials = run_trials(model, candidates, samples, store, Settings(race=race, progress=False))
-        edits = [Edit.build(candidate, model, store) for candidate in candidates]
+        edits = [Truncation.build(candidate, model, store) for candidate in candidates]
     own = evaluate(model, samples)
     assert baseline.correct.tolist() == own.correct.tolist()
     seen = 0

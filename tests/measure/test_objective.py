@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from lasertri import Edit, LasertriError, Objective, adapt, reduce_blocks, score_blocks
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME
+from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import ObjectiveSamples
@@ -152,7 +153,7 @@ def test_a_kernels_matrix_gives_the_convolutions_outputs():
 def test_kernels_are_written_whatever_their_layout(memory_format):
     model = nn.Sequential(nn.Conv2d(3, 7, 3)).to(memory_format=memory_format)
     (target,) = find_targets(model, ".")
-    edit = Edit.build(Candidate(target, 2, 0.4), model, FactorStore(model, [target], [2], budget=1 << 30))
+    edit = Truncation.build(Candidate(target, 2, 0.4), model, FactorStore(model, [target], [2], budget=1 << 30))
     before = model[0].weight.detach().clone()
     with edit.applied(model):
         assert torch.equal(model[0].weight.flatten(1), edit.weight)

@@ -8,8 +8,9 @@ import torch
 from tiny import make_model
 from torch import nn
 
-from lasertri import Edit, LasertriError, adapt, load_model
+from lasertri import LasertriError, adapt, load_model
 from lasertri.edit.candidate import Candidate
+from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
 
@@ -83,7 +84,7 @@ def test_quantised_checkpoints_are_refused_before_their_weights_are_read(folder)
 def test_offloaded_weights_are_refused(model, tokenizer, samples):
     """Between forward passes Accelerate's `AlignDevicesHook` leaves meta tensors in place of what it offloads."""
     target = find_targets(model)[0]
-    edit = Edit.build(Candidate(target, 1, 0.5), model, FactorStore(model, [target], [1], budget=1 << 30))
+    edit = Truncation.build(Candidate(target, 1, 0.5), model, FactorStore(model, [target], [1], budget=1 << 30))
     model.transformer.h[0].mlp.to("meta")
     message = r"all weights in memory, got transformer\.h\.0\.mlp\.fc_in\.weight.*without device_map"
     with pytest.raises(LasertriError, match=message):

@@ -9,6 +9,7 @@ import torch
 from lasertri import Edit, LasertriError
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, _checksum
+from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
 
@@ -16,7 +17,7 @@ from lasertri.model.targets import find_targets
 def make_edit(model, *, role="fc_in", blocks=3, ratio=0.4, **options):
     target = [t for t in find_targets(model) if (t.layer, t.role) == (1, role)][-1]
     factors = FactorStore(model, [target], [blocks], budget=1 << 30)
-    return Edit.build(Candidate(target, blocks, ratio, **options), model, factors)
+    return Truncation.build(Candidate(target, blocks, ratio, **options), model, factors)
 
 
 def truncated(weight, blocks, ratio):
@@ -67,7 +68,7 @@ def test_an_edit_of_a_part_leaves_every_other_byte(model_of, tmp_path, architect
     assert parts
     for target in parts:
         factors = FactorStore(model, [target], [3], budget=1 << 30)
-        Edit.build(Candidate(target, 3, 0.4), model, factors).save(tmp_path)
+        Truncation.build(Candidate(target, 3, 0.4), model, factors).save(tmp_path)
         edit = Edit.load(tmp_path)
         assert edit.candidate.target == target
         with edit.applied(model):

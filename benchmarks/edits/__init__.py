@@ -1,0 +1,1 @@
+"""Edits of a language model, and what they are compared with, on real tasks."""

@@ -1,0 +1,101 @@
+"""The product's own edits, by the code that `adapt` runs, and the control that a reader wants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.edits.case import Case, Outcome, outcome
+from benchmarks.edits.rows import Row
+from lasertri import Sample
+from lasertri.edit.step import Step
+from lasertri.factors.store import FactorStore
+from lasertri.method import SEARCHES
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import find_linear_layers, find_targets
+from lasertri.search.directions import make_step
+from lasertri.search.problem import Problem
+from lasertri.search.settings import Settings
+from lasertri.search.step_search import gather_folds
+from lasertri.search.tokens import Tokens
+from lasertri.support.timing import Clock
+
+
+def edit(**options: Any) -> Callable[[Case], Row]:
+    """The search that these options of `adapt` ask for, and its edit held out, if one was accepted."""
+
+    def run(case: Case) -> Row:
+        problem, clock = _problem(case, Settings(seed=case.seed, progress=False, **options)), Clock()
+        with preserved(case.model):
+            [found, *_] = SEARCHES[problem.settings.edit](problem, clock)
+            after, control = case.baseline, None
+            with clock("held-out"):
+                if found.edit is not None:
+                    with found.edit.applied(case.model):
+                        after = outcome(case.model, case.held_out)
+            if isinstance(found.edit, Step) and case.seed == 0:
+                with clock("control"):
+                    control = _control(case, problem, found.edit)
+        result = found.to_dict()
+        chosen = result["edit"] or result["rejected"]
+        return {
+            "accepted": found.edit is not None,
+            "chosen": {name: chosen[name] for name in CHOSEN if name in chosen},
+            "held_out": case.compared(after),
+            "control": None if control is None else case.compared(control),
+            "p_value": result["p_value"],
+            "reason": result["reason"],
+            "trials": [
+                {name: trial[name] for name in (*CHOSEN, "accuracy", "log_loss", "loss") if name in trial}
+                for trial in result["trials"]
+            ],
+            "seconds": clock.seconds,
+            "forward_equivalents": _forwards(problem, len(result["trials"])),
+        }
+
+    return run
+
+
+CHOSEN = ("kind", "direction", "rank", "size", "target", "blocks", "rho")
+
+
+def _problem(case: Case, settings: Settings) -> Problem:
+    truncate = settings.edit == "truncate"
+    targets = find_targets(case.model) if truncate else find_linear_layers(case.model)
+    counts = [*settings.blocks, settings.scoring_blocks] if truncate else [1]
+    store = FactorStore(case.model, targets, counts, budget=settings.memory_budget)
+    calibration = case.calibration
+    return Problem(
+        case.model, case.tokenizer, targets, calibration, calibration, case.held_out, calibration, store, settings
+    )
+
+
+def _control(case: Case, problem: Problem, step: Step) -> Outcome:
+    """The same step made from shuffled answers: what the form and the frequencies of the answers alone would give."""
+    shuffled = case.encoded(_shuffled(case.split.calibration, case.seed))
+    _, tokens = gather_folds(dataclasses.replace(problem, calibration=shuffled), Clock())
+    together = {target: sum((own[target] for own in tokens), Tokens()) for target in problem.targets}
+    loss, count = outcome(case.model, case.calibration).loss, len(shuffled)
+    made = make_step(together, step.direction, rank=step.rank, loss=loss, samples=count).scaled(step.size)
+    with made.beside(case.model):
+        return outcome(case.model, case.held_out)
+
+
+def _shuffled(samples: list[Sample], seed: int) -> list[Sample]:
+    """Each with another's answer: its completion, or the place of its right choice."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    others = [samples[i] for i in order]
+    if samples[0].choices:
+        return [dataclasses.replace(s, label=o.gold % len(s.choices)) for s, o in zip(samples, others, strict=True)]
+    return [dataclasses.replace(s, completion=o.completion) for s, o in zip(samples, others, strict=True)]
+
+
+def _forwards(problem: Problem, trials: int) -> float | None:
+    """Forward passes of the calibration samples: 1 forward, 1 backward through activations, the baseline, the sizes.
+
+    A truncation's trials run a part of the model each, in races: theirs are not counted.
+    """
+    return None if problem.settings.edit == "truncate" else 3.0 + trials

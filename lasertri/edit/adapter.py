@@ -1,0 +1,118 @@
+"""A step as a LoRA adapter: a PEFT folder that needs no lasertri to load, to serve or to train further."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from lasertri.errors import LasertriError
+from lasertri.measure.protocol import SampleBatch
+from lasertri.model.targets import Target
+
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+RANKS = (8, 16, 32, 64)  # those that serving engines take
+CLOSE = 1e-5  # of log-probabilities, relative to the largest
+PREFIX = "base_model.model."
+
+Factors = Mapping[Target, tuple[Tensor, Tensor]]
+
+
+def require_peft() -> Any:
+    """The library that reads what is written here.
+
+    Raises:
+        LasertriError: it is not installed.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise LasertriError(
+            "expected peft, which a step is written for, but it is not installed; pip install peft, or write a plain "
+            "checkpoint with merge"
+        ) from error
+    return peft
+
+
+def write_adapter(
+    factors: Factors, folder: Path, *, base: str = "", revision: str | None = None, modules: Sequence[str] = ()
+) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`.
+
+    One rank for all layers and α = r, so that the factors are what is added; nothing but pairs of linear layers.
+
+    Args:
+        factors: of every layer `[m, r]` and `[r, n]`, whose product is added to the weight.
+        base, revision: the model that it belongs to.
+        modules: names that end these layers' paths and no others', which is what serving engines look for.
+    """
+    peft = require_peft()
+    widest = max(left.shape[1] for left, _ in factors.values())
+    rank = next((rank for rank in RANKS if rank >= widest), widest)
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(modules) or sorted(target.module for target in factors),
+        fan_in_fan_out=any(target.transposed for target in factors),
+        base_model_name_or_path=base or None,
+        revision=revision,
+        inference_mode=True,
+    )
+    config.save_pretrained(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for target, (left, right) in factors.items():
+        short = rank - left.shape[1]
+        tensors[f"{PREFIX}{target.module}.lora_A.weight"] = pad(right, (0, 0, 0, short)).float().cpu().contiguous()
+        tensors[f"{PREFIX}{target.module}.lora_B.weight"] = pad(left, (0, short)).float().cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS_NAME, {"format": "pt"})
+
+
+def read_adapter(folder: Path, targets: Iterable[Target]) -> dict[Target, tuple[Tensor, Tensor]]:
+    """The factors that `write_adapter` wrote for these targets."""
+    tensors = load_file(folder / WEIGHTS_NAME)
+    names = {target: f"{PREFIX}{target.module}" for target in targets}
+    return {t: (tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]) for t, name in names.items()}
+
+
+@torch.no_grad()
+def check_adapter(model: nn.Module, folder: Path, expected: Tensor, batch: SampleBatch) -> None:
+    """Load the folder by plain peft and compare what it gives for a batch.
+
+    Args:
+        expected: what `batch.read` gave first with the step beside the model.
+
+    Raises:
+        LasertriError: it is not the same.
+    """
+    with as_peft_loads_it(model, folder):
+        found, _ = batch.read(model)
+    dtype = next(model.parameters()).dtype
+    worst = float((found - expected).abs().max())
+    allowed = CLOSE if dtype in (torch.float32, torch.float64) else 64 * torch.finfo(dtype).eps
+    if not worst <= allowed * (1 + float(expected.abs().max())):
+        raise LasertriError(
+            f"expected the adapter to give what was measured, but loaded by peft it is off by {worst:.2g}; save with "
+            "merge=True, and report this model's architecture"
+        )
+
+
+@contextmanager
+def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
+    """Within, the model with the folder's adapter as plain peft reads it; afterwards its own modules are back."""
+    peft = require_peft()
+    own = set(vars(model))
+    adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
+        for name in set(vars(model)) - own:  # peft leaves its configuration behind
+            delattr(model, name)

@@ -1,0 +1,84 @@
+"""The model that an edit of many layers was made of, and how to know it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from torch import nn
+
+from lasertri.errors import LasertriError
+from lasertri.factored.layer import Linear
+from lasertri.model.editable import require_plain
+from lasertri.model.targets import Target
+from lasertri.support.checksum import weight_sha256
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an edit is at home.
+
+    Attributes:
+        base, revision: where the model came from; empty where that is not known.
+        modules: names that end the paths of the edited layers and of no others; empty where there are none such.
+        sha256: `weight_sha256` of every layer's weight.
+    """
+
+    base: str = ""
+    revision: str | None = None
+    modules: tuple[str, ...] = ()
+    sha256: Mapping[Target, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, targets: Iterable[Target]) -> Self:
+        """Look at a model's layers."""
+        chosen, config = list(targets), getattr(model, "config", None)
+        return cls(
+            getattr(config, "_name_or_path", ""),
+            getattr(config, "_commit_hash", None),
+            _endings({target.module for target in chosen}, model),
+            {target: weight_sha256(target.part(target.parameter(model))) for target in chosen},
+        )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], targets: Sequence[Target]) -> Self:
+        """What `to_dict` gave, for targets in the same order."""
+        checksums = dict(zip(targets, fields["sha256"], strict=True)) if fields["sha256"] else {}
+        return cls(fields["base_model"], fields["base_revision"], tuple(fields["modules"]), checksums)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "base_model": self.base,
+            "base_revision": self.revision,
+            "modules": list(self.modules),
+            "sha256": list(self.sha256.values()),
+        }
+
+    def require(self, model: nn.Module) -> None:
+        """Check that a model has these layers, with these weights.
+
+        Raises:
+            LasertriError: it does not.
+        """
+        for target, checksum in self.sha256.items():
+            try:
+                stored = target.parameter(model)
+                shape = tuple(target.view(stored).shape)
+            except (AttributeError, IndexError) as error:
+                raise LasertriError(f"expected a model with {target}, a target of the edit, but it has none") from error
+            require_plain(target.name, stored)
+            if shape != target.shape or weight_sha256(target.part(stored)) != checksum:
+                origin = f" ({self.base})" if self.base else ""
+                raise LasertriError(
+                    f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
+                    "values or another dtype; apply the edit to its own base, once"
+                )
+
+
+def _endings(paths: set[str], model: nn.Module) -> tuple[str, ...]:
+    """The last names of these modules, if no other module's path ends in one."""
+    names = {path.rpartition(".")[2] for path in paths}
+    alike = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in names}
+    linear = all(isinstance(model.get_submodule(path), Linear) for path in alike)
+    return tuple(sorted(names)) if alike == paths and linear else ()

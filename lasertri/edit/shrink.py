@@ -1,0 +1,107 @@
+"""One step of the singular values of many layers: σ' = s σ, s = 1 − η σ ∂L/∂σ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, check_config, weights_in_place, write_config
+from lasertri.edit.origin import Origin
+from lasertri.errors import LasertriError
+from lasertri.factors.store import FactorStore
+from lasertri.model.targets import Target
+from lasertri.ops import block_svd, scale_blocks
+from lasertri.version import __version__
+
+
+@dataclass(frozen=True)
+class Shrink(Edit):
+    """What the singular values of many linear layers are multiplied by.
+
+    Attributes:
+        size: predicted decrease of the loss, as a share of what it was, before any value is clamped.
+        changes: of every layer s − 1 `[K, r]`, FP32, K the blocks of its rows; applied, s stays from 0 to 2.
+        store: factors of the weights, where they are known; else they are made again.
+        origin: what it was made of; None until that is looked at.
+    """
+
+    size: float
+    changes: Mapping[Target, Tensor] = field(repr=False)
+    store: FactorStore | None = field(default=None, repr=False, compare=False)
+    origin: Origin | None = field(default=None, repr=False)
+
+    @property
+    def targets(self) -> list[Target]:
+        """Every layer that it changes."""
+        return list(self.changes)
+
+    def scaled(self, factor: float) -> Shrink:
+        """The same direction, so many times as long."""
+        changes = {target: factor * change for target, change in self.changes.items()}
+        return replace(self, size=factor * self.size, changes=changes)
+
+    def known_by(self, model: nn.Module) -> Shrink:
+        """The same, with a note of the model that it was made of."""
+        return replace(self, origin=Origin.of(model, self.changes))
+
+    def apply(self, model: nn.Module) -> None:
+        """See `Edit`."""
+        if self.origin is not None:
+            self.origin.require(model)
+        for target in self.changes:
+            target.write(target.parameter(model), self._scaled(target, model))
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """See `Edit`; the layers' weights are kept meanwhile."""
+        with weights_in_place(model, self.changes, lambda target: self._scaled(target, model)):
+            yield
+
+    beside = applied
+
+    def save(self, directory: str | Path) -> None:
+        """Write one number for every singular value."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {str(target): change.cpu().contiguous() for target, change in self.changes.items()}
+        safetensors.torch.save_file(tensors, directory / FACTORS_NAME)
+        config: dict[str, Any] = {"lasertri_version": __version__, "kind": "shrink", "size": self.size}
+        config |= {"targets": [asdict(t) for t in self.changes], "origin": (self.origin or Origin()).to_dict()}
+        write_config(directory / CONFIG_NAME, config, directory / FACTORS_NAME)
+
+    @classmethod
+    def read(cls, directory: Path, config: dict[str, Any]) -> Shrink:
+        """See `Edit.load`."""
+        try:
+            size, targets = config["size"], [Target.from_dict(fields) for fields in config["targets"]]
+            origin = Origin.from_dict(config["origin"], targets)
+        except (KeyError, TypeError) as error:
+            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
+        path = directory / FACTORS_NAME
+        try:
+            tensors = safetensors.torch.load_file(path)
+            changes = {target: tensors[str(target)] for target in targets}
+        except (OSError, SafetensorError, KeyError) as error:
+            raise LasertriError(
+                f"{path}: expected scales of singular values, but they cannot be read: {error}"
+            ) from error
+        check_config(directory, config, path)
+        return cls(size, changes, origin=origin)
+
+    def to_dict(self) -> dict[str, object]:
+        """How it is named in reports."""
+        return {"kind": "shrink", "direction": "singular values", "rank": None, "size": self.size}
+
+    def _scaled(self, target: Target, model: nn.Module) -> Tensor:
+        weight = target.view(target.parameter(model))
+        change = self.changes[target].to(weight.device)
+        blocks = len(change)
+        known = block_svd(weight, blocks=blocks) if self.store is None else self.store.of(target, blocks)
+        return scale_blocks(weight, (1 + change).clamp(0, 2), factors=known, precision="float32")

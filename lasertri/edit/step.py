@@ -1,0 +1,147 @@
+"""One step of many layers along their gradients, each of low rank: ΔW = −η D, which is a LoRA adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lasertri.edit.adapter import WEIGHTS_NAME, check_adapter, read_adapter, write_adapter
+from lasertri.edit.edit import CONFIG_NAME, Edit, check_config, weights_in_place, write_config
+from lasertri.edit.origin import Origin
+from lasertri.errors import LasertriError
+from lasertri.measure.protocol import SampleBatch
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import Target
+from lasertri.version import __version__
+
+
+@dataclass(frozen=True)
+class Step(Edit):
+    """What is added to the weights of many linear layers: `left @ right` of each.
+
+    Attributes:
+        direction: "plain", the gradient itself, or "whitened", see `ops.whiten_blocks`.
+        rank: of every layer; one of fewer rows or columns has its own.
+        size: predicted decrease of the loss, as a share of what it was.
+        factors: of every layer `[m, r]` and `[r, n]`, FP32, with −η in the left one.
+        merge: whether it is added to the weights when it is saved, in their dtype, instead of standing beside them.
+        origin: what it is a step from; None until that is looked at.
+    """
+
+    direction: str
+    rank: int
+    size: float
+    factors: Mapping[Target, tuple[Tensor, Tensor]] = field(repr=False)
+    merge: bool = False
+    origin: Origin | None = field(default=None, repr=False)
+
+    @property
+    def targets(self) -> list[Target]:
+        """Every layer that it changes."""
+        return list(self.factors)
+
+    @property
+    def dense(self) -> bool:
+        """Whether it is merged."""
+        return self.merge
+
+    def place(self, number: int) -> str:
+        """A checkpoint with an adapter beside it would be taken for the adapter's base."""
+        return "adapter" if self.merge else super().place(number)
+
+    def scaled(self, factor: float) -> Step:
+        """The same direction, so many times as long."""
+        factors = {target: (factor * left, right) for target, (left, right) in self.factors.items()}
+        return replace(self, size=factor * self.size, factors=factors)
+
+    def known_by(self, model: nn.Module, *, merge: bool = False) -> Step:
+        """The same, with a note of the model that it is a step from, and how it is to be saved."""
+        return replace(self, merge=merge, origin=Origin.of(model, self.factors))
+
+    def apply(self, model: nn.Module) -> None:
+        """Add it to the weights, rounded once to their dtype: below BF16's resolution much of a step is lost."""
+        if self.origin is not None:
+            self.origin.require(model)
+        for target in self.factors:
+            target.write(target.parameter(model), self._merged(target, model))
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """See `Edit`: beside the weights, or merged into them."""
+        if self.merge:
+            with weights_in_place(model, self.factors, lambda target: self._merged(target, model)):
+                yield
+        else:
+            with self.beside(model):
+                yield
+
+    @contextmanager
+    def beside(self, model: nn.Module) -> Iterator[None]:
+        """Within, every layer's output has the step added, in FP32; no weight is touched."""
+
+        def adding(left: Tensor, right: Tensor) -> Callable[..., Tensor]:
+            def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+                added = (arguments[0].to(right.dtype) @ right.mT) @ left.mT
+                return (output.to(added.dtype) + added).to(output.dtype)
+
+            return hook
+
+        with ExitStack() as stack:
+            for target, sides in self.factors.items():
+                left, right = (side.to(target.parameter(model).device) for side in sides)
+                module = model.get_submodule(target.module)
+                stack.callback(module.register_forward_hook(adding(left, right)).remove)
+            yield
+
+    def save(self, directory: str | Path) -> None:
+        """Write a PEFT folder, with `lasertri_config.json` beside it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        origin = self.origin or Origin()
+        write_adapter(self.factors, directory, base=origin.base, revision=origin.revision, modules=origin.modules)
+        config: dict[str, Any] = {"lasertri_version": __version__, "kind": "step"}
+        config |= {"direction": self.direction, "rank": self.rank, "size": self.size}
+        config |= {"targets": [asdict(target) for target in self.factors], "origin": origin.to_dict()}
+        write_config(directory / CONFIG_NAME, config, directory / WEIGHTS_NAME)
+
+    def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:
+        """See `Edit`: by plain peft."""
+        with preserved(model):
+            with self.beside(model), torch.no_grad():
+                expected, _ = batch.read(model)
+            check_adapter(model, directory, expected, batch)
+
+    @classmethod
+    def read(cls, directory: Path, config: dict[str, Any]) -> Step:
+        """See `Edit.load`."""
+        try:
+            targets = [Target.from_dict(fields) for fields in config["targets"]]
+            direction, rank, size = (config[name] for name in ("direction", "rank", "size"))
+            origin = Origin.from_dict(config["origin"], targets)
+        except (KeyError, TypeError) as error:
+            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({error!r})") from error
+        try:
+            factors = read_adapter(directory, targets)
+        except (OSError, SafetensorError, KeyError) as error:
+            raise LasertriError(
+                f"{directory / WEIGHTS_NAME}: expected a step's adapter, but it cannot be read: {error}"
+            ) from error
+        check_config(directory, config, directory / WEIGHTS_NAME)
+        return cls(direction, rank, size, factors, origin=origin)
+
+    def to_dict(self) -> dict[str, object]:
+        """How it is named in reports."""
+        return {"kind": "step", "direction": self.direction, "rank": self.rank, "size": self.size}
+
+    def _merged(self, target: Target, model: nn.Module) -> Tensor:
+        stored = target.parameter(model)
+        weight, (left, right) = target.view(stored), (side.to(stored.device) for side in self.factors[target])
+        change = left @ right
+        return (weight.to(change.dtype) + change).to(weight.dtype)

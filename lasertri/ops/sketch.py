@@ -1,0 +1,49 @@
+"""Many tokens as few: rows that stand for a layer's inputs and output gradients together.
+
+Of Z = [X/‖X‖, Δ/‖Δ‖] `[T, n + m]` the best rank s is kept, S Vᵀ with Z = U S Vᵀ: its Gram matrix, and so G = ΔᵀX,
+B = ΔᵀΔ and C = XᵀX, lose no more than the smallest singular values hold. Pieces of a longer Z may be compressed one
+after the other, as in the incremental SVD that frequent directions bound (Ghashami, Liberty, Phillips and Woodruff,
+2016).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lasertri.errors import LasertriError
+
+
+def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """At most so many rows with about the same second moments.
+
+    Args:
+        inputs: X `[T, n]`, any floating dtype.
+        deltas: Δ `[T, m]`, of the same tokens.
+        most: rows kept, at least 1; fewer tokens stay as they are.
+
+    Returns:
+        X' `[s, n]` and Δ' `[s, m]`, s = min(T, most), in the dtypes of the two; their rows are no tokens any more.
+
+    Raises:
+        LasertriError: the two have different numbers of rows, or `most` is below 1.
+
+    Example:
+        >>> inputs, deltas = compress_tokens(torch.randn(50, 6), torch.randn(50, 4), most=10)
+        >>> inputs.shape, deltas.shape
+        (torch.Size([10, 6]), torch.Size([10, 4]))
+    """
+    if most < 1 or len(inputs) != len(deltas):
+        raise LasertriError(
+            f"expected the same tokens twice and at least one row to keep, got {len(inputs)} and {len(deltas)} tokens "
+            f"and {most} rows"
+        )
+    if len(inputs) <= most:
+        return inputs, deltas
+    sides = [side.double() for side in (inputs, deltas)]
+    norms = [side.norm() for side in sides]
+    rows = torch.cat([side / norm if norm > 0 else side for side, norm in zip(sides, norms, strict=True)], dim=1)
+    _, u = torch.linalg.eigh(rows @ rows.mT)
+    kept = u[:, -most:].mT @ rows  # S Vᵀ of the largest
+    first, second = kept.split([inputs.shape[1], deltas.shape[1]], dim=1)
+    return (first * norms[0]).to(inputs.dtype), (second * norms[1]).to(deltas.dtype)

@@ -1,0 +1,162 @@
+"""How long a step, and in which direction: an edit made from some samples is measured on the others.
+
+Never on those that made it, where every edit shines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from lasertri.measure.measurement import Measurement
+from lasertri.measure.protocol import Advance, SampleReadings, Samples
+from lasertri.search.settings import Settings
+
+FOLDS = 2
+SMALLEST, LARGEST = 2.0**-6, 2.0**4
+MOST_RELIEF = 100.0  # nats of one sample, which may be infinite
+
+
+class Sizeable(Protocol):
+    """An edit with a length, of size 1 when it is made: at first order it takes all of the loss away."""
+
+    def scaled(self, factor: float, /) -> Self:
+        """The same direction, so many times as long."""
+
+    def beside(self, model: nn.Module, /) -> AbstractContextManager[None]:
+        """Within, the model answers as with the edit."""
+
+    def to_dict(self) -> dict[str, object]:
+        """How it is named in reports."""
+
+
+@dataclass(frozen=True)
+class Sized:
+    """An edit before it is made: of which kind, in which direction, of which rank, and how long; see `Step`."""
+
+    kind: str
+    direction: str
+    rank: int | None
+    size: float
+
+    @property
+    def effect(self) -> tuple[object, ...]:
+        """Equal for candidates that are the same edit."""
+        return self.kind, self.direction, self.rank, self.size
+
+    def to_dict(self) -> dict[str, object]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A size, with what it gave on samples that took no part in making the edit.
+
+    Attributes:
+        measurement: of all calibration samples, each under the step made from the other folds.
+        loss: mean of what a step lowers, see `SampleReadings.sample_losses`.
+        gain: `[n]`, score minus the baseline's.
+        relief: `[n]`, the baseline's loss minus its own.
+    """
+
+    candidate: Sized
+    measurement: Measurement
+    loss: float
+    seconds: float
+    gain: np.ndarray = field(repr=False, compare=False)
+    relief: np.ndarray = field(repr=False, compare=False)
+    finished: bool = True
+
+    def to_dict(self) -> dict[str, object]:
+        return self.candidate.to_dict() | self.measurement.to_dict() | {"loss": self.loss, "seconds": self.seconds}
+
+
+def folds(strata: Sequence[str], groups: Sequence[str], *, count: int = FOLDS, seed: int = 0) -> list[list[int]]:
+    """Indices of the samples of every fold: groups stay together, and right answers are spread evenly."""
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    drawn = [list(members)[i] for i in np.random.default_rng(seed).permutation(len(members))]
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for group in sorted(drawn, key=lambda g: (-len(members[g]), strata[members[g][0]])):
+        min(parts, key=len).extend(members[group])
+    return [sorted(part) for part in parts]
+
+
+class CrossFit:
+    """Every fold under an edit made from the other folds.
+
+    Args:
+        parts: of every fold, its samples.
+        baseline: what the model gave for all samples.
+        advance: is told how much was read, as of `Samples.work`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        parts: Sequence[Sequence[int]],
+        baseline: SampleReadings,
+        settings: Settings,
+        *,
+        advance: Advance = lambda _: None,
+    ) -> None:
+        self.model, self.samples, self.parts = model, samples, parts
+        self.settings, self.advance = settings, advance
+        self.scores, _ = baseline.outcomes(normalize=settings.normalize)
+        self.losses = baseline.sample_losses()
+        self.baseline = baseline.measurement(normalize=settings.normalize)
+
+    def loss(self, chosen: Sequence[int]) -> float:
+        """The baseline's mean loss on the samples of these folds."""
+        return float(self.losses[[i for fold in chosen for i in self.parts[fold]]].mean())
+
+    def sizes(self, make: Callable[[Sequence[int]], Sizeable], first: float) -> Iterator[Fit]:
+        """Fits from this size on, doubled or halved until the loss has turned on both sides.
+
+        Args:
+            make: numbers of folds -> the edit of size 1 that their samples give.
+        """
+        numbers = range(len(self.parts))
+        edits = [make([other for other in numbers if other != fold]) for fold in numbers]
+        best = self.measure(edits, first)
+        yield best
+        for factor in (2.0, 0.5):
+            size = first * factor
+            while SMALLEST <= size <= LARGEST:
+                fit = self.measure(edits, size)
+                yield fit
+                if not fit.loss < best.loss:
+                    break
+                best, size = fit, size * factor
+            if best.candidate.size > first:  # smaller ones lie beyond the first, which was worse
+                return
+
+    @torch.no_grad()
+    def measure(self, edits: Sequence[Sizeable], size: float) -> Fit:
+        """Every fold under its edit, at this size."""
+        start, readings = time.perf_counter(), self.samples.readings()
+        for edit, part in zip(edits, self.parts, strict=True):
+            with edit.scaled(size).beside(self.model):
+                readings.update(self.samples.read(self.model, part, self.advance))
+        scores, _ = readings.outcomes(normalize=self.settings.normalize)
+        losses = readings.sample_losses()
+        with np.errstate(invalid="ignore"):
+            relief = np.nan_to_num(self.losses - losses).clip(-MOST_RELIEF, MOST_RELIEF)
+        named: dict[str, Any] = edits[0].to_dict() | {"size": size}
+        return Fit(
+            Sized(**named),
+            readings.measurement(normalize=self.settings.normalize),
+            float(losses.mean()),
+            time.perf_counter() - start,
+            scores.astype(float) - self.scores,
+            relief,
+        )

@@ -1,0 +1,78 @@
+"""The directions that a step may take: the gradient of every layer, plain or whitened, at its best rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lasertri.edit.step import Step
+from lasertri.model.targets import Target
+from lasertri.ops import Partition, lowrank_blocks, whiten_blocks
+from lasertri.search.tokens import Tokens
+
+DIRECTIONS = ("plain", "whitened")
+RANKS = {"plain": 8, "whitened": 64}  # the whitened gradient's spectrum is flat: 8 would not hold it
+FIRST_SIZE = {"plain": 0.5, "whitened": 1.0}  # predicted decrease, as a share of the loss
+DAMPING = 0.1
+
+
+def make_step(
+    tokens: Mapping[Target, Tokens],
+    direction: str,
+    *,
+    rank: int,
+    loss: float,
+    samples: int,
+    backend: str = "auto",
+) -> Step:
+    """A step of size 1: at first order it takes all of the loss away.
+
+    Args:
+        tokens: of every layer, from the samples that make the step.
+        loss: their mean.
+        samples: how many they are.
+    """
+    make = {"plain": _plain, "whitened": _whitened}[direction]
+    factors, decrease = {}, 0.0
+    for members in _sharing({target: own for target, own in tokens.items() if len(own)}):
+        inputs = torch.cat(tokens[members[0]].inputs)
+        deltas = [torch.cat(tokens[target].deltas) for target in members]
+        for target, delta, (left, right) in zip(members, deltas, make(inputs, deltas, rank, backend), strict=True):
+            factors[target] = left, right
+            decrease += float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()) / samples
+    length = loss / decrease if decrease > 0 else 0.0  # no gradient is left where all is answered beyond doubt
+    return Step(direction, rank, 1.0, {target: (-length * left, right) for target, (left, right) in factors.items()})
+
+
+def _sharing(tokens: Mapping[Target, Tokens]) -> Iterator[list[Target]]:
+    """Layers in groups that share their inputs, such as queries, keys and values."""
+    groups: list[list[Target]] = []
+    for target, own in tokens.items():
+        home = next((group for group in groups[-4:] if own.shares_inputs(tokens[group[0]])), None)
+        if home is None:
+            groups.append([target])
+        else:
+            home.append(target)
+    yield from groups
+
+
+def _plain(inputs: Tensor, deltas: Sequence[Tensor], rank: int, backend: str) -> Iterator[tuple[Tensor, Tensor]]:
+    for delta in deltas:
+        gradient = delta.float().mT @ inputs.float()
+        found = lowrank_blocks(gradient, rank=min(rank, *gradient.shape), backend=backend, precision="float32")
+        yield found.left, found.right[0]
+
+
+def _whitened(inputs: Tensor, deltas: Sequence[Tensor], rank: int, backend: str) -> Iterator[tuple[Tensor, Tensor]]:
+    offsets = torch.tensor([0, *(delta.shape[1] for delta in deltas)]).cumsum(0).tolist()
+    partition = Partition(tuple(offsets))
+    together = torch.cat(list(deltas), dim=1)
+    possible = min(rank, max(delta.shape[1] for delta in deltas), inputs.shape[1])
+    found = whiten_blocks(
+        together, inputs, rank=possible, blocks=partition, damping=DAMPING, backend=backend, precision="float32"
+    )
+    for j, delta in enumerate(deltas):
+        own = min(possible, delta.shape[1])
+        yield found.left[offsets[j] : offsets[j + 1], :own], found.right[j, :own]

@@ -1,0 +1,162 @@
+"""What every linear layer was given and asked to change, token by token, from one backward pass.
+
+A layer's inputs X `[T, n]` and the gradients at its outputs Δ `[T, m]` hold its weight's gradient G = ΔᵀX and the
+second moments of both, without a matrix of the weight's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lasertri.errors import LasertriError
+from lasertri.measure.protocol import Advance, SampleBatch
+from lasertri.model.targets import Target
+from lasertri.ops import compress_tokens
+
+FEWEST_TOKENS = 64  # below, little of a gradient would be left
+FP16_LOSS_SCALES = (2.0**12, 2.0**6, 1.0)  # gradients of an fp16 model underflow without
+
+
+@dataclass
+class Tokens:
+    """The tokens of one layer that some samples ran.
+
+    Attributes:
+        inputs: X, in pieces `[t, n]` of the layer's dtype; layers with the same input hold the same pieces.
+        deltas: Δ, in pieces `[t, m]`.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    deltas: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.deltas))
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.inputs + other.inputs, self.deltas + other.deltas)
+
+    def shares_inputs(self, other: Tokens) -> bool:
+        """Whether both layers were given the same tensors, not just equal ones."""
+        return len(self.inputs) == len(other.inputs) and all(
+            a is b for a, b in zip(self.inputs, other.inputs, strict=True)
+        )
+
+    def compress(self, most: int) -> None:
+        """Keep at most so many rows, see `ops.compress_tokens`."""
+        if len(self) > most:
+            inputs, deltas = compress_tokens(torch.cat(self.inputs), torch.cat(self.deltas), most)
+            self.inputs, self.deltas = [inputs], [deltas]
+
+
+def most_tokens(model: nn.Module, targets: Sequence[Target], budget: int, folds: int) -> int:
+    """Tokens of every layer and fold that half of a memory budget, in bytes, holds; twice as many may be there."""
+    each = sum(sum(target.shape) * target.parameter(model).element_size() for target in targets)
+    return max(FEWEST_TOKENS, budget // (4 * folds * each))
+
+
+def gather_tokens(
+    model: nn.Module,
+    targets: Sequence[Target],
+    batches: Sequence[SampleBatch],
+    *,
+    most: int,
+    advance: Advance = lambda _: None,
+) -> dict[Target, Tokens]:
+    """The tokens of every target, from one forward and backward pass of the batches.
+
+    The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient.
+
+    Args:
+        most: tokens kept of every layer; beyond twice that they are compressed.
+        advance: is told after every batch how many there were.
+
+    Raises:
+        LasertriError: a gradient is NaN or Inf (its layer is named), or no gradient reached a layer.
+    """
+    tokens: dict[Target, Tokens] = {target: Tokens() for target in targets}
+    for batch in batches:
+        taken = _finite(model, targets, batch)
+        for target, (inputs, deltas) in taken.items():
+            tokens[target].inputs.append(inputs)
+            tokens[target].deltas.append(deltas)
+            if len(tokens[target]) > 2 * most:
+                tokens[target].compress(most)
+        advance(1)
+    missing = next((target for target, found in tokens.items() if not found.deltas), None)
+    if missing is not None:
+        raise LasertriError(
+            f"expected a gradient for every layer, none reached {missing.module}; it is offloaded, or not used by the "
+            "forward pass, or the loss is detached from it; name other layers with targets="
+        )
+    return tokens
+
+
+def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
+    """See `_taken`; an fp16 model's loss is scaled as far up as it goes."""
+    half = any(target.parameter(model).dtype == torch.float16 for target in targets)
+    overflown: list[str] = []
+    for scale in FP16_LOSS_SCALES if half else (1.0,):
+        taken = _taken(model, targets, batch, scale)
+        overflown = [target.module for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
+        if not overflown:
+            return taken
+    raise LasertriError(
+        f"the gradient at the output of {overflown[0]} has NaN or Inf; check the model on one sample, or load it in "
+        "float32"
+    )
+
+
+def _taken(
+    model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float
+) -> dict[Target, tuple[Tensor, Tensor]]:
+    """Inputs and output gradients of every layer that one batch's loss depends on, without the tokens it does not."""
+    taken: dict[Target, tuple[Tensor, Tensor]] = {}
+    kept: list[tuple[Tensor, Tensor, Tensor]] = []  # inputs, which tokens, those of them
+
+    def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
+        inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
+        used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads
+        rows = next((r for x, u, r in kept if x.data_ptr() == inputs.data_ptr() and torch.equal(u, used)), None)
+        if rows is None:
+            rows = inputs[used]
+            kept.append((inputs, used, rows))
+        delta = delta[used] / scale if scale != 1 else delta[used]
+        if target in taken:  # a layer that runs several times
+            rows, delta = torch.cat([taken[target][0], rows]), torch.cat([taken[target][1], delta])
+        taken[target] = rows, delta
+
+    with _watched(model, targets, consume), torch.enable_grad():
+        loss = batch.loss(model)
+        if loss.requires_grad:
+            (scale * loss).backward()
+    return taken
+
+
+@contextmanager
+def _watched(model: nn.Module, targets: Sequence[Target], consume: Any) -> Iterator[None]:
+    """Within, a forward and backward pass hands every target's inputs and output gradients to `consume`."""
+
+    def begin(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        # the weights are frozen: the graph starts at the first of these layers
+        hidden = arguments[0]
+        return arguments if hidden.requires_grad else (hidden.detach().requires_grad_(), *arguments[1:])
+
+    def watch(target: Target) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            inputs = arguments[0].detach()
+            output.register_hook(lambda delta: consume(target, inputs, delta.detach()))
+
+        return hook
+
+    with ExitStack() as stack:
+        for target in targets:
+            module = model.get_submodule(target.module)
+            stack.callback(module.register_forward_pre_hook(begin).remove)
+            stack.callback(module.register_forward_hook(watch(target)).remove)
+        yield
