@@ -1,4 +1,4 @@
-"""Adapt a pretrained transformer to a task by truncating one weight matrix, without training it."""
+"""Adapt a pretrained transformer to a task from one gradient, without training it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from lasertri.data.papers.registry import task_samples
     from lasertri.data.sample import Sample
     from lasertri.edit.edit import Edit
+    from lasertri.edit.shrink import Shrink
+    from lasertri.edit.step import Step
+    from lasertri.edit.truncation import Truncation
     from lasertri.measure.objective import Objective
     from lasertri.method import adapt
     from lasertri.model.checkpoint import save
@@ -47,6 +50,9 @@ __all__ = [
     "Objective",
     "Partition",
     "Sample",
+    "Shrink",
+    "Step",
+    "Truncation",
     "__version__",
     "adapt",
     "as_samples",
@@ -74,6 +80,9 @@ _MODULES = {  # of names that are imported when first used, for torch and transf
     "Fields": "lasertri.data.files",
     "Objective": "lasertri.measure.objective",
     "Sample": "lasertri.data.sample",
+    "Shrink": "lasertri.edit.shrink",
+    "Step": "lasertri.edit.step",
+    "Truncation": "lasertri.edit.truncation",
     "adapt": "lasertri.method",
     "as_samples": "lasertri.data.files",
     "compress": "lasertri.compression",

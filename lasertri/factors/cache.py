@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -87,6 +88,9 @@ class FactorCache:
         """
         chosen = os.environ.get("LASERTRI_CACHE")
         if chosen is not None and chosen.lower() in OFF:
+            return None
+        if importlib.util.find_spec("xxhash") is None:
+            logger.warning("factors are not kept on disk: xxhash is not installed; pip install xxhash")
             return None
         return cls(None if chosen is None else Path(os.path.expanduser(chosen)), _limit_asked_for())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import torch
-import xxhash
 from torch import Tensor
 
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
@@ -19,6 +18,8 @@ def weight_sha256(stored: Tensor) -> str:
 
 def tensor_hash(stored: Tensor) -> str:
     """128 bits of the same values (XXH3), as fast as memory is read: against accidents, not against forgery."""
+    import xxhash  # only the cache needs it, which does without where it is not installed
+
     return xxhash.xxh3_128_hexdigest(_bytes(stored))
 
 
