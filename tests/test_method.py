@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from tiny import auto_class, make_model, make_samples, make_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -185,7 +186,7 @@ def test_further_edits_are_of_other_matrices_and_all_are_applied(model_of, token
     assert "further edit: " in str(result)
 
 
-@pytest.mark.parametrize("architecture", ["phi3", "mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["phi3", slow("mixtral"), "qwen2_moe", slow("qwen3_moe")])
 def test_a_checkpoint_with_an_edited_part_loads_bit_for_bit(model_of, tokenizer, samples, tmp_path, architecture):
     model = model_of(architecture)
     options = SMALL | {"count": 12, "accept": "best", "targets": r"experts|gate_up_proj"}

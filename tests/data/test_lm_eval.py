@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marks import slow
 from tiny import make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -162,7 +163,7 @@ def theirs_on(model, configuration, **options):
     )
 
 
-@pytest.mark.parametrize(("chat", "shots"), [(False, 0), (False, 2), (True, 2)])
+@pytest.mark.parametrize(("chat", "shots"), [slow(False, 0), slow(False, 2), (True, 2)])
 def test_scores_agree_choice_by_choice(pair, choice_docs, tmp_path, chat, shots):
     tokenizer, model, harness = pair
     shown = rows(tmp_path / "shots.jsonl", [{"q": f"{c} all", "options": ["yes", "no"], "gold": 1} for c in "abc"])
@@ -378,7 +379,9 @@ def test_what_comes_from_one_row_is_one_group(tmp_path, name, group):
     assert {sample.group for sample in samples} == {group}
 
 
-@pytest.mark.parametrize(("name", "metric"), [("fever", "acc"), ("counterfact", "acc"), ("qa_wikidata", "contains")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [slow("fever", "acc"), ("counterfact", "acc"), ("qa_wikidata", "contains")]
+)
 def test_lm_eval_measures_them(tmp_path, pair, name, metric):
     path = laser_task(name, rows(tmp_path / "docs.jsonl", LASER[name][0]))
     results = lm_eval.simple_evaluate(

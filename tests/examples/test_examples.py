@@ -21,7 +21,7 @@ def run(example, *options):
 
 @every_example
 def test_examples_run(example):
-    assert "baseline" in run(example, "--steps", "2", "--samples", "60")
+    assert "baseline" in run(example, "--steps", "2", "--samples", "40")
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
+from marks import slow
 from spectra import gapped, gaussian
 
 from lasertri.ops.kernels.scaled_product import launch, scaled_product
 from lasertri.ops.kernels.tiles import Tiles
 
-SHAPES = [(1, 1, 1, 1), (3, 1, 7, 1), (2, 67, 53, 131), (1, 131, 67, 67), (4, 64, 64, 64), (16, 17, 13, 97)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (3, 1, 7, 1),
+    (2, 67, 53, 131),
+    slow((1, 131, 67, 67)),
+    slow((4, 64, 64, 64)),
+    slow((16, 17, 13, 97)),
+]
 
 
 def formula(left, scale, right, base):

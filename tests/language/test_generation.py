@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import slow, slow_but
 from tiny import CAUSAL, ENCODER_DECODERS, MASKED, make_model, make_samples, make_tokenizer
 from transformers import GenerationConfig
 
@@ -100,7 +101,7 @@ def test_an_encoder_decoder_writes_what_a_slow_loop_does(architecture):
 
 
 @pytest.mark.parametrize("pad", ["<pad>", None])
-@pytest.mark.parametrize("architecture", sorted(CAUSAL))
+@pytest.mark.parametrize("architecture", slow_but("gptj", "llama", "gemma2", "bloom", "mixtral", of=sorted(CAUSAL)))
 def test_padded_batches_write_what_a_slow_loop_does(tokenizer, architecture, pad):
     model, tokenizer, samples = make_model(architecture), copy.deepcopy(tokenizer), asking(11)
     tokenizer.pad_token = pad
@@ -218,7 +219,7 @@ def test_rules_may_mix_and_each_counts_as_alone(model, tokenizer):
 
 
 @pytest.mark.parametrize("race", [False, True])
-@pytest.mark.parametrize("architecture", ["gptj", "llama"])
+@pytest.mark.parametrize("architecture", ["gptj", slow("llama")])
 def test_a_trial_is_what_an_edited_copy_gives(model_of, tokenizer, architecture, race):
     model = model_of(architecture)
     samples = encode(with_answers(model, tokenizer), model, tokenizer)

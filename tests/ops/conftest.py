@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("ops")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Interpreted, an op takes long: of each test on the kernels the first case and the last are not slow."""
+    """Interpreted, an op takes long: of each test on the kernels only the first case is not slow."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         return
     cases: dict[str, list[pytest.Item]] = {}
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if inside and hasattr(item, "callspec") and item.callspec.params.get("backend") == "triton":
             cases.setdefault(f"{item.path}::{item.originalname}", []).append(item)
     for case in cases.values():
-        for item in case[1:-1]:
+        for item in case[1:]:
             item.add_marker(pytest.mark.slow)
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from marks import slow
 from spectra import gapped, gaussian
 
 from lasertri import (
@@ -116,7 +117,7 @@ def compiled(function):
     return torch.compile(function, fullgraph=True, backend="aot_eager")
 
 
-@pytest.mark.parametrize("blocks", [1, 3, Partition((0, 3, 10)), Partition((0, 4, 10), ORDER)], ids=str)
+@pytest.mark.parametrize("blocks", [slow(1), 3, slow(Partition((0, 3, 10))), Partition((0, 4, 10), ORDER)], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_compiled_whole_gives_the_eager_result(blocks, shape):
     weight, grad = gapped(*shape, dtype=torch.float32), gaussian(*shape, dtype=torch.float32)

@@ -7,6 +7,7 @@ from statistics import fmean
 
 import pytest
 import torch
+from marks import slow
 from tiny import make_model, make_tokenizer
 from typer.testing import CliRunner
 
@@ -334,7 +335,7 @@ def test_a_fault_of_the_program_is_not_swallowed(work, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*/*.json"))
 
 
-@pytest.mark.parametrize(("table", "asked"), [(2, [None, 54, 180, 180]), (4, [None, 54, 216]), (5, [216, 180])])
+@pytest.mark.parametrize(("table", "asked"), [slow(2, [None, 54, 180, 180]), (4, [None, 54, 216]), slow(5, [216, 180])])
 def test_a_masked_model_runs_its_tables_and_a_try_out_is_marked(work, tmp_path, table, asked):
     limits = ["--tasks", "counterfact", "--samples", 101, "--held-out-limit", 30, "--race", "--published", "roberta"]
     result = run(*options(work, table, tmp_path), "--model", work / "masked", *limits)

@@ -1,5 +1,6 @@
 """Which trial wins, and when an edit is refused."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.objective import Objective, ObjectiveSamples
 from lasertri.model.targets import Target
-from lasertri.search.decision import decide
+from lasertri.search.cross_fit import Fit
+from lasertri.search.decision import decide, decide_fit
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
 from lasertri.search.trial import Trial, TrialReadings
@@ -110,6 +112,67 @@ def test_a_collapsed_or_unbalanced_winner_is_passed_over():
         alone = decide([unsound], baseline, GROUPS)
         assert alone.accepted is None
         assert "collapses" in alone.reason
+
+
+def test_a_seed_decides_the_same_again():
+    trials = [trial(26), trial(25)]
+    found = [decide(trials, BASELINE, GROUPS, **seed).p_value for seed in ({}, {"seed": 0}, {"seed": 0}, {"seed": 1})]
+    assert found[0] == found[1] == found[2] != found[3]
+
+
+@pytest.mark.parametrize(
+    ("found", "accept", "reason"),
+    [
+        (trial(35), "test", r"the joint test over 1 candidates gives p = 0\.0\d{3}, at most 0\.05"),
+        (trial(22), "test", r"the joint test over 1 candidates gives p = 0\.[1-9]\d{3}, above 0\.05"),
+        (trial(35), "best", r"the best candidate beats the baseline \(no test asked for\)"),
+        (trial(20), "test", "no candidate beats the baseline"),
+        (trial(35, collapsed=True), "test", "every candidate lowers balanced accuracy or collapses to one answer"),
+    ],
+)
+def test_a_decision_says_why(found, accept, reason):
+    decision = decide([found], BASELINE, GROUPS, accept=accept)
+    assert re.fullmatch(reason, decision.reason)
+    assert {decision.accepted, decision.rejected} == {found, None}
+
+
+def fit(right, loss, *, relief=0.0, **measured):
+    result = measurement(right, **measured)
+    gain = result.correct.astype(int) - BASELINE.correct
+    return Fit(None, result, loss, 0.0, gain, np.full(N, relief))
+
+
+def test_of_steps_the_lowest_loss_wins_whatever_its_accuracy():
+    best = fit(35, 0.5, relief=0.5)
+    assert decide_fit([fit(36, 0.9), best, fit(20, 0.6)], BASELINE, 1.0, GROUPS).accepted is best
+    decision = decide_fit([fit(36, 1.0)], BASELINE, 1.0, GROUPS)
+    assert decision.accepted is None
+    assert decision.reason == "no candidate beats the baseline"
+
+
+def test_a_step_is_accepted_for_its_gain_or_for_its_relief():
+    for found in (fit(35, 0.5), fit(20, 0.5, relief=0.5)):
+        assert decide_fit([found, fit(21, 0.9)], BASELINE, 1.0, GROUPS).accepted is found
+        assert decide_fit([fit(21, 0.9), found], BASELINE, 1.0, GROUPS).accepted is found
+    small = fit(22, 0.9)
+    decision = decide_fit([small, fit(19, 0.95)], BASELINE, 1.0, GROUPS)
+    assert (decision.accepted, decision.rejected) == (None, small)
+    assert "over 2 candidates" in decision.reason
+    assert decide_fit([small], BASELINE, 1.0, GROUPS, accept="best").accepted is small
+
+
+def test_a_step_that_ruins_the_model_is_passed_over():
+    baseline, sound = measurement(20, balanced=0.5), fit(35, 0.8, balanced=0.6)
+    unsound = fit(38, 0.2, balanced=0.4)
+    assert decide_fit([unsound, sound], baseline, 1.0, GROUPS).accepted is sound
+    assert decide_fit([unsound, sound], baseline, 1.0, GROUPS, accept="best").accepted is unsound
+    assert "collapses" in decide_fit([unsound], baseline, 1.0, GROUPS).reason
+
+
+def test_a_seed_decides_the_same_of_steps_again():
+    fits = [fit(26, 0.8), fit(25, 0.9)]
+    p = [decide_fit(fits, BASELINE, 1.0, GROUPS, **s).p_value for s in ({}, {"seed": 0}, {"seed": 0}, {"seed": 1})]
+    assert p[0] == p[1] == p[2] != p[3]
 
 
 def test_a_candidate_dropped_from_the_race_cannot_win_but_counts_in_the_test():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from exactness import assert_as_close_as_edits, candidates_of, edited, encode, model_log_probs, trial_log_probs
+from marks import slow, slow_but
 from tiny import CONFIGS, ENCODER_DECODERS, LAYERS, make_model, make_samples, make_tokenizer
 
 from lasertri.edit.candidate import Candidate
@@ -17,8 +18,8 @@ from lasertri.search.settings import Settings
 from lasertri.search.trials import run_trials
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
+@pytest.mark.parametrize("architecture", slow_but("gptj", "gpt2", "mixtral", "roberta", "t5", of=sorted(CONFIGS)))
 def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(architecture, dtype):
     model, tokenizer = make_model(architecture, dtype=dtype), make_tokenizer(architecture)
     candidates = candidates_of(model)
@@ -26,15 +27,20 @@ def test_a_trial_is_as_close_to_the_fp64_edit_as_an_edited_model(architecture, d
     assert_as_close_as_edits(model, tokenizer, candidates, encode(model, tokenizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_so_is_one_of_a_t5_with_gates(dtype):
     model, tokenizer = make_model("t5", dtype=dtype, feed_forward_proj="gated-gelu"), make_tokenizer("t5")
     assert_as_close_as_edits(model, tokenizer, candidates_of(model), encode(model, tokenizer))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, slow(torch.float32)])
 @pytest.mark.parametrize(
-    "architecture", ["gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "phi3", "mixtral", "roberta", "t5"]
+    "architecture",
+    slow_but(
+        *("gpt_neox", "llama", "phi3"),
+        of=("gptj", "gpt2", "gpt_neox", "opt", "llama", "gemma2", "phi3", "mixtral", "roberta", "t5"),
+    ),
 )
 def test_so_are_trials_of_attention_matrices(architecture, dtype):
     model, tokenizer = make_model(architecture, dtype=dtype), make_tokenizer(architecture)

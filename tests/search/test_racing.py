@@ -33,6 +33,12 @@ def test_stages_hold_every_sample_once_and_each_answer_in_proportion():
     assert stages(answers, seed=3) == parts != stages(answers, seed=4)
 
 
+def test_a_rare_answer_is_among_the_first_samples_too():
+    parts = stages(["often"] * 90 + ["seldom"] * 10)
+    assert [sum(i >= 90 for i in part) for part in parts] == pytest.approx([1, 1, 2, 3, 3], abs=1)
+    assert parts == stages(["often"] * 90 + ["seldom"] * 10, seed=0)
+
+
 @pytest.mark.parametrize("count", [1, 3, 7, 20])
 def test_few_samples_still_make_whole_stages(count):
     parts = stages([sample.answers[sample.gold] for sample in make_samples(count)])
@@ -66,6 +72,14 @@ def test_real_scores_are_told_by_their_gain_not_by_how_often_they_win():
     assert not beaten(np.stack([leader - 0.01]), leader, [str(i // 5) for i in range(40)]).any()
 
 
+def test_a_score_on_one_side_alone_is_told_by_its_gain_too():
+    """Four samples gain much where 36 lose a little: by signs alone that would be a loss beyond doubt."""
+    names, rare = [str(i) for i in range(40)], np.arange(40) % 10 == 0
+    whole, real = np.where(rare, 0.0, 1.0), np.where(rare, 0.9, 0.97)
+    assert not beaten(real[None], whole, names)
+    assert not beaten(1 - whole[None], 1 - real, names)
+
+
 def test_real_scores_without_a_difference_are_hardly_ever_dropped():
     rng = np.random.default_rng(0)
     leader, names = rng.uniform(0.3, 0.7, 30), [str(i) for i in range(30)]
@@ -73,23 +87,44 @@ def test_real_scores_without_a_difference_are_hardly_ever_dropped():
     assert 0 < dropped.sum() <= 0.01 * 4000
 
 
+def log_probs(taken, *, normalize=False):
+    """Of "yes" and "no", so that this is taken; to normalize, it is so by the letter, and "no" is taken otherwise."""
+    for_yes, for_no = ((-2.4, -1.8), (-2.4, -1.0)) if normalize else ((-1.0, -2.0), (-2.0, -1.0))
+    return np.where((taken == 0)[:, None], for_yes, for_no).reshape(-1)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("accept", "kept"), [("test", True), ("best", False)])
-def test_only_a_candidate_that_could_be_accepted_leads(model, tokenizer, accept, kept):
+def test_only_a_candidate_that_could_be_accepted_leads(model, tokenizer, accept, kept, normalize):
     """Four of five answers are "yes": saying nothing else is right more often than telling some of them apart."""
     answers = [Sample("a b", choices=("yes", "no"), label=int(i % 5 == 0), group=str(i)) for i in range(70)]
     samples = EncodedSamples(answers, model=model, tokenizer=tokenizer)
     always_yes = np.zeros(70, dtype=int)
     balanced = np.array([int(i % 10 not in (1, 2, 3)) for i in range(70)])  # right on every "no", on some of "yes"
     wrong = np.array([1 - sample.gold for sample in answers])
-
-    def log_probs(taken):
-        return np.stack([np.where(taken == choice, -1.0, -2.0) for choice in (0, 1)], axis=-1).reshape(-1)
-
     readings = TrialReadings.empty(samples, 2)
-    readings.edited.log_probs[:] = log_probs(always_yes), log_probs(balanced)
-    readings.baseline.log_probs[:] = log_probs(wrong)
-    settings = Settings(accept=accept, progress=False)
+    readings.edited.log_probs[:] = [log_probs(taken, normalize=normalize) for taken in (always_yes, balanced)]
+    readings.baseline.log_probs[:] = log_probs(wrong, normalize=normalize)
+    settings = Settings(accept=accept, normalize=normalize, progress=False)
     assert survivors([0, 1], readings, range(70), samples.groups, settings) == ([0, 1] if kept else [0])
+    assert survivors([0], readings, range(70), samples.groups, settings) == [0], "the best, though it could not win"
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_baseline_leads_where_it_is_better_on_what_was_seen(model, tokenizer, normalize):
+    """It is right on the first 40 samples alone; two candidates are right on some, one on few more than the other."""
+    answers = [Sample("a b", choices=("yes", "no"), label=i % 2, group=str(i)) for i in range(70)]
+    samples, number = EncodedSamples(answers, model=model, tokenizer=tokenizer), np.arange(70)
+    readings = TrialReadings.empty(samples, 2)
+    for which, right in (
+        (readings.baseline, number < 40),
+        (readings.edited[0], number % 5 < 3),
+        (readings.edited[1], number % 9 < 5),
+    ):
+        which.log_probs[:] = log_probs(np.where(right, number % 2, 1 - number % 2), normalize=normalize)
+    settings = Settings(accept="best", normalize=normalize, progress=False)
+    for seen, kept in ((range(40), [0]), (range(30, 70), [0, 1])):
+        assert survivors([0, 1], readings, seen, samples.groups, settings) == kept
 
 
 @pytest.fixture(scope="module")
