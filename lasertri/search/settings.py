@@ -129,6 +129,8 @@ class Settings:
         check(self)
         if self.edit == "truncate":
             self._resolve_grid()
+        if self.edit == "shrink" and len(self.blocks) > 1:
+            raise LasertriError(f"expected one number of blocks with edit='shrink', got {list(self.blocks)}")
         try:
             re.compile(self.targets or "")
         except re.error as error:
