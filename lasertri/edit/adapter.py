@@ -109,10 +109,12 @@ def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
     """Within, the model with the folder's adapter as plain peft reads it; afterwards its own modules are back."""
     peft = require_peft()
     own = set(vars(model))
-    adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    modules = [(module, dict(module._modules)) for module in model.modules()]
     try:
-        yield adapted
+        yield peft.PeftModel.from_pretrained(model, str(folder))
     finally:
-        adapted.unload()
+        for module, children in modules:  # also where peft gave up halfway
+            module._modules.clear()
+            module._modules.update(children)
         for name in set(vars(model)) - own:  # peft leaves its configuration behind
             delattr(model, name)

@@ -97,12 +97,13 @@ class Step(Edit):
 
     @contextmanager
     def beside(self, model: nn.Module) -> Iterator[None]:
-        """Within, every layer's output has the step added, in FP32; no weight is touched."""
+        """Within, every layer's output has the step added, in FP32 or better; no weight is touched."""
 
         def adding(left: Tensor, right: Tensor) -> Callable[..., Tensor]:
             def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-                added = (arguments[0].to(right.dtype) @ right.mT) @ left.mT
-                return (output.to(added.dtype) + added).to(output.dtype)
+                dtype = torch.promote_types(output.dtype, right.dtype)
+                added = (arguments[0].to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
+                return (output.to(dtype) + added).to(output.dtype)
 
             return hook
 
@@ -157,4 +158,4 @@ class Step(Edit):
         stored = target.parameter(model)
         weight, (left, right) = target.view(stored), (side.to(stored.device) for side in self.factors[target])
         change = left @ right
-        return (weight.to(change.dtype) + change).to(weight.dtype)
+        return (weight + change).to(weight.dtype)  # added in the wider dtype of the two

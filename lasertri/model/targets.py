@@ -164,6 +164,8 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
         seen = sorted({re.sub(r"\d+", "N", target.module) for target in whole})
         wanted = "linear layers" if pattern is None else f"linear layers that match {pattern!r}"
         raise LasertriError(f"expected {wanted}, got none among {', '.join(seen) or 'a model without any'}")
+    for target in chosen:
+        require_plain(target.name, target.parameter(model))
     return chosen
 
 

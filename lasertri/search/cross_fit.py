@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lasertri.errors import LasertriError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.search.settings import Settings
@@ -88,6 +89,11 @@ def folds(strata: Sequence[str], groups: Sequence[str], *, count: int = FOLDS, s
     members: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
+    if len(members) < count:
+        raise LasertriError(
+            f"expected calibration samples of at least {count} groups, one for every fold, got {len(members)}; bring "
+            "samples of more groups, or a larger calibration"
+        )
     drawn = [list(members)[i] for i in np.random.default_rng(seed).permutation(len(members))]
     parts: list[list[int]] = [[] for _ in range(count)]
     for group in sorted(drawn, key=lambda g: (-len(members[g]), strata[members[g][0]])):
@@ -138,9 +144,11 @@ class CrossFit:
             while SMALLEST <= size <= LARGEST:
                 fit = self.measure(edits, size)
                 yield fit
-                if not fit.loss < best.loss:
+                if fit.loss < best.loss:
+                    best = fit
+                elif factor > 1 or np.isfinite(best.loss):  # from a ruined model the way down may be long
                     break
-                best, size = fit, size * factor
+                size *= factor
             if best.candidate.size > first:  # smaller ones lie beyond the first, which was worse
                 return
 

@@ -59,7 +59,11 @@ def _truncation(problem: Problem, target: Target) -> Edit:
 def _step(problem: Problem, target: Target) -> Edit:
     batches = problem.first.loss_batches(range(len(problem.first)))
     tokens = gather_tokens(problem.model, [target], batches, most=FEWEST_TOKENS)
-    return make_step(tokens, "plain", rank=1, loss=1.0, samples=1).known_by(problem.model)
+    step = make_step(tokens, "plain", rank=1, loss=1.0, samples=1)
+    if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
+        rows, columns = target.shape
+        step = dataclasses.replace(step, factors={target: (torch.zeros(rows, 1), torch.zeros(1, columns))})
+    return step.known_by(problem.model)
 
 
 def _shrink(problem: Problem, target: Target) -> Edit:

@@ -84,7 +84,7 @@ def prepare(
         targets = find_linear_layers(model, settings.targets)
         counts = [*settings.blocks] or [1]
     rows = max(target.shape[0] for target in targets)
-    if settings.blocks and min(settings.blocks) > rows:
+    if min(settings.blocks, default=1) > rows:
         raise LasertriError(
             f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(settings.blocks)}"
         )

@@ -39,7 +39,7 @@ class Settings:
     ] = "auto"
     rank: Annotated[
         int | None,
-        Option("Of the step in every layer; by default 8 if plain, 64 if whitened.", section="Step", least=1),
+        Option("Of the step in every layer; by default 16 if plain, 64 if whitened.", section="Step", least=1),
     ] = None
     merge: Annotated[
         bool,
@@ -154,6 +154,8 @@ class Settings:
         check(self)
         if self.edit == "truncate":
             self._resolve_grid()
+        if self.edit == "shrink" and len(self.blocks) > 1:
+            raise LasertriError(f"expected one number of blocks with edit='shrink', got {list(self.blocks)}")
         try:
             re.compile(self.targets or "")
         except re.error as error:

@@ -126,7 +126,9 @@ def _taken(
         if rows is None:
             rows = inputs[used]
             kept.append((inputs, used, rows))
-        delta = delta[used] / scale if scale != 1 else delta[used]
+        delta = delta[used]
+        if delta.dtype == torch.float16:  # which cannot hold them as small as they are
+            delta = delta.float() / scale
         if target in taken:  # a layer that runs several times
             rows, delta = torch.cat([taken[target][0], rows]), torch.cat([taken[target][1], delta])
         taken[target] = rows, delta
@@ -150,7 +152,8 @@ def _watched(model: nn.Module, targets: Sequence[Target], consume: Any) -> Itera
     def watch(target: Target) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             inputs = arguments[0].detach()
-            output.register_hook(lambda delta: consume(target, inputs, delta.detach()))
+            if output.requires_grad:  # not so where the model runs it without a graph
+                output.register_hook(lambda delta: consume(target, inputs, delta.detach()))
 
         return hook
 
