@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.edits.case import Case, Outcome, outcome
+from benchmarks.edits.case import Case, Outcome, objective, outcome
 from benchmarks.edits.rows import Row
 from lasertri import Sample
 from lasertri.edit.step import Step
@@ -41,6 +41,7 @@ def edit(**options: Any) -> Callable[[Case], Row]:
         result = found.to_dict()
         chosen = result["edit"] or result["rejected"]
         return {
+            "objective": objective(case.calibration),
             "accepted": found.edit is not None,
             "chosen": {name: chosen[name] for name in CHOSEN if name in chosen},
             "held_out": case.compared(after),

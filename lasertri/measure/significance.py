@@ -13,7 +13,12 @@ FEWEST_GROUPS = 30  # with no effect, a bootstrap over 15 groups gave a verdict 
 
 
 def max_t_p_value(
-    differences: np.ndarray, winner: Sequence[int], groups: Sequence[str], *, seed: int = 0, flips: int = RESAMPLES
+    differences: np.ndarray,
+    winner: int | Sequence[int],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    flips: int = RESAMPLES,
 ) -> float:
     """Sign-flip max-T test of one candidate among all that were tried (Westfall and Young, 1993).
 
@@ -24,7 +29,7 @@ def max_t_p_value(
 
     Args:
         differences: `[rows, n]`, what each candidate gains over the baseline; a candidate may have several such rows.
-        winner: rows of the candidate in question.
+        winner: row of the candidate in question, or its rows.
         groups: `[n]`, equal for samples that are not independent.
     """
     _, group = np.unique(list(groups), return_inverse=True)
@@ -32,7 +37,7 @@ def max_t_p_value(
     np.add.at(sums.T, group, differences.T)  # [candidates, groups]
     scale = np.sqrt(np.square(sums).sum(axis=1, keepdims=True))
     sums /= np.where(scale > 0, scale, 1)
-    observed = sums[list(winner)].sum(axis=1).max() - 1e-9  # equal up to rounding is equal
+    observed = sums[np.atleast_1d(winner)].sum(axis=1).max() - 1e-9  # equal up to rounding is equal
     generator = np.random.default_rng(seed)
     reached = 0
     for start in range(0, flips, 1000):

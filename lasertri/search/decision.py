@@ -58,7 +58,7 @@ def decide(
     able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
     winner = max(able or finished, key=_quality)
     gains = np.array([trial.gain for trial in trials])
-    p_value = max_t_p_value(gains, [trials.index(winner)], groups, seed=seed)
+    p_value = max_t_p_value(gains, trials.index(winner), groups, seed=seed)
     measured = winner.measurement
     beats = (measured.accuracy, -measured.log_loss) > (baseline.accuracy, -baseline.log_loss)
     return _decision(winner, bool(able), beats, p_value, len(trials), accept)

@@ -26,7 +26,7 @@ def test_without_shared_labels_sound_is_what_does_not_collapse(collapsed, sound)
 
 def test_figures_are_json_without_the_samples():
     figures = {"accuracy": 0.5, "majority_rate": 0.6, "balanced_accuracy": 0.4, "log_loss": 1.5}
-    figures |= {"collapsed": False, "n": 2}
+    figures |= {"choice_log_loss": None, "collapsed": False, "n": 2}
     assert BASELINE.to_dict() == figures
     without = replace(BASELINE, log_loss=math.inf).to_dict()
     assert json.loads(json.dumps(without, allow_nan=False)) == figures | {"log_loss": None}

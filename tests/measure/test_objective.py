@@ -357,7 +357,7 @@ def test_a_score_that_exceeds_one_by_rounding_is_one():
     ],
 )
 def test_mistakes_in_the_objective_are_named_before_the_search(change, message, monkeypatch):
-    monkeypatch.setattr("lasertri.method.search", None)  # calling it would be another error
+    monkeypatch.setattr("lasertri.method.truncate", None)  # calling it would be another error
     with pytest.raises(LasertriError, match=message):
         adapt(make(Recurrent), draw(60), objective=dataclasses.replace(CLASSIFY, **change), **SMALL)
 
