@@ -11,6 +11,7 @@ import pytest
 from tiny import make_samples
 
 ROOT = Path(__file__).parents[2]
+OTHERS = ("lora", "lora-ga", "few-shot")
 
 
 def write_tasks(folder):
@@ -28,6 +29,7 @@ def write_tasks(folder):
 
 def run(model, data, out):
     options = {"--model": model, "--data": data, "--out": out, "--tasks": "sentiment,translation_en-fr", "--seeds": "0"}
+    options["--methods"] = ",".join(OTHERS)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench_edits", *(str(part) for pair in options.items() for part in pair)],
         cwd=ROOT,
@@ -45,9 +47,7 @@ def test_rows_are_whole_and_a_second_run_goes_on(folder, tmp_path):
     tasks, out = write_tasks(tmp_path), tmp_path / "rows.jsonl"
     text = run(folder, tmp_path, out)
     rows = [json.loads(line) for line in text.splitlines()]
-    assert {(row["task"], row["method"]) for row in rows} == {
-        (task, method) for task in tasks for method in ("lora", "lora-ga", "few-shot")
-    }
+    assert {(row["task"], row["method"]) for row in rows} == {(task, method) for task in tasks for method in OTHERS}
     for row in rows:
         kind = "choice" if row["task"] == "sentiment" else "answer"
         assert row["objective"] == kind
