@@ -28,6 +28,7 @@ from lasertri.data.split import split_samples
 
 METHODS: dict[str, Callable[[Case], Row]] = {
     "step": edit(edit="step"),
+    "step-merged": edit(edit="step", merge=True),  # in the dtype that the model is loaded in
     "shrink": edit(edit="shrink"),
     "truncate": edit(edit="truncate"),
     "lora": lora,

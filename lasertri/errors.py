@@ -2,4 +2,4 @@
 
 
 class LasertriError(ValueError):
-    """A mistake the caller can correct; its message says what was expected, what got and what to do."""
+    """A mistake the caller can correct; its message says what was expected, what was given and what to do."""

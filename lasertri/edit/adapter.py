@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,7 +112,10 @@ def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
     own = set(vars(model))
     modules = [(module, dict(module._modules)) for module in model.modules()]
     try:
-        yield peft.PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        yield adapted
     finally:
         for module, children in modules:  # also where peft gave up halfway
             module._modules.clear()

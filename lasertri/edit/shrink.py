@@ -89,7 +89,7 @@ class Shrink(Edit):
         try:
             size, targets = config["size"], [Target.from_dict(fields) for fields in config["targets"]]
             origin = Origin.from_dict(config["origin"], targets)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
         path = directory / FACTORS_NAME
         try:

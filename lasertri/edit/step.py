@@ -139,7 +139,7 @@ class Step(Edit):
             targets = [Target.from_dict(fields) for fields in config["targets"]]
             direction, rank, size = (config[name] for name in ("direction", "rank", "size"))
             origin = Origin.from_dict(config["origin"], targets)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({error!r})") from error
         try:
             factors = read_adapter(directory, targets)

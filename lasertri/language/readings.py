@@ -72,7 +72,7 @@ class Readings:
     def sample_losses(self, chosen: Sequence[int] | None = None) -> np.ndarray:
         """What a step lowers, `[…, S]` in nats: minus the right answer's log-probability, of choices among those."""
         table = self.table
-        answers = np.nan_to_num(table.per_answer(self.log_probs), nan=-np.inf)
+        answers = np.nan_to_num(table.per_answer(self.log_probs), nan=-np.inf, neginf=-np.inf)
         together = np.where(table.free, 0.0, table.per_sample(answers, np.logaddexp))
         with np.errstate(invalid="ignore"):  # all choices of a sample may be impossible
             losses = np.nan_to_num(together - answers[..., table.gold], nan=np.inf, posinf=np.inf)

@@ -1,13 +1,16 @@
 """Targets are found in every supported architecture, and only where editing is safe."""
 
+import re
+
 import pytest
 import torch
 from tiny import CONFIGS, ENCODER_DECODERS, INNER, MASKED, WIDTH
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lasertri import LasertriError
 from lasertri.model.architectures import ARCHITECTURES
-from lasertri.model.targets import find_targets
+from lasertri.model.targets import find_linear_layers, find_targets
 
 PLAIN = {"gptj", "gpt2", "gpt_neo", "gpt_neox", "opt", "phi", "bloom", "t5", "bart", *MASKED}
 GATED = ["fc_in", "fc_up", "fc_out"]
@@ -201,3 +204,67 @@ def test_a_model_without_layers_lists_what_was_seen():
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5))
     with pytest.raises(LasertriError, match=r"'Sequential', saw 1 × N \[4, 3\]; 1 × N \[5, 4\]"):
         find_targets(model)
+
+
+# of linear layers in a layer of each family: those outside experts
+LINEAR = {"gpt2": 4, "gpt_neox": 4, "bloom": 4, "phi3": 4, "mixtral": 4, "llama": 7, "gptj": 6, "t5": 6, "bart": 6}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_linear_layers_are_all_those_inside_layers_whole(model_of, name):
+    model = model_of(name)
+    layers = find_linear_layers(model)
+    modules = dict(model.named_modules())
+    head = model.get_output_embeddings()
+    inside = {
+        path
+        for path, module in modules.items()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and re.search(r"(^|\.)(h|layers?|block)\.\d+\.", path)
+        and not path.endswith((".router", ".shared_expert_gate"))
+        and not (path.endswith(".gate") and "mlp" in path)
+    }
+    assert [target.module for target in layers] == [path for path in modules if path in inside]
+    for target in layers:
+        module = modules[target.module]
+        assert (target.rows, target.expert, target.transposed) == (None, None, isinstance(module, Conv1D))
+        x = torch.randn(2, target.shape[1])
+        assert module(x).shape == (2, target.shape[0])
+        assert target.shape == tuple(target.view(target.parameter(model)).shape)
+        assert target.layer >= 0
+        assert target.module.endswith(f".{target.role}")
+        assert target.is_layer(model)
+    assert len({target.name for target in layers}) == len(layers)
+    if name in LINEAR:
+        assert sum(target.layer == 0 for target in layers) == LINEAR[name]
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_are_left_out_of_linear_layers_and_it_is_said(model_of, name, caplog):
+    layers = find_linear_layers(model_of(name))
+    assert not any("experts" in target.name for target in layers)
+    assert "matrices of experts are left out" in caplog.text
+
+
+def test_linear_layers_by_pattern_with_shared_ones_left_out(model_of):
+    model = model_of("gpt2")
+    assert [target.layer for target in find_linear_layers(model, "c_attn")] == [0, 1, 2]
+    assert [target.role for target in find_linear_layers(model, r"h\.1\.attn")] == ["attn.c_attn", "attn.c_proj"]
+    model.transformer.h[1].mlp.c_fc.weight = model.transformer.h[0].mlp.c_fc.weight
+    assert [target.layer for target in find_linear_layers(model, "c_fc")] == [2]
+    with pytest.raises(LasertriError, match=r"that match 'lm_head', got none among transformer\.h\.N\.attn\.c_attn, "):
+        find_linear_layers(model, "lm_head")
+
+
+def test_linear_layers_of_any_module():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5, bias=False))
+    assert [(t.name, t.layer, t.shape) for t in find_linear_layers(model)] == [
+        ("0.weight", -1, (4, 3)),
+        ("2.weight", -1, (5, 4)),
+    ]
+    with pytest.raises(LasertriError, match="expected linear layers, got none among a model without any"):
+        find_linear_layers(nn.Sequential(nn.Conv1d(2, 3, 1)))
+    model[2].weight = nn.Parameter(model[2].weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(LasertriError, match=r"expected 2\.weight as a plain tensor"):
+        find_linear_layers(model)

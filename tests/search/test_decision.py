@@ -175,6 +175,32 @@ def test_a_seed_decides_the_same_of_steps_again():
     assert p[0] == p[1] == p[2] != p[3]
 
 
+def test_with_no_effect_about_five_percent_of_runs_accept_a_step():
+    """Sizes in a row give nearly the same, each sample is better or worse by chance, and fewer answers change."""
+    rng, runs, n, accepted = np.random.default_rng(9), 400, 60, 0
+    groups, baseline = [str(i) for i in range(n)], Measurement(0.5, 0.5, None, 1.0, False, n, np.arange(n) % 2 == 0)
+    for run in range(runs):
+        fits = []
+        for common in rng.standard_normal((2, n)) * rng.gamma(1, 1, n):  # two directions, four sizes each
+            for size in (0.5, 1, 2, 4):
+                relief = (0.9 + 0.1 * size) * (common + 0.3 * rng.standard_normal(n))
+                gain = np.sign(relief) * (np.abs(relief) > 2)
+                result = replace(baseline, accuracy=0.5 + gain.mean(), correct=baseline.correct)
+                fits.append(Fit(None, result, 1.0 - relief.mean(), 0.0, gain, relief))
+        accepted += decide_fit(fits, baseline, 1.0, groups, seed=run).accepted is not None
+    assert 9 <= accepted <= 32  # 99 % of binomial(400, .05)
+
+
+def test_a_step_among_many_needs_more():
+    rng = np.random.default_rng(1)
+    good = fit(24, 0.9)
+    others = [
+        replace(fit(20, 0.95), gain=rng.choice((-1.0, 0.0, 1.0), N), relief=rng.standard_normal(N)) for _ in range(30)
+    ]
+    alone, among = (decide_fit([good, *more], BASELINE, 1.0, GROUPS).p_value for more in ([], others))
+    assert among > alone
+
+
 def test_a_candidate_dropped_from_the_race_cannot_win_but_counts_in_the_test():
     finished, lucky = trial(28), trial(0)
     first = np.arange(N) >= N - 8

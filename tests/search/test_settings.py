@@ -1,6 +1,7 @@
 """The options of the method: declared once, offered everywhere, checked before any work."""
 
 import inspect
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -24,7 +25,7 @@ def test_the_signature_of_adapt_has_every_option_with_its_default():
 
 def test_the_documentation_of_adapt_has_every_option_with_its_text():
     text = inspect.getdoc(lasertri.adapt)
-    assert text.startswith("Find the single truncation")
+    assert text.startswith("Find the edit that helps a model most")
     assert all(f"    {name}: {option.option.help}" in text for name, option in declared(Settings).items())
 
 
@@ -71,5 +72,55 @@ def test_its_keywords_make_it_again_and_its_dict_leaves_out_what_changes_no_resu
     ],
 )
 def test_a_value_that_an_option_cannot_have(options, message):
+    with pytest.raises(LasertriError, match=message):
+        Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, "step"),
+        ({"rank": 4}, "step"),
+        ({"direction": "plain"}, "step"),
+        ({"merge": True}, "step"),
+        ({"targets": "mlp", "accept": "best", "seed": 3, "calibration": 40}, "step"),
+        ({"strategy": "laser"}, "truncate"),
+        ({"ratios": 0.5}, "truncate"),
+        ({"blocks": 2}, "truncate"),
+        ({"race": False}, "truncate"),
+        ({"count": 3, "max_edits": 2}, "truncate"),
+        ({"edit": "shrink", "blocks": 2}, "shrink"),
+        ({"edit": "truncate"}, "truncate"),
+    ],
+)
+def test_which_kind_is_meant_goes_by_the_options_given(options, kind):
+    settings = Settings(**options)
+    assert settings.edit == kind
+    assert bool(settings.ratios) == (kind == "truncate")
+    assert Settings(**settings.keywords) == settings
+    assert replace(settings, progress=False, seed=7).edit == kind
+    assert replace(settings, seed=7).ratios == settings.ratios
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"edit": "step", "ratios": 0.5},
+            "expected no ratios with edit='step'; leave it out, or choose the kind of edit",
+        ),
+        ({"edit": "step", "blocks": 2, "count": 3}, "expected no blocks or count with edit='step'; leave them out"),
+        ({"edit": "shrink", "rank": 4}, "expected no rank with edit='shrink'"),
+        ({"edit": "shrink", "strategy": "laser"}, "expected no strategy with edit='shrink'"),
+        ({"edit": "truncate", "direction": "plain"}, "expected no direction with edit='truncate'"),
+        ({"strategy": "laser", "merge": True}, "expected no merge with edit='truncate'"),
+        ({"edit": "shrink", "blocks": (1, 2)}, r"expected one number of blocks with edit='shrink', got \[1, 2\]"),
+        ({"rank": 0}, "expected rank of at least 1, got 0"),
+        ({"rank": 2.5}, "expected rank as a whole number, got 2.5"),
+        ({"direction": "up"}, "expected direction among"),
+        ({"edit": "grow"}, "expected edit among"),
+    ],
+)
+def test_options_of_another_kind_and_of_none_are_one_sentence(options, message):
     with pytest.raises(LasertriError, match=message):
         Settings(**options)

@@ -1,0 +1,169 @@
+"""A step is an adapter that plain peft loads, and that serving engines take."""
+
+import json
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from stepping import a_step, encoded
+from tiny import auto_class, make_model
+from torch import nn
+
+from lasertri import LasertriError
+from lasertri.edit.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, as_peft_loads_it, read_adapter, write_adapter
+from lasertri.edit.step import Step
+from lasertri.model.targets import find_linear_layers
+
+ARCHITECTURES = ["gptj", "gpt2", "llama", "phi3", "t5", "roberta", "opt"]
+SHORT = {
+    "gptj": ["fc_in", "fc_out", "k_proj", "out_proj", "q_proj", "v_proj"],
+    "gpt2": ["c_attn", "c_fc", "c_proj"],
+    "llama": ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+    "phi3": ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"],
+    "opt": ["fc1", "fc2", "k_proj", "out_proj", "q_proj", "v_proj"],
+}
+
+
+@torch.no_grad()
+def logits(model, name):
+    inputs = {"input_ids": torch.arange(4, 16).reshape(2, 6)}
+    if name == "t5":
+        inputs["decoder_input_ids"] = torch.tensor([[1, 5, 6], [1, 7, 8]])
+    return model(**inputs).logits
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("direction", ["plain", "whitened"])
+def test_plain_peft_gives_our_logits(name, direction, tmp_path):
+    model = make_model(name)
+    step = a_step(model, name, direction)
+    step.save(tmp_path / "adapter")
+    with step.beside(model):
+        expected = logits(model, name)
+    assert (expected - logits(model, name)).abs().max() > 0.05
+    model.save_pretrained(tmp_path / "base")
+    base = auto_class(name).from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(adapted, name), expected, rtol=0, atol=1e-5)
+    merged = adapted.merge_and_unload()
+    torch.testing.assert_close(logits(merged, name), expected, rtol=1e-5, atol=2e-5)
+    trainable = peft.PeftModel.from_pretrained(merged, tmp_path / "adapter", is_trainable=True)
+    assert {
+        name.rpartition(".default")[0].rpartition(".")[2] for name, p in trainable.named_parameters() if p.requires_grad
+    } == {
+        "lora_A",
+        "lora_B",
+    }
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "qwen2_moe", "bart"])
+def test_the_folder_is_one_that_every_engine_takes(name, tmp_path):
+    model = make_model(name)
+    step = a_step(model, name)
+    step.save(tmp_path)
+    config, tensors = json.loads((tmp_path / CONFIG_NAME).read_text()), load_file(tmp_path / WEIGHTS_NAME)
+    assert config["peft_type"] == "LORA"
+    assert config["r"] in RANKS
+    assert config["lora_alpha"] == config["r"]
+    assert config["fan_in_fan_out"] == (name == "gpt2")
+    assert (config["bias"], config["modules_to_save"], config["rank_pattern"]) == ("none", None, {})
+    assert not config["use_rslora"]
+    assert not config["use_dora"]
+    paths = [target.module for target in step.targets]
+    expected = {f"base_model.model.{path}.lora_{side}.weight" for path in paths for side in "AB"}
+    assert tensors.keys() == expected
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    for target in step.targets:
+        a, b = (tensors[f"base_model.model.{target.module}.lora_{side}.weight"] for side in "AB")
+        assert (a.shape, b.shape) == ((config["r"], target.shape[1]), (target.shape[0], config["r"]))
+    if name in SHORT:
+        assert sorted(config["target_modules"]) == SHORT[name]
+    elif name == "roberta":  # its head has a `dense` too
+        assert sorted(config["target_modules"]) == sorted(paths)
+
+
+@pytest.mark.parametrize(("widest", "rank"), [(1, 8), (8, 8), (9, 16), (17, 32), (33, 64), (64, 64), (70, 70)])
+def test_one_rank_for_all_layers_among_those_that_engines_take(widest, rank, tmp_path):
+    model = nn.Sequential(nn.Linear(90, 80), nn.Linear(80, 5))
+    first, last = find_linear_layers(model)
+    factors = {
+        first: (torch.randn(80, widest), torch.randn(widest, 90)),
+        last: (torch.randn(5, 1), torch.randn(1, 80)),
+    }
+    write_adapter(factors, tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert (config["r"], config["lora_alpha"]) == (rank, rank)
+    for target, (left, right) in read_adapter(tmp_path, [first, last]).items():
+        assert (left.shape[1], right.shape[0]) == (rank, rank)
+        torch.testing.assert_close(left @ right, factors[target][0] @ factors[target][1], rtol=1e-4, atol=1e-4)
+
+
+def test_names_that_another_module_ends_in_are_written_out(tmp_path):
+    """A step of layer 1 alone must not be loaded into the others."""
+    model = make_model("llama")
+    step = a_step(model, "llama")
+    some = Step("plain", 8, 1.0, {t: pair for t, pair in step.factors.items() if t.layer == 1}).known_by(model)
+    some.save(tmp_path)
+    config = json.loads((tmp_path / CONFIG_NAME).read_text())
+    assert sorted(config["target_modules"]) == sorted(target.module for target in some.targets)
+    with as_peft_loads_it(model, tmp_path) as adapted:
+        found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert found == {f"base_model.model.{target.module}" for target in some.targets}
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "t5"])
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_models_own_modules_are_back_afterwards(name, failing, tmp_path):
+    model = make_model(name)
+    step = a_step(model, name)
+    step.save(tmp_path)
+    if failing:  # of another shape: peft has its layers in place before it finds out
+        tensors = load_file(tmp_path / WEIGHTS_NAME)
+        save_file({key: value[:, :3].contiguous() for key, value in tensors.items()}, tmp_path / WEIGHTS_NAME)
+    before = [(path, module, set(vars(module))) for path, module in model.named_modules()]
+    plain = logits(model, name)
+    if failing:
+        with pytest.raises(RuntimeError, match="size mismatch"), as_peft_loads_it(model, tmp_path):
+            pass
+    else:
+        with as_peft_loads_it(model, tmp_path):
+            assert any(hasattr(module, "lora_A") for module in model.modules())
+    after = [(path, module, set(vars(module))) for path, module in model.named_modules()]
+    assert [path for path, _, _ in after] == [path for path, _, _ in before]
+    assert all(mine is theirs and a == b for (_, mine, a), (_, theirs, b) in zip(after, before, strict=True))
+    assert torch.equal(logits(model, name), plain)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "roberta", "t5"])
+def test_what_was_saved_is_checked_by_what_peft_gives(name, tmp_path):
+    model = make_model(name)
+    step, batch = a_step(model, name), encoded(model, name).batches()[0]
+    step.save(tmp_path)
+    step.check(model, tmp_path, batch)
+    tensors = load_file(tmp_path / WEIGHTS_NAME)
+    changed = {key: 1.05 * value if "lora_B" in key else value for key, value in tensors.items()}
+    save_file(changed, tmp_path / WEIGHTS_NAME)
+    with pytest.raises(LasertriError, match="but loaded by peft it is off by .*; save with merge=True"):
+        step.check(model, tmp_path, batch)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_bf16_models_adapter_is_fp32_and_gives_what_was_measured(tmp_path):
+    model = make_model("llama", dtype=torch.bfloat16)
+    step, batch = a_step(model, "llama"), encoded(model, "llama").batches()[0]
+    step.save(tmp_path)
+    assert {tensor.dtype for tensor in load_file(tmp_path / WEIGHTS_NAME).values()} == {torch.float32}
+    step.check(model, tmp_path, batch)
+
+
+def test_a_module_of_ones_own_has_an_adapter_too(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2))
+    targets, x = find_linear_layers(model), torch.randn(4, 6)
+    step = Step("plain", 2, 1.0, {t: (torch.randn(t.shape[0], 2), torch.randn(2, t.shape[1])) for t in targets})
+    step.known_by(model).save(tmp_path)
+    with torch.no_grad():
+        with step.beside(model):
+            expected = model(x)
+        with as_peft_loads_it(model, tmp_path):
+            torch.testing.assert_close(model(x), expected)

@@ -1,0 +1,79 @@
+"""The model that an edit was made of is known again, by its layers and their weights."""
+
+import json
+
+import pytest
+import torch
+from tiny import make_model
+from torch import nn
+
+from lasertri import LasertriError
+from lasertri.edit.origin import Origin
+from lasertri.model.targets import find_linear_layers
+from lasertri.support.checksum import weight_sha256
+
+
+def test_it_notes_where_the_model_came_from_and_every_weight():
+    model = make_model("gpt2")
+    model.config._name_or_path, model.config._commit_hash = "somebody/model", "abc123"
+    targets = find_linear_layers(model)
+    origin = Origin.of(model, targets)
+    assert (origin.base, origin.revision) == ("somebody/model", "abc123")
+    assert origin.modules == ("c_attn", "c_fc", "c_proj")
+    assert origin.sha256 == {target: weight_sha256(target.parameter(model)) for target in targets}
+    assert Origin.from_dict(json.loads(json.dumps(origin.to_dict())), targets) == origin
+    origin.require(model)
+
+
+def test_of_nothing_it_asks_nothing():
+    assert Origin.from_dict(json.loads(json.dumps(Origin().to_dict())), []) == Origin()
+    Origin().require(nn.Linear(2, 3))
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    origin = Origin.of(model, find_linear_layers(model))
+    assert (origin.base, origin.revision, origin.modules) == ("", None, ("0", "2"))
+    origin.require(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "modules"),
+    [
+        ("llama", None, ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")),
+        ("llama", r"_proj$", ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")),
+        ("llama", "mlp", ("down_proj", "gate_proj", "up_proj")),
+        ("llama", r"layers\.1\.", ()),  # the other layers' end alike
+        ("gpt2", "mlp", ()),  # attention has a c_proj too
+        ("gpt2", "c_fc", ("c_fc",)),
+        ("roberta", None, ()),  # the head has a dense
+        ("roberta", "query", ("query",)),
+        ("t5", "Dense", ("wi", "wo")),
+    ],
+)
+def test_short_names_where_they_name_these_layers_and_no_others(name, pattern, modules):
+    model = make_model(name)
+    assert Origin.of(model, find_linear_layers(model, pattern)).modules == modules
+
+
+def test_any_other_weight_is_told():
+    model = make_model("gptj")
+    targets = find_linear_layers(model)
+    origin = Origin.of(model, targets)
+    for target in (targets[0], targets[-1]):
+        parameter = target.parameter(model)
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter[-1, -1] = torch.nextafter(parameter[-1, -1], torch.tensor(9.0))
+            with pytest.raises(LasertriError, match=f"{target} of this model has other values"):
+                origin.require(model)
+            parameter.copy_(kept)
+    origin.require(model)
+    model.transformer.h[2].mlp = nn.Identity()
+    with pytest.raises(LasertriError, match=r"expected a model with transformer\.h\.2\.mlp\.fc_in"):
+        origin.require(model)
+
+
+def test_a_quantised_weight_is_told_as_such():
+    model = nn.Sequential(nn.Linear(3, 4))
+    origin = Origin.of(model, find_linear_layers(model))
+    model[0].weight = nn.Parameter(model[0].weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(LasertriError, match=r"expected 0\.weight as a plain tensor"):
+        origin.require(model)
