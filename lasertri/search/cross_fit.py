@@ -7,6 +7,7 @@ samples together, or better.)
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -81,7 +82,11 @@ class Fit:
     finished: bool = True
 
     def to_dict(self) -> dict[str, object]:
-        return self.candidate.to_dict() | self.measurement.to_dict() | {"loss": self.loss, "seconds": self.seconds}
+        return (
+            self.candidate.to_dict()
+            | self.measurement.to_dict()
+            | {"loss": self.loss if math.isfinite(self.loss) else None, "seconds": self.seconds}
+        )
 
 
 def folds(strata: Sequence[str], groups: Sequence[str], *, count: int = FOLDS, seed: int = 0) -> list[list[int]]:

@@ -79,7 +79,7 @@ def test_the_edit_of_one_run_can_be_applied_by_the_next(tmp_path):
     assert "has other values" in refused.stderr
 
 
-STEP = ["--direction", "plain", "--targets", "mlp", "--accept", "best"]
+STEP = ["--direction", "plain", "--rank", "8", "--targets", "mlp", "--accept", "best"]
 
 
 def test_an_adapter_is_told_how_to_load_and_measured_beside_its_base(tmp_path):

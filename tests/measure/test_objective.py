@@ -19,6 +19,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import ObjectiveSamples
+from lasertri.method import SEARCHES
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
@@ -357,7 +358,7 @@ def test_a_score_that_exceeds_one_by_rounding_is_one():
     ],
 )
 def test_mistakes_in_the_objective_are_named_before_the_search(change, message, monkeypatch):
-    monkeypatch.setattr("lasertri.method.truncate", None)  # calling it would be another error
+    monkeypatch.setitem(SEARCHES, "truncate", None)  # calling it would be another error
     with pytest.raises(LasertriError, match=message):
         adapt(make(Recurrent), draw(60), objective=dataclasses.replace(CLASSIFY, **change), **SMALL)
 
