@@ -25,7 +25,7 @@ from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
 from lasertri.ops import whiten_blocks
 from lasertri.search.directions import DAMPING, RANKS
-from lasertri.search.tokens import Tokens, gather_tokens
+from lasertri.search.tokens import Room, Tokens, gather_tokens
 
 ALL = 1 << 60  # tokens
 Root = tuple[Tensor, Tensor, float]
@@ -94,7 +94,7 @@ def main(
     )
     targets = [target for target in find_linear_layers(loaded) if target.layer % stride == 0]
     with preserved(loaded):
-        tokens = gather_tokens(loaded, targets, encoded.loss_batches(range(len(encoded))), most=ALL)
+        tokens = gather_tokens(loaded, targets, encoded.loss_batches(range(len(encoded))), Room(ALL))
     counts = list(map(int, rows.split(",")))
     ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[int, list[int]] = defaultdict(list)

@@ -28,7 +28,7 @@ def gathered(
     """The tokens of every linear layer."""
     with preserved(model):
         batches = samples.loss_batches(range(len(samples)))
-        return gather_tokens(model, targets or find_linear_layers(model), batches, most=most)
+        return gather_tokens(model, targets or find_linear_layers(model), batches, Room(most))
 
 
 def a_step(

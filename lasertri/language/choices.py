@@ -42,6 +42,11 @@ class ChoiceBatch:
         """See `SampleBatch`."""
         return self.batch.entry
 
+    @property
+    def size(self) -> int:
+        """See `Batch.size`."""
+        return self.batch.size
+
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """See `Batch.read`."""
         return self.batch.read(model)

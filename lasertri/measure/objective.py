@@ -65,6 +65,11 @@ class ObjectiveBatch:
     samples: list[Any]
     entry: Tensor
 
+    @property
+    def size(self) -> int:
+        """How many samples it has."""
+        return len(self.samples)
+
     def loss(self, model: nn.Module) -> Tensor:
         """The loss summed over samples, with a gradient."""
         recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())

@@ -24,6 +24,10 @@ class SampleBatch(Protocol):
     def entry(self) -> Tensor:
         """`[N]`, the place in the readings of everything that `read` gives."""
 
+    @property
+    def size(self) -> int:
+        """Tokens that are run, padding included; of a caller's own samples their number."""
+
     def loss(self, model: nn.Module) -> Tensor:
         """The loss summed over samples, with a gradient."""
 

@@ -20,7 +20,7 @@ from lasertri.ops.finite import all_finite
 from lasertri.search.directions import make_step
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets
-from lasertri.search.tokens import FEWEST_TOKENS, gather_tokens
+from lasertri.search.tokens import FEWEST_TOKENS, Room, gather_tokens
 from lasertri.search.trials import run_trials
 
 
@@ -58,7 +58,7 @@ def _truncation(problem: Problem, target: Target) -> Edit:
 
 def _step(problem: Problem, target: Target) -> Edit:
     batches = problem.first.loss_batches(range(len(problem.first)))
-    tokens = gather_tokens(problem.model, [target], batches, most=FEWEST_TOKENS)
+    tokens = gather_tokens(problem.model, [target], batches, Room(FEWEST_TOKENS))
     step = make_step(tokens, "plain", rank=1, loss=1.0, samples=1)
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
         rows, columns = target.shape

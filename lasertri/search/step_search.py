@@ -17,7 +17,7 @@ from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, make_step
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
-from lasertri.search.tokens import Tokens, gather_tokens, most_tokens
+from lasertri.search.tokens import Room, Tokens, gather_tokens
 from lasertri.support.timing import Clock
 
 Edited = TypeVar("Edited", bound=Sizeable)
@@ -64,10 +64,11 @@ def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[
     parts = folds(samples.strata, samples.groups, seed=settings.seed)
     with clock("gradient"):
         batches = [samples.loss_batches(part) for part in parts]
-        most = most_tokens(model, problem.targets, settings.memory_budget, len(parts))
+        longest = max(sum(batch.size for batch in part) for part in batches)
+        room = Room.within(settings.memory_budget, model, problem.targets, longest, len(parts))
         with tqdm(total=sum(map(len, batches)), desc="gradient", disable=not settings.progress) as bar:
             tokens: list[Mapping[Target, Tokens]] = [
-                gather_tokens(model, problem.targets, part, most=most, advance=bar.update) for part in batches
+                gather_tokens(model, problem.targets, part, room, advance=bar.update) for part in batches
             ]
     return parts, tokens
 

@@ -54,18 +54,36 @@ class Tokens:
             self.inputs, self.deltas = [inputs], [deltas]
 
 
-def most_tokens(model: nn.Module, targets: Sequence[Target], budget: int, folds: int) -> int:
-    """Tokens of every layer and fold that half of a memory budget, in bytes, holds; twice as many may be there."""
-    each = sum(sum(target.shape) * target.parameter(model).element_size() for target in targets)
-    return max(FEWEST_TOKENS, budget // (4 * folds * each))
+@dataclass(frozen=True)
+class Room:
+    """How tokens are kept within a memory budget.
+
+    Attributes:
+        most: tokens of every layer; beyond twice that they are compressed.
+        narrow: whether FP32 ones are kept in BF16, of whose rounding a gradient of hundreds of tokens knows little.
+    """
+
+    most: int
+    narrow: bool = False
+
+    @classmethod
+    def within(cls, budget: int, model: nn.Module, targets: Sequence[Target], tokens: int, folds: int) -> Room:
+        """As they are if that many tokens of every fold fit, else in BF16, else as many as fit while compressed."""
+        numbers = folds * sum(sum(target.shape) for target in targets)
+        width = max(target.parameter(model).element_size() for target in targets)
+        for narrow in (False, True):
+            fitting = budget // (numbers * (2 if narrow else width))
+            if tokens <= fitting:
+                return cls(fitting, narrow)
+        return cls(max(FEWEST_TOKENS, fitting // 2), True)  # before they are compressed twice as many are there
 
 
 def gather_tokens(
     model: nn.Module,
     targets: Sequence[Target],
     batches: Sequence[SampleBatch],
+    room: Room,
     *,
-    most: int,
     advance: Advance = lambda _: None,
 ) -> dict[Target, Tokens]:
     """The tokens of every target, from one forward and backward pass of the batches.
@@ -73,7 +91,6 @@ def gather_tokens(
     The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient.
 
     Args:
-        most: tokens kept of every layer; beyond twice that they are compressed.
         advance: is told after every batch how many there were.
 
     Raises:
@@ -82,11 +99,16 @@ def gather_tokens(
     tokens: dict[Target, Tokens] = {target: Tokens() for target in targets}
     for batch in batches:
         taken = _finite(model, targets, batch)
+        narrowed: dict[int, Tensor] = {}  # once for layers that share it
         for target, (inputs, deltas) in taken.items():
+            if room.narrow and inputs.dtype == deltas.dtype == torch.float32:
+                if id(inputs) not in narrowed:
+                    narrowed[id(inputs)] = inputs.bfloat16()
+                inputs, deltas = narrowed[id(inputs)], deltas.bfloat16()
             tokens[target].inputs.append(inputs)
             tokens[target].deltas.append(deltas)
-            if len(tokens[target]) > 2 * most:
-                tokens[target].compress(most)
+            if len(tokens[target]) > 2 * room.most:
+                tokens[target].compress(room.most)
         advance(1)
     missing = next((target for target, found in tokens.items() if not found.deltas), None)
     if missing is not None:

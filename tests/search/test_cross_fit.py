@@ -24,7 +24,7 @@ from lasertri.ops import score_blocks
 from lasertri.search.cross_fit import LARGEST, MOST_RELIEF, SMALLEST, CrossFit, folds
 from lasertri.search.directions import make_step
 from lasertri.search.settings import Settings
-from lasertri.search.tokens import gather_tokens
+from lasertri.search.tokens import Room, gather_tokens
 
 # folds
 
@@ -164,7 +164,7 @@ def test_relief_is_what_each_sample_is_spared_and_gain_what_it_scores_more():
 def whole_step(model, samples, chosen, direction="whitened", rank=64):
     """Of size 1, from these samples."""
     with preserved(model), torch.enable_grad():
-        tokens = gather_tokens(model, find_linear_layers(model), samples.loss_batches(chosen), most=1 << 20)
+        tokens = gather_tokens(model, find_linear_layers(model), samples.loss_batches(chosen), Room(1 << 20))
     with torch.no_grad():
         loss = float(samples.read(model).sample_losses()[chosen].mean())
     return make_step(tokens, direction, rank=rank, loss=loss, samples=len(chosen))

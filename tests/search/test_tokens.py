@@ -10,7 +10,7 @@ from lasertri import LasertriError, Objective
 from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
-from lasertri.search.tokens import FEWEST_TOKENS, Tokens, gather_tokens, most_tokens
+from lasertri.search.tokens import FEWEST_TOKENS, Room, Tokens, gather_tokens
 
 
 def product(tokens):
@@ -126,13 +126,29 @@ def test_no_more_than_twice_the_most_are_kept(most):
             assert (product(own) - exact).norm() <= 0.3 * exact.norm(), target
 
 
-def test_the_most_is_what_half_of_the_budget_holds():
+def test_tokens_that_do_not_fit_are_narrowed_and_only_then_compressed():
     model = make_model("gptj")
     targets = find_linear_layers(model)
-    bytes_of_one = sum(sum(target.shape) for target in targets) * 4
-    assert most_tokens(model, targets, 4 * 2 * 1000 * bytes_of_one, 2) == 1000
-    assert most_tokens(model, targets, 1, 2) == FEWEST_TOKENS
-    assert most_tokens(model.bfloat16(), targets, 4 * 2 * 1000 * bytes_of_one, 2) == 2000
+    numbers = 2 * sum(sum(target.shape) for target in targets)  # of one token in both folds
+    assert Room.within(4 * 1000 * numbers, model, targets, 1000, 2) == Room(1000, narrow=False)
+    assert Room.within(4 * 1000 * numbers, model, targets, 1001, 2) == Room(2000, narrow=True)
+    assert Room.within(4 * 1000 * numbers, model, targets, 2001, 2) == Room(1000, narrow=True)
+    assert Room.within(1, model, targets, 10, 2) == Room(FEWEST_TOKENS, narrow=True)
+    assert Room.within(2 * 1000 * numbers, model.bfloat16(), targets, 1000, 2) == Room(1000, narrow=False)
+
+
+def test_narrowed_tokens_are_the_same_rounded_and_layers_still_share_them():
+    model = make_model("llama")
+    batches, targets = encoded(model, "llama").loss_batches(range(8)), find_linear_layers(model)
+    with preserved(model):
+        wide, narrow = (gather_tokens(model, targets, batches, Room(MANY, narrow)) for narrow in (False, True))
+    for target in targets:
+        for side in ("inputs", "deltas"):
+            for a, b in zip(getattr(wide[target], side), getattr(narrow[target], side), strict=True):
+                assert b.dtype == torch.bfloat16
+                assert torch.equal(a.bfloat16(), b)
+    queries, keys = (next(t for t in targets if t.module.endswith(name)) for name in ("q_proj", "k_proj"))
+    assert narrow[queries].shares_inputs(narrow[keys])
 
 
 def test_a_gradient_that_is_nan_names_its_layer():
@@ -173,7 +189,7 @@ def test_an_fp16_models_small_gradients_do_not_underflow():
     for which, into in ((model, found), (exact, expected)):
         targets = find_linear_layers(which)
         with preserved(which):
-            into.append(gather_tokens(which, targets, scaled_down(encoded(which, "gptj")), most=MANY))
+            into.append(gather_tokens(which, targets, scaled_down(encoded(which, "gptj")), Room(MANY)))
     largest = max(product(own).norm() for own in expected[0].values())
     for target, own in found[0].items():
         difference = (product(own) - product(expected[0][target])).norm()
@@ -239,5 +255,5 @@ def test_progress_is_told_batch_by_batch():
     model, told = make_model("gptj"), []
     batches = encoded(model, "gptj").loss_batches(range(12))
     with preserved(model):
-        gather_tokens(model, find_linear_layers(model), batches, most=MANY, advance=told.append)
+        gather_tokens(model, find_linear_layers(model), batches, Room(MANY), advance=told.append)
     assert told == [1] * len(batches) == [1, 1, 1]
