@@ -12,7 +12,7 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target, find_linear_layers
 from lasertri.search.directions import make_step
-from lasertri.search.tokens import Tokens, gather_tokens
+from lasertri.search.tokens import Room, Tokens, gather_tokens
 
 MANY = 1 << 20  # tokens
 

@@ -147,8 +147,8 @@ def test_narrowed_tokens_are_the_same_rounded_and_layers_still_share_them():
             for a, b in zip(getattr(wide[target], side), getattr(narrow[target], side), strict=True):
                 assert b.dtype == torch.bfloat16
                 assert torch.equal(a.bfloat16(), b)
-    queries, keys = (next(t for t in targets if t.module.endswith(name)) for name in ("q_proj", "k_proj"))
-    assert narrow[queries].shares_inputs(narrow[keys])
+    gate, up = (next(t for t in targets if t.module.endswith(name)) for name in ("gate_proj", "up_proj"))
+    assert narrow[gate].shares_inputs(narrow[up])
 
 
 def test_a_gradient_that_is_nan_names_its_layer():
