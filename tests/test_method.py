@@ -1,19 +1,24 @@
 """The whole method on tiny models: it finds what helps, changes nothing, and fails early."""
 
 import copy
+import dataclasses
 import logging
 import random
 
 import numpy as np
+import peft
 import pytest
+import safetensors.torch
 import torch
 from marks import slow
 from tiny import auto_class, make_model, make_samples, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from lasertri import Edit, LasertriError, Sample, adapt, load_model, load_tokenizer
+from lasertri import Edit, LasertriError, Objective, Sample, adapt, load_model, load_tokenizer
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
+from lasertri.edit.shrink import Shrink
+from lasertri.edit.step import Step
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.evaluate import evaluate
 from lasertri.method import SEARCHES
@@ -269,3 +274,160 @@ def test_held_out_samples_are_encoded_before_the_work(model, tokenizer, samples,
 def test_a_model_without_a_head_asks_for_an_objective(model, tokenizer, samples):
     with pytest.raises(LasertriError, match="a language model of transformers, got a GPTJModel; say with objective="):
         adapt(model.transformer, samples, tokenizer=tokenizer, **SMALL)
+
+
+# steps, and shrink
+
+STEP = {"edit": "step", "progress": False}
+
+
+def learnable():
+    """Samples whose answer is often the same: what any step can learn."""
+    return [
+        Sample(sample.prompt, choices=("yes", "no"), label=int(i % 5 == 0), group=str(i))
+        for i, sample in enumerate(make_samples(60))
+    ]
+
+
+def choice_loss(model, tokenizer, samples):
+    with torch.no_grad():
+        encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
+        return encoded.read(model).sample_losses().mean()
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "roberta", "t5"])
+def test_a_step_helps_and_is_saved_as_an_adapter_that_peft_loads(architecture, tmp_path):
+    model, tokenizer, samples = make_model(architecture), make_tokenizer(architecture), learnable()
+    before = copy.deepcopy(model)
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", **STEP)
+    assert all(torch.equal(value, before.state_dict()[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert isinstance(result.edit, Step)
+    assert result.rounds[0].decision.accepted.loss < choice_loss(model, tokenizer, samples)
+    assert result.held_out.edited.losses.mean() < result.held_out.baseline.losses.mean()
+    described = result.to_dict()
+    assert described["edit"]["kind"] == "step"
+    assert described["candidates"]["measured"] == len(described["trials"]) >= 4
+    assert {trial["direction"] for trial in described["trials"]} == {"plain", "whitened"}
+    result.save(tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {SUMMARY_NAME, REPORT_NAME, "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
+    assert "model.safetensors" not in files
+    before.save_pretrained(tmp_path / "base")
+    base = auto_class(architecture).from_pretrained(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    held_out = EncodedSamples(samples, model=model, tokenizer=tokenizer)
+    with result.edit.applied(model):
+        expected = evaluate(model, held_out)
+    found = evaluate(base, held_out)
+    assert adapted.peft_config["default"].r == 16 or architecture != "gptj"
+    assert found.log_loss == pytest.approx(expected.log_loss, abs=1e-5)
+    assert found.log_loss != pytest.approx(result.calibration.baseline.log_loss, abs=1e-3)
+    loaded = Edit.load(tmp_path / "out")
+    with loaded.applied(model):
+        assert evaluate(model, held_out).log_loss == pytest.approx(expected.log_loss, abs=1e-5)
+
+
+def test_a_merged_step_is_a_plain_checkpoint_with_its_adapter_beside(model, tokenizer, tmp_path):
+    samples = learnable()
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", merge=True, progress=False)
+    result.save(tmp_path / "out")
+    assert "adapter_config.json" not in {path.name for path in (tmp_path / "out").iterdir()}
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(reloaded) is type(model)
+    encoded = EncodedSamples(samples, model=model, tokenizer=tokenizer)
+    merged = evaluate(reloaded, encoded).log_loss
+    with result.edit.applied(model):
+        assert evaluate(model, encoded).log_loss == merged
+    loaded = Edit.load(tmp_path / "out" / "adapter")
+    assert not loaded.merge
+    with loaded.applied(model):
+        assert evaluate(model, encoded).log_loss == pytest.approx(merged, abs=1e-4)
+    peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path / "out" / "adapter")
+
+
+def test_singular_values_shrink_and_are_saved_in_a_checkpoint(model, tokenizer, tmp_path):
+    samples = learnable()
+    for blocks in (1, 3):
+        result = adapt(model, samples, tokenizer=tokenizer, accept="best", edit="shrink", blocks=blocks, progress=False)
+        assert isinstance(result.edit, Shrink)
+        assert {len(change) for change in result.edit.changes.values()} == {blocks}
+        assert result.rounds[0].decision.accepted.loss < choice_loss(model, tokenizer, samples)
+    result.save(tmp_path / "out")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    edited = copy.deepcopy(model)
+    Edit.load(tmp_path / "out").apply(edited)
+    for mine, theirs in zip(edited.parameters(), reloaded.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["step", "shrink"])
+def test_any_module_takes_a_step_by_an_objective(kind, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.Tanh(), torch.nn.Linear(9, 2))
+        x = torch.randn(90, 6)
+    samples = list(zip(x, (x[:, 0] > 0).long(), strict=True))
+
+    def labels(batch):
+        return torch.stack([y for _, y in batch])
+
+    objective = Objective(
+        lambda model, batch: model(torch.stack([x for x, _ in batch])),
+        lambda out, batch: torch.nn.functional.cross_entropy(out, labels(batch), reduction="none"),
+        lambda out, batch: out.argmax(-1) == labels(batch),
+    )
+    result = adapt(model, samples, objective=objective, accept="best", edit=kind, progress=False)
+    assert result.edit.to_dict()["kind"] == kind
+    assert result.held_out.edited.log_loss < result.held_out.baseline.log_loss
+    result.save(tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert ("adapter_model.safetensors" in names) == (kind == "step")
+    assert ("model.safetensors" in names) == (kind == "shrink")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("direction", ["plain", "whitened"])
+def test_half_precision_models_take_steps(dtype, direction, tmp_path):
+    model, tokenizer = make_model("llama", dtype=dtype), make_tokenizer()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = adapt(model, learnable(), tokenizer=tokenizer, accept="best", direction=direction, progress=False)
+    assert {side.dtype for pair in result.edit.factors.values() for side in pair} == {torch.float32}
+    assert result.held_out.edited.losses.mean() < result.held_out.baseline.losses.mean()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    result.save(tmp_path / "out")
+    stored = safetensors.torch.load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+def test_a_prompt_of_one_token_gives_queries_no_gradient_and_no_trouble(tokenizer):
+    model = make_model("llama")
+    samples = [Sample(letter, choices=("yes", "no"), label=0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    samples += [dataclasses.replace(sample, prompt=f"<unk> {sample.prompt}") for sample in samples]
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", targets="[qk]_proj", **STEP)
+    assert result.rounds[0].trials
+    only = [
+        Sample(a, choices=("yes", "no"), label=0, group=str(i)) for i, a in enumerate([*"abcdefghijklmnopqrst"] * 2)
+    ]
+    result = adapt(model, only, tokenizer=tokenizer, accept="best", targets="k_proj", **STEP)
+    assert result.edit is None  # nothing is left to change
+
+
+@pytest.mark.slow
+def test_random_answers_are_hardly_ever_accepted():
+    """From samples to the decision, on a model with opinions: at most the 99 % bound of binomial(100, .05)."""
+    model, tokenizer, accepted = make_model("gptj", n_layer=1), make_tokenizer(), 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        samples = [
+            Sample(
+                " ".join(rng.choice([*"abcdefghijklmnop"], 4)), choices=("yes", "no"), label=int(label), group=str(i)
+            )
+            for i, label in enumerate(rng.integers(2, size=40))
+        ]
+        options = {"held_out": samples[:1], "seed": seed, "calibration": 40, "batch_size": 64}
+        own = [dataclasses.replace(sample, group=f"calibration {sample.group}") for sample in samples]
+        result = adapt(model, own, tokenizer=tokenizer, **options, **STEP)
+        accepted += result.edit is not None
+    assert accepted <= 11

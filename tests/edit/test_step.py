@@ -58,7 +58,10 @@ def test_beside_the_weights_is_as_in_them_and_leaves_the_model_bit_for_bit(archi
 
 def test_an_fp64_model_loses_no_digit_to_a_step_of_nothing():
     model = make_model("gptj").double()
-    step = a_step(model, "gptj").scaled(0.0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 1e-10)  # no values of FP32 any more
+    step = a_step(model, "gptj", "plain").scaled(0.0)
     inputs = torch.arange(12).reshape(2, 6)
     with torch.no_grad():
         plain = model(inputs).logits
