@@ -51,7 +51,11 @@ class Shrink(Edit):
     def averaged(self, others: Sequence[Shrink]) -> Shrink:
         """The mean of this and others of its size."""
         edits = [self, *others]
-        changes = {t: torch.stack([edit.changes[t] for edit in edits]).mean(dim=0) for t in self.changes}
+        sides: dict[Target, list[Tensor]] = {}
+        for edit in edits:
+            for target, change in edit.changes.items():
+                sides.setdefault(target, []).append(change)
+        changes = {target: torch.stack(own).sum(dim=0) / len(edits) for target, own in sides.items()}
         return replace(self, changes=changes)
 
     def known_by(self, model: nn.Module) -> Shrink:
@@ -68,10 +72,16 @@ class Shrink(Edit):
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """See `Edit`; the layers' weights are kept meanwhile."""
-        with weights_in_place(model, self.changes, lambda target: self._scaled(target, model)):
+        if self.origin is not None:
+            self.origin.require(model)
+        with self.beside(model):
             yield
 
-    beside = applied
+    @contextmanager
+    def beside(self, model: nn.Module) -> Iterator[None]:
+        """The same, without a look at what the weights are."""
+        with weights_in_place(model, self.changes, lambda target: self._scaled(target, model)):
+            yield
 
     def save(self, directory: str | Path) -> None:
         """Write one number for every singular value."""

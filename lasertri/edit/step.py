@@ -17,6 +17,7 @@ from lasertri.edit.edit import CONFIG_NAME, Edit, check_config, weights_in_place
 from lasertri.edit.origin import Origin
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
+from lasertri.model.forwards import hidden_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.version import __version__
@@ -89,6 +90,8 @@ class Step(Edit):
     def applied(self, model: nn.Module) -> Iterator[None]:
         """See `Edit`: beside the weights, or merged into them."""
         if self.merge:
+            if self.origin is not None:
+                self.origin.require(model)
             with weights_in_place(model, self.factors, lambda target: self._merged(target, model)):
                 yield
         else:
@@ -100,9 +103,9 @@ class Step(Edit):
         """Within, every layer's output has the step added, in FP32 or better; no weight is touched."""
 
         def adding(left: Tensor, right: Tensor) -> Callable[..., Tensor]:
-            def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
                 dtype = torch.promote_types(output.dtype, right.dtype)
-                added = (arguments[0].to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
+                added = (hidden_of(arguments, options).to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
                 return (output.to(dtype) + added).to(output.dtype)
 
             return hook
@@ -111,7 +114,7 @@ class Step(Edit):
             for target, sides in self.factors.items():
                 left, right = (side.to(target.parameter(model).device) for side in sides)
                 module = model.get_submodule(target.module)
-                stack.callback(module.register_forward_hook(adding(left, right)).remove)
+                stack.callback(module.register_forward_hook(adding(left, right), with_kwargs=True).remove)
             yield
 
     def save(self, directory: str | Path) -> None:

@@ -106,8 +106,15 @@ class EncodedSamples:
         if any(self.table.free[i] for i in samples):
             return self._batches([self.table.gold[i] for i in samples])
         by_length = sorted(samples, key=lambda i: max(len(answer.row) for answer in self.answers[i]))
-        size = self.batch_size
-        parts = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+        parts: list[list[int]] = []
+        rows = 0
+        for i in by_length:
+            more = len(self._rows(self.table.answers_of(i)))
+            if not parts or rows + more > self.batch_size:
+                parts.append([])
+                rows = 0
+            parts[-1].append(i)
+            rows += more
         return [ChoiceBatch.of(batch, self.table) for part in parts for batch in self.batches(part, tokens=TOGETHER)]
 
     def gold_batches(self) -> list[Batch]:

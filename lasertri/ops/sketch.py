@@ -23,7 +23,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
         most: rows kept, at least 1; fewer tokens stay as they are.
 
     Returns:
-        X' `[s, n]` and Δ' `[s, m]`, s = min(T, most), in the dtypes of the two; their rows are no tokens any more.
+        X' `[s, n]` and Δ' `[s, m]`, s = min(T, most), in the two's dtypes, but FP32 for FP16; not tokens.
 
     Raises:
         LasertriError: the two have different numbers of rows, or `most` is below 1.
@@ -46,4 +46,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
     _, u = torch.linalg.eigh(rows @ rows.mT)
     kept = u[:, -most:].mT @ rows  # S Vᵀ of the largest
     first, second = kept.split([inputs.shape[1], deltas.shape[1]], dim=1)
-    return (first * norms[0]).to(inputs.dtype), (second * norms[1]).to(deltas.dtype)
+    # a row is as long as many tokens together, which FP16 may not hold
+    dtypes = (torch.float32 if side.dtype == torch.float16 else side.dtype for side in (inputs, deltas))
+    one, other = ((part * norm).to(dtype) for part, norm, dtype in zip((first, second), norms, dtypes, strict=True))
+    return one, other

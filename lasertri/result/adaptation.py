@@ -86,8 +86,9 @@ class Adaptation:
         """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
-        reads into a module of its kind. A second edit stands in `edit-2`. It does not matter whether they are applied
-        by now. Without one only what was measured is written. The folder appears when it is complete.
+        reads into a module of its kind. A second edit stands in `edit-2`. Without an edit only what was measured is
+        written. It does not matter whether edits are applied by now, but for a merged step and a shrink, which are to
+        be saved before. The folder appears when it is complete.
 
         Args:
             factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.

@@ -25,7 +25,7 @@ from lasertri.search.settings import Settings
 
 FOLDS = 2
 SMALLEST, LARGEST = 2.0**-6, 2.0**4
-MOST_RELIEF = 100.0  # nats of one sample, which may be infinite
+MOST_RELIEF = 100.0  # of one sample, in mean losses: it may be infinite
 
 
 class Sizeable(Protocol):
@@ -132,9 +132,9 @@ class CrossFit:
         self.baseline = baseline.measurement(normalize=settings.normalize)
 
     def others(self, fold: int) -> tuple[list[int], float]:
-        """The samples that are not of a fold, and the baseline's mean loss on them."""
+        """The samples that are not of a fold, and the baseline's mean loss on them, without its sign."""
         mine = [i for other, part in enumerate(self.parts) if other != fold for i in part]
-        return mine, float(self.losses[mine].mean())
+        return mine, float(np.abs(self.losses[mine]).mean())
 
     def sizes(self, edits: Sequence[Sizeable], first: float) -> Iterator[Fit]:
         """Fits from this size on, doubled or halved until the loss has turned on both sides.
@@ -167,7 +167,8 @@ class CrossFit:
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
         with np.errstate(invalid="ignore"):
-            relief = np.nan_to_num(self.losses - losses).clip(-MOST_RELIEF, MOST_RELIEF)
+            most = MOST_RELIEF * float(np.abs(self.losses).mean())
+            relief = np.nan_to_num(self.losses - losses).clip(-most, most)
         named: dict[str, Any] = edits[0].to_dict() | {"size": size}
         return Fit(
             Sized(**named),

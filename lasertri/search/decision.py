@@ -78,20 +78,30 @@ def decide_fit(
     Args:
         fits: all that were measured.
         loss: the baseline's, see `Fit.loss`.
-        accept: "test" asks that the winner is `eligible`, and that the joint test over every fit's gain in accuracy and
-            its relief of the loss gives p ≤ 0.05; "best" only that it lowers the loss.
+        accept: "test" asks that the winner is `eligible` and no less accurate, and that the joint test over every
+            fit's gain in accuracy and its relief of the loss gives p ≤ 0.05; "best" only that it lowers the loss.
     """
     able = [fit for fit in fits if eligible(fit.measurement, baseline, accept)]
+    if accept == "test":
+        able = [fit for fit in able if fit.measurement.accuracy >= baseline.accuracy]
     winner = min(able or fits, key=lambda fit: fit.loss)
     rows = np.array([row for fit in fits for row in (fit.gain, fit.relief)])
     own = 2 * fits.index(winner)
     p_value = max_t_p_value(rows, [own, own + 1], groups, seed=seed)
-    return _decision(winner, bool(able), winner.loss < loss, p_value, len(fits), accept)
+    return _decision(winner, bool(able), winner.loss < loss, p_value, len(fits), accept, "accuracy")
 
 
-def _decision(winner: Tried, able: bool, beats: bool, p_value: float, count: int, accept: str) -> Decision[Tried]:
+def _decision(
+    winner: Tried,
+    able: bool,
+    beats: bool,
+    p_value: float,
+    count: int,
+    accept: str,
+    lowered: str = "balanced accuracy",
+) -> Decision[Tried]:
     if not able:
-        accepted, reason = False, "every candidate lowers balanced accuracy or collapses to one answer"
+        accepted, reason = False, f"every candidate lowers {lowered} or collapses to one answer"
     elif not beats:
         accepted, reason = False, "no candidate beats the baseline"
     elif accept == "best":

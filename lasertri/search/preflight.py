@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,7 @@ def preflight(problem: Problem) -> None:
                 part.save_pretrained(directory)
         if edit.dense or importlib.util.find_spec("peft"):
             edit.save(directory)
+            edit.check(model, Path(directory), problem.first.batches()[0])
             edit = Edit.load(directory)
         Comparison.of(model, [edit], problem.first)
 

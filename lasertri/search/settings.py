@@ -39,7 +39,7 @@ class Settings:
     ] = "auto"
     rank: Annotated[
         int | None,
-        Option("Of the step in every layer; by default 16 if plain, 64 if whitened.", section="Step", least=1),
+        Option("Of the step in every layer; by default 16 if plain, 64 if whitened.", section="Step", least=2),
     ] = None
     merge: Annotated[
         bool,

@@ -46,7 +46,10 @@ def _shrink(
     samples, loss = fit.others(fold)
     slopes, decrease = {}, 0.0
     for target in problem.targets:
-        own = sum((found[target] for other, found in enumerate(tokens) if other != fold), Tokens())
+        others = (found for other, found in enumerate(tokens) if other != fold)
+        own = sum((found[target] for found in others if target in found), Tokens())
+        if not len(own):
+            continue
         gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(samples)
         factors = problem.factors.of(target, min(blocks, target.shape[0]))
         factors = factors._replace(basis=factors.basis.double())

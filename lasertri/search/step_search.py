@@ -50,12 +50,13 @@ def _step(
 ) -> Step:
     """A step of size 1 from all samples but a fold's; the mean of all folds' has the rank."""
     others = [own for other, own in enumerate(tokens) if other != fold]
-    together = {target: sum((own[target] for own in others), Tokens()) for target in others[0]}
+    reached = dict.fromkeys(target for own in others for target in own)
+    together = {target: sum((own[target] for own in others if target in own), Tokens()) for target in reached}
     samples, loss = fit.others(fold)
     rank = settings.rank or RANKS[direction]
-    each = max(1, rank // len(tokens))
+    each = rank // len(tokens)
     step = make_step(together, direction, rank=each, loss=loss, samples=len(samples), backend=settings.backend)
-    return replace(step, rank=rank)
+    return replace(step, rank=each * len(tokens))
 
 
 def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[Mapping[Target, Tokens]]]:

@@ -6,6 +6,7 @@ second moments of both, without a matrix of the weight's size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import Advance, SampleBatch
+from lasertri.model.forwards import hidden_of
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
+
+logger = logging.getLogger(__name__)
 
 FEWEST_TOKENS = 64  # below, little of a gradient would be left
 FP16_LOSS_SCALES = (2.0**12, 2.0**6, 1.0)  # gradients of an fp16 model underflow without
@@ -70,12 +74,13 @@ class Room:
     def within(cls, budget: int, model: nn.Module, targets: Sequence[Target], tokens: int, folds: int) -> Room:
         """As they are if that many tokens of every fold fit, else in BF16, else as many as fit while compressed."""
         numbers = folds * sum(sum(target.shape) for target in targets)
-        width = max(target.parameter(model).element_size() for target in targets)
-        for narrow in (False, True):
+        dtype = targets[0].parameter(model).dtype
+        width = 4 if dtype == torch.float16 else dtype.itemsize  # an fp16 model's output gradients are kept in FP32
+        for narrow in (False, True) if dtype == torch.float32 else (False,):
             fitting = budget // (numbers * (2 if narrow else width))
             if tokens <= fitting:
                 return cls(fitting, narrow)
-        return cls(max(FEWEST_TOKENS, fitting // 2), True)  # before they are compressed twice as many are there
+        return cls(max(FEWEST_TOKENS, fitting // 2), narrow)  # before they are compressed twice as many are there
 
 
 def gather_tokens(
@@ -110,13 +115,16 @@ def gather_tokens(
             if len(tokens[target]) > 2 * room.most:
                 tokens[target].compress(room.most)
         advance(1)
-    missing = next((target for target, found in tokens.items() if not found.deltas), None)
-    if missing is not None:
+    reached = {target: own for target, own in tokens.items() if own.deltas}
+    missing = [target.module for target in targets if target not in reached]
+    if not reached:
         raise LasertriError(
-            f"expected a gradient for every layer, none reached {missing.module}; it is offloaded, or not used by the "
+            f"expected a gradient for every layer, none reached {missing[0]}; it is offloaded, or not used by the "
             "forward pass, or the loss is detached from it; name other layers with targets="
         )
-    return tokens
+    if missing:
+        logger.warning("%d layers that no gradient reached are left out, %s among them", len(missing), missing[0])
+    return reached
 
 
 def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
@@ -144,7 +152,7 @@ def _taken(
     def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
         inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
         used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads
-        rows = next((r for x, u, r in kept if x.data_ptr() == inputs.data_ptr() and torch.equal(u, used)), None)
+        rows = next((r for x, u, r in kept if _same(x, inputs) and torch.equal(u, used)), None)
         if rows is None:
             rows = inputs[used]
             kept.append((inputs, used, rows))
@@ -166,15 +174,18 @@ def _taken(
 def _watched(model: nn.Module, targets: Sequence[Target], consume: Any) -> Iterator[None]:
     """Within, a forward and backward pass hands every target's inputs and output gradients to `consume`."""
 
-    def begin(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    def begin(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # the weights are frozen: the graph starts at the first of these layers
-        hidden = arguments[0]
-        return arguments if hidden.requires_grad else (hidden.detach().requires_grad_(), *arguments[1:])
+        hidden = hidden_of(arguments, options)
+        if hidden.requires_grad:
+            return arguments, options
+        start = hidden.detach().requires_grad_()
+        return (start, *arguments[1:]) if arguments else (), options if arguments else {next(iter(options)): start}
 
     def watch(target: Target) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            inputs = arguments[0].detach()
-            if output.requires_grad:  # not so where the model runs it without a graph
+        def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
+            inputs = hidden_of(arguments, options).detach()
+            if output.requires_grad:
                 output.register_hook(lambda delta: consume(target, inputs, delta.detach()))
 
         return hook
@@ -182,6 +193,11 @@ def _watched(model: nn.Module, targets: Sequence[Target], consume: Any) -> Itera
     with ExitStack() as stack:
         for target in targets:
             module = model.get_submodule(target.module)
-            stack.callback(module.register_forward_pre_hook(begin).remove)
-            stack.callback(module.register_forward_hook(watch(target)).remove)
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(watch(target), with_kwargs=True).remove)
         yield
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether both are the same view of the same memory."""
+    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())

@@ -134,8 +134,8 @@ def test_sizes_that_ruin_the_model_are_left_behind(ruin):
     assert [fit.candidate.size for fit in fits] == [1, 2, 0.5, 0.25, 0.125, 0.0625, 0.03125]
     assert min(fits, key=lambda fit: fit.loss).candidate.size == 0.0625
     assert [fit.loss for fit in fits][:4] == [math.inf] * 4
-    assert (fits[0].relief == -MOST_RELIEF).all()
-    assert (fits_of(lambda size: ruin if size else 1.0, 1.0)[-1].relief == -MOST_RELIEF).all()
+    assert (fits[0].relief <= -MOST_RELIEF).all()
+    assert (fits_of(lambda size: ruin if size else 1.0, 1.0)[-1].relief <= -MOST_RELIEF).all()
 
 
 def test_relief_is_what_each_sample_is_spared_and_gain_what_it_scores_more():

@@ -115,7 +115,7 @@ def test_which_kind_is_meant_goes_by_the_options_given(options, kind):
         ({"edit": "truncate", "direction": "plain"}, "expected no direction with edit='truncate'"),
         ({"strategy": "laser", "merge": True}, "expected no merge with edit='truncate'"),
         ({"edit": "shrink", "blocks": (1, 2)}, r"expected one number of blocks with edit='shrink', got \[1, 2\]"),
-        ({"rank": 0}, "expected rank of at least 1, got 0"),
+        ({"rank": 0}, "expected rank of at least 2, got 0"),
         ({"rank": 2.5}, "expected rank as a whole number, got 2.5"),
         ({"direction": "up"}, "expected direction among"),
         ({"edit": "grow"}, "expected edit among"),

@@ -159,15 +159,56 @@ def test_a_gradient_that_is_nan_names_its_layer():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_layer_that_no_gradient_reaches_is_named():
+def test_layers_that_no_gradient_reaches_are_left_out_and_named(caplog):
     model = make_model("gptj")
     mlp = model.transformer.h[1].mlp
     forward = mlp.forward
     for unreached in (lambda x: forward(x).detach(), torch.no_grad()(lambda x: forward(x)), lambda x: 0 * x):
-        mlp.forward = unreached
-        with pytest.raises(LasertriError, match=r"none reached transformer\.h\.1\.mlp\.fc_in; it is offloaded, or not"):
-            gathered(model, encoded(model, "gptj"))
+        mlp.forward, caplog.records[:] = unreached, []
+        tokens = gathered(model, encoded(model, "gptj"))
+        assert [t for t in find_linear_layers(model) if t not in tokens] == [
+            t for t in find_linear_layers(model) if t.module.startswith("transformer.h.1.mlp")
+        ]
+        assert "2 layers that no gradient reached are left out, transformer.h.1.mlp.fc_in among them" in caplog.text
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_where_no_gradient_reaches_any_layer_one_is_named():
+    model = make_model("gptj")
+    only = [target for target in find_linear_layers(model) if target.module.endswith("h.1.mlp.fc_in")]
+    model.transformer.h[1].mlp.forward = lambda x: 0 * x
+    with pytest.raises(LasertriError, match=r"none reached transformer\.h\.1\.mlp\.fc_in; it is offloaded, or not"):
+        gathered(model, encoded(model, "gptj"), targets=only)
+
+
+class Sliced(nn.Module):
+    """Two layers on different parts of the same memory, one called by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.whole, self.part = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.first(input=x)
+        return self.whole(hidden) + self.part(input=hidden[..., :4])
+
+
+def test_views_of_one_tensor_are_told_apart_and_layers_may_be_called_by_name():
+    torch.manual_seed(0)
+    model, data = Sliced(), [(torch.randn(6), i % 3) for i in range(12)]
+
+    def labels(batch):
+        return torch.tensor([label for _, label in batch])
+
+    objective = Objective(
+        forward=lambda model, batch: model(torch.stack([x for x, _ in batch])),
+        loss=lambda outputs, batch: nn.functional.cross_entropy(outputs, labels(batch), reduction="none"),
+        score=lambda outputs, batch: outputs.argmax(-1) == labels(batch),
+    )
+    samples, targets = ObjectiveSamples(data, objective=objective), find_linear_layers(model)
+    tokens = gathered(model, samples, targets=targets)
+    for target, expected in weight_gradients(model, samples, targets).items():
+        torch.testing.assert_close(product(tokens[target]), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_fp16_models_small_gradients_do_not_underflow():
