@@ -108,6 +108,8 @@ def test_only_a_candidate_that_could_be_accepted_leads(model, tokenizer, accept,
     settings = Settings(accept=accept, normalize=normalize, progress=False)
     assert survivors([0, 1], readings, range(70), samples.groups, settings) == ([0, 1] if kept else [0])
     assert survivors([0], readings, range(70), samples.groups, settings) == [0], "the best, though it could not win"
+    readings.baseline.log_probs[:] = log_probs(1 - wrong, normalize=normalize)
+    assert survivors([0, 1], readings, range(70), samples.groups, settings) == [0], "neither is sound beside this one"
 
 
 @pytest.mark.parametrize("normalize", [False, True])
