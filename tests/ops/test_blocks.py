@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasertri import LasertriError, Partition
-from lasertri.ops.blocks import block_ranks, equal_blocks, gather, lengths, retained_rank, side_of
+from lasertri.ops.blocks import BlockScores, block_ranks, equal_blocks, gather, lengths, retained_rank, side_of
 
 
 @given(st.integers(1, 400).flatmap(lambda rows: st.tuples(st.just(rows), st.integers(1, rows))))
@@ -86,3 +86,11 @@ def test_equal_blocks_are_grouped_and_none_is_lost(heights):
 def test_a_number_of_blocks_that_is_not_whole_is_an_error(blocks):
     with pytest.raises(LasertriError, match="expected between 1 and 12 blocks"):
         Partition.consecutive(12, blocks)
+
+
+def test_scores_with_another_gradient_keep_the_rest():
+    scores = BlockScores(torch.tensor([[2.0, 1.0], [3.0, 0.0]]), torch.ones(2, 2), lengths=(2, 1))
+    changed = scores._replace(grad=-scores.grad)
+    assert changed.lengths == (2, 1)
+    assert torch.equal(changed.sigma, scores.sigma)
+    assert torch.equal(changed.grad, -scores.grad)

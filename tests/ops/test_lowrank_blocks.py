@@ -118,6 +118,14 @@ def test_a_flat_spectrum_and_a_large_rank_go_to_the_eigenproblem(monkeypatch):
     assert_best(lowrank_blocks(weight, rank=8, backend="gram"), weight, [range(520)], 8)
 
 
+def test_a_spectrum_that_fp32_does_not_resolve_is_factored_in_fp64():
+    """Beside a block that it does resolve, whose factors are as good."""
+    steep = with_spectrum(10.0 ** -torch.arange(16.0, dtype=torch.float64), 16, 80)
+    weight = torch.cat([steep, gapped(16, 80)])
+    step = lowrank_blocks(weight, rank=6, blocks=2, precision="float32", backend="gram")
+    assert_best(step, weight, [range(16), range(16, 32)], 6)
+
+
 @given(st.data())
 def test_any_shape_rank_and_scale_has_the_least_residual(data):
     rows, columns = (data.draw(st.sampled_from([1, 2, 3, 5, 7, 11, 13, 17])) for _ in range(2))

@@ -366,3 +366,22 @@ def test_numbers_from_numpy_are_ranks_and_ratios_too():
     assert reduce_blocks(weight, ranks=np.array([1, 2])).shape == (2, 8, 12)
     with pytest.raises(LasertriError, match="got 'x'"):
         reduce_blocks(weight, ratios="x")
+
+
+@pytest.mark.parametrize(
+    ("length", "rank", "dtype"),
+    [
+        (64, 32, torch.float32),
+        (64, 33, torch.float64),
+        (64, 64, torch.float32),  # nothing is cut
+        (70, 60, torch.float64),
+        (72, 60, torch.float32),  # (1 - √(64/72)) / (1 + √(64/72)) = 0.029, and 10 √(64 eps) = 0.028
+        (512, 63, torch.float32),
+    ],
+)
+@pytest.mark.parametrize("turn", [False, True], ids=["wide", "tall"])
+def test_fp32_is_tried_where_a_gaussian_block_would_be_resolved(length, rank, dtype, turn):
+    block = torch.ones(1, length, 64) if turn else torch.ones(1, 64, length)
+    assert truncate.dtype_to_try(block, [1, rank], "float32") == dtype
+    assert truncate.dtype_to_try(block, [1, rank], "float64") == torch.float64
+    assert truncate.dtype_to_try(1e13 * block, [1, rank], "float32") == torch.float64
