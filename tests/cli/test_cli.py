@@ -88,7 +88,7 @@ def test_an_adapter_is_told_how_to_load_and_measured_beside_its_base(tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["edit"]["kind"] == "step"
     assert f'wrote {out}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{out}")' in result.stderr
-    assert f"vLLM: --enable-lora --max-lora-rank 16 --lora-modules task={out}" in result.stderr
+    assert f"vLLM: --enable-lora --max-lora-rank 8 --lora-modules task={out}" in result.stderr
     assert run("apply", out, MODEL_DIR, "-o", tmp_path / "merged").exit_code == 0
     places = [(out,), (MODEL_DIR, "--edit", out), (tmp_path / "merged",), (MODEL_DIR,)]
     measured = [json.loads(run("eval", *place, "--data", data, "--json").stdout) for place in places]
