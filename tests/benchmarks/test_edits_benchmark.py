@@ -41,6 +41,7 @@ def run(model, data, out):
     return out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_rows_are_whole_and_a_second_run_goes_on(folder, tmp_path):
     pytest.importorskip("peft")
     tasks, out = write_tasks(tmp_path), tmp_path / "rows.jsonl"

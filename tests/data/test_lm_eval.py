@@ -85,7 +85,7 @@ def make_tokenizer(kind):
     return tokenizer
 
 
-KINDS = ("merging", "byte level", "byte level with BOS", "metaspace")
+KINDS = (slow("merging"), slow("byte level"), "byte level with BOS", "metaspace")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -292,6 +292,7 @@ def test_its_samples_adapt_a_model(pair, choice_docs):
         adapt(model, samples, tokenizer=tokenizer, chat=True)
 
 
+@pytest.mark.slow  # lm_eval reads the files of all its tasks
 def test_an_unknown_task_is_one_sentence():
     with pytest.raises(LasertriError, match="expected the name of an lm_eval task, got 'no_such_task'"):
         lm_eval_samples("no_such_task")

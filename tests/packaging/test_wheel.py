@@ -39,6 +39,6 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "
         "load_model(MODEL_DIR); load_tokenizer(MODEL_DIR); print(len(samples(20, seed=0)))"
     ).format(site=[p for p in sys.path if p.endswith("site-packages")], venv=str(tmp_path / "venv"))
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.stdout == "20\n", done.stderr
     assert (tmp_path / "venv" / "bin" / "lasertri").exists()
