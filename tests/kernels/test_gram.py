@@ -7,7 +7,15 @@ from spectra import gaussian
 from lasertri.ops.kernels.gram import gram, launch
 from lasertri.ops.kernels.tiles import Tiles
 
-SHAPES = [(1, 1, 1), (3, 1, 7), (3, 7, 1), (2, 67, 131), slow((1, 131, 67)), slow((4, 64, 64)), slow((16, 17, 97))]
+SHAPES = [
+    (1, 1, 1),
+    (3, 1, 7),
+    (3, 7, 1),
+    slow((2, 67, 131)),
+    slow((1, 131, 67)),
+    slow((4, 64, 64)),
+    slow((16, 17, 97)),
+]
 
 
 def product(matrix):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from marks import slow_but
 from tiny import CAUSAL, make_model, make_samples
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +23,9 @@ def plain_log_prob(model, tokenizer, text, answer):
     return sum(log_probs[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
 
 
-@pytest.mark.parametrize("architecture", sorted(CAUSAL))
+@pytest.mark.parametrize(
+    "architecture", slow_but("gptj", "gpt2", "llama", "gemma2", "bloom", "mixtral", of=sorted(CAUSAL))
+)
 @pytest.mark.parametrize("limit", [{}, {"tokens": 1}, {"tokens": 20}])
 def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, limit):
     model = model_of(architecture)
@@ -40,7 +43,9 @@ def test_batches_read_what_a_row_alone_gives(model_of, tokenizer, architecture, 
 CHOICES = ("d e f", "g", "h i", "d e", "h j k l")
 
 
-@pytest.mark.parametrize("architecture", sorted(CAUSAL))
+@pytest.mark.parametrize(
+    "architecture", slow_but("gptj", "gpt2", "llama", "gemma2", "bloom", "mixtral", of=sorted(CAUSAL))
+)
 @pytest.mark.parametrize("options", [{}, {"sliding_window": 4}, {"attn_implementation": "eager"}], ids=str)
 def test_longer_choices_branch_off_one_prompt_and_read_what_rows_of_their_own_give(tokenizer, architecture, options):
     model = make_model(architecture, **options)

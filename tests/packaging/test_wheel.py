@@ -22,6 +22,7 @@ def wheel(tmp_path_factory):
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
     # the dependencies of this environment, lasertri itself from the wheel alone
     venv.create(tmp_path / "venv", with_pip=True)
