@@ -61,18 +61,18 @@ template <typename... Words>
 
 inline Sizes check(const Tensor& blocks, const std::string& method, bool on_cuda) {
   if (blocks.is_cuda() != on_cuda)
-    fail("expected blocks on a ", on_cuda ? "CUDA device" : "CPU", ", came blocks on another device; move them there");
+    fail("expected blocks on a ", on_cuda ? "CUDA device" : "CPU", ", got blocks on another device; move them there");
   if (blocks.dim() != 3)
-    fail("expected blocks [B, short side, long side], came ", blocks.dim(), " dimensions; a single block needs B = 1");
+    fail("expected blocks [B, short side, long side], got ", blocks.dim(), " dimensions; a single block needs B = 1");
   const ScalarType dtype = blocks.scalar_type();
   if (dtype != ScalarType::Float && dtype != ScalarType::Double && dtype != ScalarType::BFloat16 &&
       dtype != ScalarType::Half)
-    fail("expected blocks in float32, float64, bfloat16 or float16, came ", dtype, "; convert them first");
+    fail("expected blocks in float32, float64, bfloat16 or float16, got ", dtype, "; convert them first");
   if (method != "gram" && method != "direct")
-    fail("expected the method 'gram' or 'direct', came '", method, "'; 'auto' is decided by the caller");
+    fail("expected the method 'gram' or 'direct', got '", method, "'; 'auto' is decided by the caller");
   const int64_t rows = blocks.size(1), columns = blocks.size(2);
   if (std::max(rows, columns) > std::numeric_limits<int32_t>::max())
-    fail("expected sides that fit 32 bits, came ", rows, " and ", columns, "; split the matrix into more blocks");
+    fail("expected sides that fit 32 bits, got ", rows, " and ", columns, "; split the matrix into more blocks");
   return {blocks.size(0), rows, columns, std::min(rows, columns), method == "direct"};
 }
 

@@ -19,20 +19,20 @@ namespace lasertri {
 
 inline void succeed(cudaError_t code, const char* call) {
   if (code != cudaSuccess)
-    fail("expected ", call, " to succeed, came CUDA error ", static_cast<int>(code), " (", cudaGetErrorString(code), ")");
+    fail("expected ", call, " to succeed, got CUDA error ", static_cast<int>(code), " (", cudaGetErrorString(code), ")");
 }
 
 inline void succeed(cublasStatus_t code, const char* call) {
   if (code != CUBLAS_STATUS_SUCCESS)
-    fail("expected ", call, " to succeed, came cuBLAS status ", static_cast<int>(code), " (",
+    fail("expected ", call, " to succeed, got cuBLAS status ", static_cast<int>(code), " (",
          cublasGetStatusString(code), ")");
 }
 
 inline void succeed(cusolverStatus_t code, const char* call) {
   if (code == CUSOLVER_STATUS_ALLOC_FAILED)
-    fail("expected memory for ", call, ", came cuSOLVER status ", static_cast<int>(code), "; free some on the device");
+    fail("expected memory for ", call, ", got cuSOLVER status ", static_cast<int>(code), "; free some on the device");
   if (code != CUSOLVER_STATUS_SUCCESS)
-    fail("expected ", call, " to succeed, came cuSOLVER status ", static_cast<int>(code));
+    fail("expected ", call, " to succeed, got cuSOLVER status ", static_cast<int>(code));
 }
 
 #define LASERTRI_CALL(function, ...) ::lasertri::succeed(function(__VA_ARGS__), #function)
@@ -97,14 +97,14 @@ struct Handles {
 inline cudaStream_t current_stream(int32_t device) {
   void* stream = nullptr;
   if (aoti_torch_get_current_cuda_stream(device, &stream) != AOTI_TORCH_SUCCESS)
-    fail("expected torch to name the current stream of device ", device, ", came an error");
+    fail("expected torch to name the current stream of device ", device, ", got an error");
   return static_cast<cudaStream_t>(stream);
 }
 
 inline cudaStream_t pool_stream(int32_t device) {
   void* stream = nullptr;
   if (torch_get_cuda_stream_from_pool(/*isHighPriority=*/false, device, &stream) != AOTI_TORCH_SUCCESS)
-    fail("expected torch to lend a stream of device ", device, ", came an error");
+    fail("expected torch to lend a stream of device ", device, ", got an error");
   return static_cast<cudaStream_t>(stream);
 }
 
