@@ -136,15 +136,20 @@ class CrossFit:
         mine = [i for other, part in enumerate(self.parts) if other != fold for i in part]
         return mine, float(np.abs(self.losses[mine]).mean())
 
-    def sizes(self, edits: Sequence[Sizeable], first: float) -> Iterator[Fit]:
+    def sizes(self, edits: Sequence[Sizeable], first: float, *, least: float | None = None) -> Iterator[Fit]:
         """Fits from this size on, doubled or halved until the loss has turned on both sides.
+
+        No edit is of size 0: where the first size is no better, those beyond it are left out.
 
         Args:
             edits: for every fold, an edit of size 1 made from the other folds' samples.
+            least: loss of a rival; the first size is the only one where it does not beat that.
         """
         best = self.measure(edits, first)
         yield best
-        for factor in (2.0, 0.5):
+        if least is not None and not best.loss < least:
+            return
+        for factor in (2.0, 0.5) if best.loss < self.losses.mean() else (0.5,):
             size = first * factor
             while SMALLEST <= size <= LARGEST:
                 fit = self.measure(edits, size)

@@ -12,9 +12,10 @@ from lasertri.model.targets import Target
 from lasertri.ops import Partition, lowrank_blocks, whiten_blocks
 from lasertri.search.tokens import Tokens
 
-DIRECTIONS = ("plain", "whitened")
+DIRECTIONS = ("whitened", "plain")
 RANKS = {"plain": 16, "whitened": 64}  # of all folds' steps together; the whitened gradient's spectrum is flat
-FIRST_SIZE = {"plain": 0.5, "whitened": 1.0}  # predicted decrease, as a share of the loss
+FIRST_SIZE = {"plain": 0.5, "whitened": 2.0}  # predicted decrease, as a share of the loss
+SHORTER = 0.5  # the best plain step beside the best whitened one, as a rule
 DAMPING = 0.1
 
 

@@ -13,7 +13,7 @@ from lasertri.edit.step import Step
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
-from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, make_step
+from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, SHORTER, make_step
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
@@ -32,13 +32,25 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
         fit = cross_fit(problem, parts, bar)
         steps = {d: [_step(fit, tokens, fold, d, settings) for fold in range(len(parts))] for d in directions}
         tokens.clear()  # they may take as much memory as the model
-        fits = [found for direction in directions for found in fit.sizes(steps[direction], FIRST_SIZE[direction])]
+        fits = _fits(fit, steps)
         decision = decided(problem, fit, fits)
         edit = None
         if decision.accepted is not None:
             chosen = decision.accepted.candidate
             edit = averaged(steps[chosen.direction], chosen.size).known_by(problem.model, merge=settings.merge)
     return [Round({}, len(fits), fits, decision, edit)]
+
+
+def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
+    """Sizes of the first direction, then of another as long as it beats what there is."""
+    fits: list[Fit] = []
+    for direction, made in steps.items():
+        if not fits:
+            fits = list(fit.sizes(made, FIRST_SIZE[direction]))
+        else:
+            best = min(fits, key=lambda found: found.loss)
+            fits += fit.sizes(made, SHORTER * best.candidate.size, least=best.loss)
+    return fits
 
 
 def _step(

@@ -82,7 +82,7 @@ class Known:
         return {"kind": "step", "direction": "known", "rank": None, "size": self.size}
 
 
-def fits_of(loss, first):
+def fits_of(loss, first, **options):
     """Of 20 samples whose loss and score depend on the size alone."""
     model = nn.Module()
     model.size = 0.0
@@ -94,7 +94,7 @@ def fits_of(loss, first):
     samples = ObjectiveSamples(list(range(20)), objective=objective)
     parts = folds(samples.strata, samples.groups)
     cross = CrossFit(model, samples, parts, samples.read(model), Settings(progress=False))
-    fits = list(cross.sizes([Known(), Known()], first))
+    fits = list(cross.sizes([Known(), Known()], first, **options))
     assert model.size == 0.0
     return fits
 
@@ -120,20 +120,26 @@ def test_sizes_are_tried_until_the_loss_has_turned_on_both_sides(best, first):
     ("loss", "sizes"),
     [
         (lambda size: -size, [0.5, 1, 2, 4, 8, 16]),  # ever lower: to the largest
-        (lambda size: size, [0.5, 1, 0.25, 0.125, 0.0625, 0.03125, 0.015625]),  # ever higher: to the smallest
-        (lambda size: 1.0, [0.5, 1, 0.25]),  # flat: turned at once
+        (lambda size: size, [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625]),  # ever higher: to the smallest
+        (lambda size: 1.0, [0.5, 0.25]),  # flat: turned at once
+        (lambda size: (size - 0.2) ** 2, [0.5, 0.25, 0.125]),  # 0.5 is no better than 0: what is beyond is left out
     ],
 )
 def test_a_loss_that_never_turns_ends_at_the_bounds(loss, sizes):
     assert [fit.candidate.size for fit in fits_of(loss, 0.5)] == sizes
 
 
+@pytest.mark.parametrize(("least", "sizes"), [(0.1, [0.5]), (0.8, [0.5]), (0.82, [0.5, 1, 2])])
+def test_what_does_not_beat_its_rival_is_left_at_the_first_size(least, sizes):
+    assert [fit.candidate.size for fit in fits_of(lambda size: (size - 1.4) ** 2, 0.5, least=least)] == sizes
+
+
 @pytest.mark.parametrize("ruin", [math.nan, math.inf])
 def test_sizes_that_ruin_the_model_are_left_behind(ruin):
     fits = fits_of(lambda size: ruin if size > 0.2 else (size - 0.06) ** 2 + 1, 1.0)
-    assert [fit.candidate.size for fit in fits] == [1, 2, 0.5, 0.25, 0.125, 0.0625, 0.03125]
+    assert [fit.candidate.size for fit in fits] == [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]
     assert min(fits, key=lambda fit: fit.loss).candidate.size == 0.0625
-    assert [fit.loss for fit in fits][:4] == [math.inf] * 4
+    assert [fit.loss for fit in fits][:3] == [math.inf] * 3
     assert (fits[0].relief <= -MOST_RELIEF).all()
     assert (fits_of(lambda size: ruin if size else 1.0, 1.0)[-1].relief <= -MOST_RELIEF).all()
 
