@@ -27,7 +27,7 @@ def edit(**options: Any) -> Callable[[Case], Row]:
     """The search that these options of `adapt` ask for, and its edit held out, if one was accepted."""
 
     def run(case: Case) -> Row:
-        problem, clock = _problem(case, Settings(seed=case.seed, progress=False, **options)), Clock()
+        problem, clock = as_problem(case, Settings(seed=case.seed, progress=False, **options)), Clock()
         with preserved(case.model):
             [found, *_] = SEARCHES[problem.settings.edit](problem, clock)
             after, control = case.baseline, None
@@ -62,7 +62,7 @@ def edit(**options: Any) -> Callable[[Case], Row]:
 CHOSEN = ("kind", "direction", "rank", "size", "target", "blocks", "rho")
 
 
-def _problem(case: Case, settings: Settings) -> Problem:
+def as_problem(case: Case, settings: Settings) -> Problem:
     truncate = settings.edit == "truncate"
     targets = find_targets(case.model) if truncate else find_linear_layers(case.model)
     counts = [*settings.blocks, settings.scoring_blocks] if truncate else [1]
