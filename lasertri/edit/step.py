@@ -89,9 +89,9 @@ class Step(Edit):
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """See `Edit`: beside the weights, or merged into them."""
+        if self.origin is not None:
+            self.origin.require(model)
         if self.merge:
-            if self.origin is not None:
-                self.origin.require(model)
             with weights_in_place(model, self.factors, lambda target: self._merged(target, model)):
                 yield
         else:

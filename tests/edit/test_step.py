@@ -158,6 +158,8 @@ def test_another_base_is_refused_and_left_alone(tmp_path):
         with pytest.raises(LasertriError, match=message) as refused:
             step.apply(model)
         assert "\n" not in str(refused.value)
+        with pytest.raises(LasertriError, match=message), step.applied(model):
+            pass
         assert as_it_was(model, before)
 
 
