@@ -238,7 +238,7 @@ def test_experts_beside_a_conv1d_in_a_module_of_ones_own(count, tmp_path):
         with step.beside(model):
             expected = model(x)
         with as_peft_loads_it(model, tmp_path):
-            torch.testing.assert_close(model(x), expected)
+            torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_expert_alone_that_peft_would_turn_is_refused(tmp_path):
