@@ -329,6 +329,42 @@ def test_a_step_helps_and_is_saved_as_an_adapter_that_peft_loads(architecture, t
         assert evaluate(model, held_out).log_loss == pytest.approx(expected.log_loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("architecture", ["mixtral", slow("qwen3_moe"), slow("llama4_text")])
+@pytest.mark.parametrize("kind", ["step", slow("shrink")])
+@pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
+def test_experts_are_edited_with_all_layers(architecture, kind, dtype, tmp_path, caplog):
+    model, tokenizer, samples = make_model(architecture, dtype=dtype), make_tokenizer(), learnable()
+    before, how = copy.deepcopy(model.state_dict()), model.config._experts_implementation
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", edit=kind, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.config._experts_implementation == how
+    assert not caplog.records
+    experts = {target for target in result.edit.targets if target.expert is not None}
+    assert {(target.layer, target.expert) for target in experts} >= {(2, expert) for expert in range(3)}
+    assert len(experts) < len(result.edit.targets)
+    assert result.held_out.edited.losses.mean() < result.held_out.baseline.losses.mean()
+    result.save(tmp_path / "out")  # which compares it by plain peft
+    held_out = EncodedSamples(samples, model=model, tokenizer=tokenizer)
+    with result.edit.applied(model):
+        expected = evaluate(model, held_out).log_loss
+    with Edit.load(tmp_path / "out").applied(model):
+        assert evaluate(model, held_out).log_loss == pytest.approx(expected, abs=1e-5 if dtype.itemsize > 2 else 0.02)
+
+
+def test_experts_that_no_sample_reaches_are_named(tokenizer):
+    model = make_model("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _, __, out: (*out[:2], out[2] % 2))
+    with pytest.raises(LasertriError, match=r"expected tokens for model\.layers\.0\.mlp\.experts\.gate_up_proj\.2 or"):
+        adapt(model, learnable(), tokenizer=tokenizer, targets=r"experts\..*\.2", **STEP)
+
+
+def test_experts_that_peft_cannot_adapt_are_told_before_the_search(tokenizer, monkeypatch):
+    monkeypatch.setattr("lasertri.method.SEARCHES", {})
+    with pytest.raises(LasertriError, match=r"expected experts that peft can adapt, got model\.layers\.2"):
+        adapt(make_model("aria_text", moe_num_experts=1, moe_topk=1), learnable(), tokenizer=tokenizer, **STEP)
+
+
 def test_a_merged_step_is_a_plain_checkpoint_with_its_adapter_beside(model, tokenizer, tmp_path):
     samples = learnable()
     result = adapt(model, samples, tokenizer=tokenizer, accept="best", merge=True, progress=False)

@@ -68,6 +68,10 @@ CAUSAL = {
     "qwen3_moe": _MOE,
     "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4},
 }
+TRANSPOSED = {  # experts stored as [experts, inputs, outputs]: Aria's say so, Llama 4's do not
+    "llama4_text": _LLAMA | {"num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size_mlp": INNER},
+    "aria_text": _LLAMA | {"moe_num_experts": 3, "intermediate_size": 24},
+}
 MASKED = {
     **dict.fromkeys(("roberta", "xlm-roberta", "camembert", "bert"), _BERT),
     "electra": _BERT | {"embedding_size": 8},
@@ -94,7 +98,7 @@ def make_model(name: str, *, dtype: torch.dtype = torch.float32, **changes: obje
         special = {"vocab_size": len(WORDS + SPECIAL), "bos_token_id": OPENED, "eos_token_id": CLOSED}
     if name in ENCODER_DECODERS:
         special |= {"pad_token_id": PAD, "decoder_start_token_id": PAD, "forced_eos_token_id": None}
-    config = CONFIG_MAPPING[name](**CONFIGS.get(name, {}) | special | changes)
+    config = CONFIG_MAPPING[name](**(CONFIGS | TRANSPOSED).get(name, {}) | special | changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = auto_class(name).from_config(config, dtype=torch.float32)

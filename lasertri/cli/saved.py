@@ -84,10 +84,15 @@ def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> 
         load = "lasertri.load" if factored else f"{CLASSES[kind][0].__name__}.from_pretrained"
         return [f'wrote {folder}: the edited model; load it by {load}("{folder}")']
     lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
-    if kind == "causal":
-        rank = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["r"]
+    adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    if adapter.get("target_parameters"):
         lines.append(
-            f"vLLM: --enable-lora --max-lora-rank {rank} --lora-modules task={folder}; "
+            "engines may pass over what it adds to experts: serve the checkpoint that "
+            f"lasertri apply {folder} MODEL -o OUT writes"
+        )
+    elif kind == "causal":
+        lines.append(
+            f"vLLM: --enable-lora --max-lora-rank {adapter['r']} --lora-modules task={folder}; "
             f"llama.cpp: convert_lora_to_gguf.py {folder}"
         )
     return lines

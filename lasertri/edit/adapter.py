@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from lasertri.edit.origin import Origin
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
@@ -42,19 +42,29 @@ def require_peft() -> Any:
     return peft
 
 
-def write_adapter(
-    factors: Factors, folder: Path, *, base: str = "", revision: str | None = None, modules: Sequence[str] = ()
-) -> None:
+def write_adapter(factors: Factors, folder: Path, origin: Origin) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`.
 
-    One rank for all layers and α = r, so that the factors are what is added; nothing but pairs of linear layers.
+    One rank for all layers and α = r, so that the factors are what is added; nothing but pairs of linear layers, and of
+    experts all those of a parameter together: `[E · r, n]` and `[m, r · E]`, zeros where an expert has no factors.
 
     Args:
-        factors: of every layer `[m, r]` and `[r, n]`, whose product is added to the weight.
-        base, revision: the model that it belongs to.
-        modules: names that end these layers' paths and no others', which is what serving engines look for.
+        factors: of every layer or expert `[m, r]` and `[r, n]`, whose product is added to the weight.
+        origin: the model that it belongs to.
+
+    Raises:
+        LasertriError: peft cannot express it.
     """
     peft = require_peft()
+    layers = [target for target in factors if target.name not in origin.parameters]
+    if any(target.expert is not None for target in layers):
+        raise LasertriError("expected a step of experts that knows its model; save step.known_by(model)")
+    alone = next((name for name, stored in origin.parameters.items() if stored == (1, True)), None)
+    if alone is not None:
+        raise LasertriError(
+            f"expected experts that peft can adapt, got {alone}, one alone that is stored as [inputs, outputs]; name "
+            "other targets (--targets)"
+        )
     widest = max(left.shape[1] for left, _ in factors.values())
     rank = next((rank for rank in RANKS if rank >= widest), widest)
     config = peft.LoraConfig(
@@ -62,26 +72,50 @@ def write_adapter(
         lora_alpha=rank,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(modules) or sorted(target.module for target in factors),
-        fan_in_fan_out=any(target.transposed for target in factors),
-        base_model_name_or_path=base or None,
-        revision=revision,
+        target_modules=list(origin.modules) or sorted(target.module for target in layers),
+        target_parameters=list(origin.parameters) or None,
+        fan_in_fan_out=any(target.transposed for target in layers),
+        base_model_name_or_path=origin.base or None,
+        revision=origin.revision,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))
     tensors: dict[str, Tensor] = {}
     for target, (left, right) in factors.items():
-        short = rank - left.shape[1]
-        tensors[f"{PREFIX}{target.module}.lora_A.weight"] = pad(right, (0, 0, 0, short)).float().cpu().contiguous()
-        tensors[f"{PREFIX}{target.module}.lora_B.weight"] = pad(left, (0, short)).float().cpu().contiguous()
+        count, turned = _stored(target, origin)
+        a, b = (left.mT, right.mT) if turned else (right, left)
+        name_a, name_b = _names(target, origin)
+        if name_a not in tensors:
+            tensors[name_a], tensors[name_b] = torch.zeros(count * rank, a.shape[1]), torch.zeros(len(b), rank * count)
+        tensors[name_a].unflatten(0, (count, rank))[target.expert or 0, : len(a)] = a
+        tensors[name_b].unflatten(1, (rank, count))[:, : b.shape[1], target.expert or 0] = b
     save_file(tensors, folder / WEIGHTS_NAME, {"format": "pt"})
 
 
-def read_adapter(folder: Path, targets: Iterable[Target]) -> dict[Target, tuple[Tensor, Tensor]]:
+def read_adapter(folder: Path, targets: Iterable[Target], origin: Origin) -> dict[Target, tuple[Tensor, Tensor]]:
     """The factors that `write_adapter` wrote for these targets."""
     tensors = load_file(folder / WEIGHTS_NAME)
-    names = {target: f"{PREFIX}{target.module}" for target in targets}
-    return {t: (tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]) for t, name in names.items()}
+    factors = {}
+    for target in targets:
+        count, turned = _stored(target, origin)
+        a, b = (tensors[name] for name in _names(target, origin))
+        a, b = a.unflatten(0, (count, -1))[target.expert or 0], b.unflatten(1, (-1, count))[..., target.expert or 0]
+        factors[target] = (a.mT, b.mT) if turned else (b, a)
+    return factors
+
+
+def _stored(target: Target, origin: Origin) -> tuple[int, bool]:
+    """How many matrices its parameter holds, and whether peft takes rows for columns."""
+    count, transposed = origin.parameters.get(target.name, (1, target.transposed))
+    return count, transposed != target.transposed
+
+
+def _names(target: Target, origin: Origin) -> tuple[str, str]:
+    """What peft calls its factors. A module is wrapped for each of its parameters, the first innermost."""
+    wrapped = [name for name in origin.parameters if name.rpartition(".")[0] == target.module]
+    outside = len(wrapped) - 1 - wrapped.index(target.name) if target.name in wrapped else 0
+    path = f"{PREFIX}{target.module}{outside * '.base_layer'}"
+    return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
 
 
 @torch.no_grad()
@@ -113,7 +147,7 @@ def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
     """Within, the model with the folder's adapter as plain peft reads it; afterwards its own modules are back."""
     peft = require_peft()
     own = set(vars(model))
-    kept = ("_modules", "_forward_hooks", "_forward_pre_hooks")
+    kept = ("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks")
     before = [(getattr(module, name), dict(getattr(module, name))) for module in model.modules() for name in kept]
     try:
         with warnings.catch_warnings():

@@ -11,8 +11,11 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.editable import require_plain
-from lasertri.model.targets import Target
+from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import weight_sha256
+
+# layers that peft, in a model whose experts share parameters, takes for experts of an older checkpoint
+OLDER_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 @dataclass(frozen=True)
@@ -22,22 +25,27 @@ class Origin:
     Attributes:
         base, revision: where the model came from; empty where that is not known.
         modules: names that end the paths of the edited layers and of no others; empty where there are none such.
+        parameters: of every weight that peft is given by its own path, not its layer's, how many matrices it holds, and
+            whether peft takes them for stored as [inputs, outputs].
         sha256: `weight_sha256` of every layer's weight.
     """
 
     base: str = ""
     revision: str | None = None
     modules: tuple[str, ...] = ()
+    parameters: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
     sha256: Mapping[Target, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module, targets: Iterable[Target]) -> Self:
         """Look at a model's layers."""
         chosen, config = list(targets), getattr(model, "config", None)
+        parameters = as_parameters(chosen, model)
         return cls(
             getattr(config, "_name_or_path", ""),
             getattr(config, "_commit_hash", None),
-            _endings({target.module for target in chosen}, model),
+            _endings({target.module for target in chosen if target.name not in parameters}, model),
+            parameters,
             {target: weight_sha256(target.part(target.parameter(model))) for target in chosen},
         )
 
@@ -45,13 +53,15 @@ class Origin:
     def from_dict(cls, fields: Mapping[str, Any], targets: Sequence[Target]) -> Self:
         """What `to_dict` gave, for targets in the same order."""
         checksums = dict(zip(targets, fields["sha256"], strict=True)) if fields["sha256"] else {}
-        return cls(fields["base_model"], fields["base_revision"], tuple(fields["modules"]), checksums)
+        parameters = {name: (count, transposed) for name, (count, transposed) in fields["parameters"].items()}
+        return cls(fields["base_model"], fields["base_revision"], tuple(fields["modules"]), parameters, checksums)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "base_model": self.base,
             "base_revision": self.revision,
             "modules": list(self.modules),
+            "parameters": {name: list(stored) for name, stored in self.parameters.items()},
             "sha256": list(self.sha256.values()),
         }
 
@@ -74,6 +84,27 @@ class Origin:
                     f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
                     "values or another dtype; apply the edit to its own base, once"
                 )
+
+
+def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:
+    """See `Origin.parameters`; in the model's order, in which peft wraps them.
+
+    Besides experts these are layers that peft would take for some, and `Conv1D`, whose `fan_in_fan_out` is not for
+    parameters.
+    """
+    if not has_experts(model):
+        return {}
+    chosen = {
+        target.name: target
+        for target in targets
+        if target.expert is not None or target.transposed or target.module.rpartition(".")[2] in OLDER_EXPERTS
+    }
+    return {
+        name: (len(parameter) if parameter.dim() == 3 else 1, transposed)
+        for name, parameter in model.named_parameters()
+        if name in chosen
+        for transposed in [bool(getattr(model.get_submodule(chosen[name].module), "is_transposed", False))]
+    }
 
 
 def _endings(paths: set[str], model: nn.Module) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from lasertri.version import __version__
 
 @dataclass(frozen=True)
 class Shrink(Edit):
-    """What the singular values of many linear layers are multiplied by.
+    """What the singular values of many linear layers and experts are multiplied by.
 
     Attributes:
         size: predicted decrease of the loss, as a share of what it was, before any value is clamped.

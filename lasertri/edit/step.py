@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from lasertri.edit.adapter import WEIGHTS_NAME, check_adapter, read_adapter, write_adapter
 from lasertri.edit.edit import CONFIG_NAME, Edit, check_config, weights_in_place, write_config
-from lasertri.edit.origin import Origin
+from lasertri.edit.origin import Origin, as_parameters
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
-from lasertri.model.forwards import hidden_of
+from lasertri.model.calls import Call, led
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.version import __version__
@@ -25,13 +25,13 @@ from lasertri.version import __version__
 
 @dataclass(frozen=True)
 class Step(Edit):
-    """What is added to the weights of many linear layers: `left @ right` of each.
+    """What is added to the weights of many linear layers and experts: `left @ right` of each.
 
     Attributes:
         direction: "plain", the gradient itself, or "whitened", see `ops.whiten_blocks`.
         rank: of every layer, of which a fold's step has its part; a layer of fewer rows or columns has its own.
         size: predicted decrease of the loss, as a share of what it was.
-        factors: of every layer `[m, r]` and `[r, n]`, FP32, with −η in the left one.
+        factors: of every layer `[m, r]` and `[r, n]`, FP32, with −η in the left one; none of an expert without tokens.
         merge: whether it is added to the weights when it is saved, in their dtype, instead of standing beside them.
         origin: what it is a step from; None until that is looked at.
     """
@@ -100,21 +100,26 @@ class Step(Edit):
 
     @contextmanager
     def beside(self, model: nn.Module) -> Iterator[None]:
-        """Within, every layer's output has the step added, in FP32 or better; no weight is touched."""
+        """Within, every layer's output has the step added, in FP32 or better; no weight is touched.
 
-        def adding(left: Tensor, right: Tensor) -> Callable[..., Tensor]:
-            def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> Tensor:
-                dtype = torch.promote_types(output.dtype, right.dtype)
-                added = (hidden_of(arguments, options).to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
-                return (output.to(dtype) + added).to(output.dtype)
+        Of an expert's, only what rounding to the weight's dtype leaves of it: peft adds it to the weight.
+        """
+        rounded = as_parameters(self.targets, model)
+        sides = {
+            target: [side.to(target.parameter(model).device) for side in pair] for target, pair in self.factors.items()
+        }
 
-            return hook
+        def add(target: Target, inputs: Tensor, call: Call) -> Tensor:
+            output, (left, right) = call(inputs), sides[target]
+            dtype = torch.promote_types(output.dtype, right.dtype)
+            if target.name in rounded and output.dtype != dtype:
+                weight = target.view(target.parameter(model)).to(dtype)
+                added = inputs.to(dtype) @ ((weight + left @ right).to(output.dtype).to(dtype) - weight).mT
+            else:
+                added = (inputs.to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
+            return (output.to(dtype) + added).to(output.dtype)
 
-        with ExitStack() as stack:
-            for target, sides in self.factors.items():
-                left, right = (side.to(target.parameter(model).device) for side in sides)
-                module = model.get_submodule(target.module)
-                stack.callback(module.register_forward_hook(adding(left, right), with_kwargs=True).remove)
+        with led(model, self.targets, add):
             yield
 
     def save(self, directory: str | Path) -> None:
@@ -122,7 +127,7 @@ class Step(Edit):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         origin = self.origin or Origin()
-        write_adapter(self.factors, directory, base=origin.base, revision=origin.revision, modules=origin.modules)
+        write_adapter(self.factors, directory, origin)
         config: dict[str, Any] = {"lasertri_version": __version__, "kind": "step"}
         config |= {"direction": self.direction, "rank": self.rank, "size": self.size}
         config |= {"targets": [asdict(target) for target in self.factors], "origin": origin.to_dict()}
@@ -145,8 +150,8 @@ class Step(Edit):
         except (KeyError, TypeError, ValueError) as error:
             raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({error!r})") from error
         try:
-            factors = read_adapter(directory, targets)
-        except (OSError, SafetensorError, KeyError) as error:
+            factors = read_adapter(directory, targets, origin)
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise LasertriError(
                 f"{directory / WEIGHTS_NAME}: expected a step's adapter, but it cannot be read: {error}"
             ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,9 +43,3 @@ def fused_activations(model: nn.Module) -> dict[str, Forward]:
 
     formulas = NewGELUActivation | FastGELUActivation
     return {name: gelu for name, module in model.named_modules() if isinstance(module, formulas)}
-
-
-def hidden_of(arguments: Sequence[Any], options: Mapping[str, Any]) -> Tensor:
-    """What a linear layer was called with, by position or by name."""
-    hidden: Tensor = arguments[0] if arguments else next(iter(options.values()))
-    return hidden

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +18,6 @@ from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
 
 BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,32 +133,30 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
 
 
 def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Target]:
-    """Every linear layer that may be edited, whole: a matrix that several roles share is one target here.
+    """Every linear layer and expert's matrix that may be edited, whole: what several roles share is one target here.
 
     Args:
-        pattern: regular expression searched for in the layer's path; by default all inside the repeated layers, or of a
+        pattern: regular expression searched for in `str(target)`; by default all inside the repeated layers, or of a
             module without such all there are.
 
     Raises:
         LasertriError: there is none, or weights are quantised or not in memory.
     """
     require_editable(model)
-    matrices = dict(_matrices(model)).values()
-    found = {target.name: target for target in matrices if target.expert is None}
-    if experts := len(matrices) - sum(target.expert is None for target in matrices):
-        logger.warning("%d matrices of experts are left out: only linear layers are changed together", experts)
+    found = {(target.name, target.expert): target for _, target in _matrices(model)}
+    layers = layer_paths(model)
     whole = [
-        replace(target, role=_inside(layer_paths(model), target.module)[1], shape=shape, rows=None)
+        replace(target, role=_inside(layers, target.name.removesuffix(".weight"))[1], shape=shape, rows=None)
         for target in found.values()
         for shape in [target.whole_shape(model)]
-        if isinstance(model.get_submodule(target.module), Linear)
+        if target.expert is not None or isinstance(model.get_submodule(target.module), Linear)
     ]
     if pattern is not None:
-        chosen = [target for target in whole if re.search(pattern, target.module)]
+        chosen = [target for target in whole if re.search(pattern, str(target))]
     else:
         chosen = [target for target in whole if target.layer >= 0] or whole
     if not chosen:
-        seen = sorted({re.sub(r"\d+", "N", target.module) for target in whole})
+        seen = sorted({re.sub(r"\d+", "N", str(target)) for target in whole})
         wanted = "linear layers" if pattern is None else f"linear layers that match {pattern!r}"
         raise LasertriError(f"expected {wanted}, got none among {', '.join(seen) or 'a model without any'}")
     for target in chosen:
@@ -255,6 +250,11 @@ def _stacks(module: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
         if down.shape == expected:
             return {"gate_up_proj": (("fc_in", "fc_up"), transposed), "down_proj": (("fc_out",), transposed)}
     return {}
+
+
+def has_experts(model: nn.Module) -> bool:
+    """Whether it has experts that share a parameter."""
+    return any(_stacks(module) for module in model.modules())
 
 
 def _chooses_experts(model: nn.Module, name: str) -> bool:

@@ -40,7 +40,8 @@ def make_step(
     for members in _sharing({target: own for target, own in tokens.items() if len(own)}):
         inputs = torch.cat(tokens[members[0]].inputs)
         deltas = [torch.cat(tokens[target].deltas) for target in members]
-        for target, delta, (left, right) in zip(members, deltas, make(inputs, deltas, rank, backend), strict=True):
+        found = make(inputs, deltas, min(rank, len(inputs)), backend)  # an expert may have fewer tokens
+        for target, delta, (left, right) in zip(members, deltas, found, strict=True):
             factors[target] = left, right
             decrease += float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()) / samples
     length = loss / decrease if decrease > 0 else 0.0  # no gradient is left where all is answered beyond doubt

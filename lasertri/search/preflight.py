@@ -35,7 +35,7 @@ def preflight(problem: Problem) -> None:
     for name, parameter in model.named_parameters():
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
-    target = min(problem.targets, key=lambda t: t.shape[0] * t.shape[1])
+    target = min(problem.targets, key=_size)
     edit = TRIES[problem.settings.edit](problem, target)
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
         # the checkpoint but for its weights
@@ -49,6 +49,10 @@ def preflight(problem: Problem) -> None:
         Comparison.of(model, [edit], problem.first)
 
 
+def _size(target: Target) -> int:
+    return target.shape[0] * target.shape[1]
+
+
 def _truncation(problem: Problem, target: Target) -> Edit:
     model, samples, factors = problem.model, problem.first, problem.factors
     blocks = min(max(problem.settings.blocks), target.shape[0])
@@ -60,7 +64,9 @@ def _truncation(problem: Problem, target: Target) -> Edit:
 
 def _step(problem: Problem, target: Target) -> Edit:
     batches = problem.first.loss_batches(range(len(problem.first)))
-    tokens = gather_tokens(problem.model, [target], batches, Room(FEWEST_TOKENS))
+    smallest = {t.expert is None: t.name for t in sorted(problem.targets, key=_size, reverse=True)}
+    targets = [t for t in problem.targets if t.name in smallest.values()]  # experts besides: any of them has tokens
+    tokens = gather_tokens(problem.model, targets, batches, Room(FEWEST_TOKENS))
     step = make_step(tokens, "plain", rank=1, loss=1.0, samples=1)
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
         rows, columns = target.shape

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from lasertri.edit.step import Step
+from lasertri.errors import LasertriError
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
@@ -83,6 +84,11 @@ def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[
             tokens: list[Mapping[Target, Tokens]] = [
                 gather_tokens(model, problem.targets, part, room, advance=bar.update) for part in batches
             ]
+    if not any(tokens):
+        raise LasertriError(
+            f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "
+            "experts; bring more samples, or name other targets (--targets)"
+        )
     return parts, tokens
 
 

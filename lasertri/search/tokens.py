@@ -1,23 +1,21 @@
-"""What every linear layer was given and asked to change, token by token, from one backward pass.
+"""What every linear layer and expert was given and asked to change, token by token, from one backward pass.
 
 A layer's inputs X `[T, n]` and the gradients at its outputs Δ `[T, m]` hold its weight's gradient G = ΔᵀX and the
-second moments of both, without a matrix of the weight's size.
+second moments of both, without a matrix of the weight's size. An expert is a layer whose tokens are those sent to it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import Advance, SampleBatch
-from lasertri.model.forwards import hidden_of
+from lasertri.model.calls import Call, led
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 
@@ -65,22 +63,30 @@ class Room:
     Attributes:
         most: tokens of every layer; beyond twice that they are compressed.
         narrow: whether FP32 ones are kept in BF16, of whose rounding a gradient of hundreds of tokens knows little.
+        share: of a layer's tokens what an expert may keep.
     """
 
     most: int
     narrow: bool = False
+    share: float = 1.0
 
     @classmethod
     def within(cls, budget: int, model: nn.Module, targets: Sequence[Target], tokens: int, folds: int) -> Room:
         """As they are if that many tokens of every fold fit, else in BF16, else as many as fit while compressed."""
-        numbers = folds * sum(sum(target.shape) for target in targets)
+        share = _share(model, targets)
+        numbers = folds * sum(sum(target.shape) * (1 if target.expert is None else share) for target in targets)
         dtype = targets[0].parameter(model).dtype
         width = 4 if dtype == torch.float16 else dtype.itemsize  # an fp16 model's output gradients are kept in FP32
         for narrow in (False, True) if dtype == torch.float32 else (False,):
-            fitting = budget // (numbers * (2 if narrow else width))
+            fitting = int(budget // (numbers * (2 if narrow else width)))
             if tokens <= fitting:
                 return cls(fitting, narrow)
-        return cls(max(FEWEST_TOKENS, fitting // 2), narrow)  # before they are compressed twice as many are there
+        # before they are compressed twice as many are there
+        return cls(max(FEWEST_TOKENS, fitting // 2), narrow, share)
+
+    def of(self, target: Target) -> int:
+        """How many tokens of this target may be kept."""
+        return self.most if target.expert is None else max(FEWEST_TOKENS, int(self.share * self.most))
 
 
 def gather_tokens(
@@ -112,12 +118,13 @@ def gather_tokens(
                 inputs, deltas = narrowed[id(inputs)], deltas.bfloat16()
             tokens[target].inputs.append(inputs)
             tokens[target].deltas.append(deltas)
-            if len(tokens[target]) > 2 * room.most:
-                tokens[target].compress(room.most)
+            if len(tokens[target]) > 2 * room.of(target):
+                tokens[target].compress(room.of(target))
         advance(1)
     reached = {target: own for target, own in tokens.items() if own.deltas}
-    missing = [target.module for target in targets if target not in reached]
-    if not reached:
+    called = {target.name for target in reached}  # an expert may have no token, but not all of them
+    missing = [str(target) for target in targets if target.name not in called]
+    if not reached and any(target.expert is None for target in targets):
         raise LasertriError(
             f"expected a gradient for every layer, none reached {missing[0]}; it is offloaded, or not used by the "
             "forward pass, or the loss is detached from it; name other layers with targets="
@@ -127,13 +134,19 @@ def gather_tokens(
     return reached
 
 
+def _share(model: nn.Module, targets: Sequence[Target]) -> float:
+    """What part of the tokens an expert is sent, if all are sent as many."""
+    experts = max((len(target.parameter(model)) for target in targets if target.expert is not None), default=1)
+    return (getattr(getattr(model, "config", None), "num_experts_per_tok", None) or experts) / experts
+
+
 def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
     """See `_taken`; an fp16 model's loss is scaled as far up as it goes."""
     half = any(target.parameter(model).dtype == torch.float16 for target in targets)
     overflown: list[str] = []
     for scale in FP16_LOSS_SCALES if half else (1.0,):
         taken = _taken(model, targets, batch, scale)
-        overflown = [target.module for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
+        overflown = [str(target) for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
         if not overflown:
             return taken
     raise LasertriError(
@@ -147,15 +160,18 @@ def _taken(
 ) -> dict[Target, tuple[Tensor, Tensor]]:
     """Inputs and output gradients of every layer that one batch's loss depends on, without the tokens it does not."""
     taken: dict[Target, tuple[Tensor, Tensor]] = {}
-    kept: list[tuple[Tensor, Tensor, Tensor]] = []  # inputs, which tokens, those of them
+    kept: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by view: inputs, which tokens, those of them
 
     def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
         inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
         used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads
-        rows = next((r for x, u, r in kept if _same(x, inputs) and torch.equal(u, used)), None)
+        if target.expert is not None:
+            used &= inputs.any(dim=-1)  # nor of other experts' tokens, where each is given all and zeros for those
+        alike = kept.setdefault(_view(inputs), [])
+        rows = next((r for _, u, r in alike if torch.equal(u, used)), None)
         if rows is None:
             rows = inputs[used]
-            kept.append((inputs, used, rows))
+            alike.append((inputs, used, rows))
         delta = delta[used]
         if delta.dtype == torch.float16:  # which cannot hold them as small as they are
             delta = delta.float() / scale
@@ -163,41 +179,21 @@ def _taken(
             rows, delta = torch.cat([taken[target][0], rows]), torch.cat([taken[target][1], delta])
         taken[target] = rows, delta
 
-    with _watched(model, targets, consume), torch.enable_grad():
+    def watch(target: Target, inputs: Tensor, call: Call) -> Tensor:
+        if not inputs.requires_grad:  # the weights are frozen: the graph starts at the first of these layers
+            inputs = inputs.detach().requires_grad_()
+        output, given = call(inputs), inputs.detach()
+        if output.requires_grad:
+            output.register_hook(lambda delta: consume(target, given, delta.detach()))
+        return output
+
+    with led(model, targets, watch), torch.enable_grad():
         loss = batch.loss(model)
         if loss.requires_grad:
             (scale * loss).backward()
     return taken
 
 
-@contextmanager
-def _watched(model: nn.Module, targets: Sequence[Target], consume: Any) -> Iterator[None]:
-    """Within, a forward and backward pass hands every target's inputs and output gradients to `consume`."""
-
-    def begin(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        # the weights are frozen: the graph starts at the first of these layers
-        hidden = hidden_of(arguments, options)
-        if hidden.requires_grad:
-            return arguments, options
-        start = hidden.detach().requires_grad_()
-        return (start, *arguments[1:]) if arguments else (), options if arguments else {next(iter(options)): start}
-
-    def watch(target: Target) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
-            inputs = hidden_of(arguments, options).detach()
-            if output.requires_grad:
-                output.register_hook(lambda delta: consume(target, inputs, delta.detach()))
-
-        return hook
-
-    with ExitStack() as stack:
-        for target in targets:
-            module = model.get_submodule(target.module)
-            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(watch(target), with_kwargs=True).remove)
-        yield
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether both are the same view of the same memory."""
-    return (one.data_ptr(), one.shape, one.stride()) == (other.data_ptr(), other.shape, other.stride())
+def _view(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for the same view of the same memory."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()

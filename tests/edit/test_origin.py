@@ -53,6 +53,31 @@ def test_short_names_where_they_name_these_layers_and_no_others(name, pattern, m
     assert Origin.of(model, find_linear_layers(model, pattern)).modules == modules
 
 
+@pytest.mark.parametrize(
+    ("name", "pattern", "modules", "parameters"),
+    [
+        ("llama", None, ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"), {}),
+        ("mixtral", r"\.1\.", (), {"experts.gate_up_proj": (3, False), "experts.down_proj": (3, False)}),
+        (
+            "qwen3_moe",
+            r"q_proj|\.2\..*experts",
+            ("q_proj",),
+            {"experts.gate_up_proj": (4, False), "experts.down_proj": (4, False)},
+        ),
+        ("qwen3_moe", r"\.1\.mlp\.(up|down)", (), {"up_proj.weight": (1, False), "down_proj.weight": (1, False)}),
+        ("aria_text", r"\.0\..*experts\.down.*1$", (), {"experts.down_proj": (3, True)}),
+        ("llama4_text", r"\.0\..*experts\.gate_up.*1$", (), {"experts.gate_up_proj": (3, False)}),
+    ],
+)
+def test_what_peft_is_given_by_its_own_path(name, pattern, modules, parameters):
+    model = make_model(name)
+    targets = find_linear_layers(model, pattern)
+    origin = Origin.of(model, targets)
+    assert origin.modules == modules
+    assert [(path.split(".", 4)[4], stored) for path, stored in origin.parameters.items()] == list(parameters.items())
+    assert Origin.from_dict(json.loads(json.dumps(origin.to_dict())), targets) == origin
+
+
 def test_any_other_weight_is_told():
     model = make_model("gptj")
     targets = find_linear_layers(model)

@@ -35,7 +35,7 @@ def scaled(weight, changes):
     return torch.cat(done)
 
 
-@pytest.mark.parametrize("name", ["gptj", "gpt2", "phi3"])
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "phi3", "mixtral"])
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("stored", [True, False])
 def test_every_singular_value_is_scaled_from_0_to_2(name, blocks, stored):

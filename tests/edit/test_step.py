@@ -6,6 +6,7 @@ import pytest
 import torch
 from stepping import a_step, encoded
 from tiny import make_model
+from torch import nn
 
 from lasertri import Edit, LasertriError
 from lasertri.edit.adapter import WEIGHTS_NAME
@@ -14,7 +15,7 @@ from lasertri.edit.step import Step
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
 
-ARCHITECTURES = ["gptj", "gpt2", "phi3", "roberta", "t5"]
+ARCHITECTURES = ["gptj", "gpt2", "phi3", "roberta", "t5", "mixtral", "qwen3_moe", "llama4_text"]
 
 
 @torch.no_grad()
@@ -38,6 +39,8 @@ def products(step):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_beside_the_weights_is_as_in_them_and_leaves_the_model_bit_for_bit(architecture, dtype):
     model = make_model(architecture).to(dtype)
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the default's grouped product has no FP64
     step, before = a_step(model, architecture), state(model)
     plain = log_probs(model, architecture)
     with step.beside(model):
@@ -50,7 +53,7 @@ def test_beside_the_weights_is_as_in_them_and_leaves_the_model_bit_for_bit(archi
         }
     assert as_it_was(model, before)
     assert (log_probs(model, architecture) == plain).all()
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
     assert abs(beside - plain).max() > 0.05
     # log-probabilities themselves are read in FP32
     assert abs(beside - merged).max() <= 2e-5 * abs(plain).max()
@@ -99,7 +102,7 @@ def test_an_interrupted_merge_is_undone():
     with pytest.raises(KeyboardInterrupt), step.beside(model):
         raise KeyboardInterrupt
     assert as_it_was(model, before)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_lengths_multiply_and_means_have_the_ranks_of_all():
@@ -203,3 +206,20 @@ def test_a_bf16_models_step_beside_it_is_not_rounded_to_its_weights():
         exact = plain.float() + (x.float() @ right.mT) @ left.mT
         with step.beside(model):
             assert torch.equal(module(x), exact.bfloat16())
+
+
+def test_of_a_bf16_experts_step_is_added_what_its_weight_can_hold_as_peft_does_it():
+    model = make_model("mixtral", dtype=torch.bfloat16)
+    [target, *_] = find_linear_layers(model, r"layers\.1\..*gate_up_proj")
+    stack = target.parameter(model)
+    x = torch.tensor([1.0, -1.0]).repeat(8).bfloat16()[None]
+    right = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stack.fill_(1.0)
+        for size, lost in ((5e-4, True), (0.1, False)):
+            step = Step("plain", 1, 1.0, {target: (torch.full((80, 1), size), right)})
+            merged = (1 + size * right).bfloat16().float()
+            with step.beside(model):
+                found = nn.functional.linear(x, stack[0])
+            assert torch.equal(found, (x.float() @ merged.mT).bfloat16().expand(1, 80))
+            assert (found == 0).all() == lost

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from tiny import CONFIGS, ENCODER_DECODERS, INNER, MASKED, WIDTH
+from tiny import CONFIGS, ENCODER_DECODERS, INNER, MASKED, TRANSPOSED, WIDTH
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -206,14 +206,14 @@ def test_a_model_without_layers_lists_what_was_seen():
         find_targets(model)
 
 
-# of linear layers in a layer of each family: those outside experts
+# of linear layers in a layer of each family: those outside of parameters that experts share
 LINEAR = {"gpt2": 4, "gpt_neox": 4, "bloom": 4, "phi3": 4, "mixtral": 4, "llama": 7, "gptj": 6, "t5": 6, "bart": 6}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_linear_layers_are_all_those_inside_layers_whole(model_of, name):
     model = model_of(name)
-    layers = find_linear_layers(model)
+    layers = [target for target in find_linear_layers(model) if target.expert is None]
     modules = dict(model.named_modules())
     head = model.get_output_embeddings()
     inside = {
@@ -240,11 +240,19 @@ def test_linear_layers_are_all_those_inside_layers_whole(model_of, name):
         assert sum(target.layer == 0 for target in layers) == LINEAR[name]
 
 
-@pytest.mark.parametrize("name", EXPERTS)
-def test_experts_are_left_out_of_linear_layers_and_it_is_said(model_of, name, caplog):
-    layers = find_linear_layers(model_of(name))
-    assert not any("experts" in target.name for target in layers)
-    assert "matrices of experts are left out" in caplog.text
+@pytest.mark.parametrize("name", [*EXPERTS, *TRANSPOSED])
+def test_every_expert_is_two_layers_whole(model_of, name):
+    model = model_of(name)
+    found = [target for target in find_linear_layers(model) if target.expert is not None]
+    stacks = [(path, p) for path, p in model.named_parameters() if p.dim() == 3]
+    assert [(t.name, t.expert) for t in found] == [(path, e) for path, stack in stacks for e in range(len(stack))]
+    for target in found:
+        stored = target.parameter(model)[target.expert]
+        assert torch.equal(target.view(target.parameter(model)), stored.mT if name in TRANSPOSED else stored)
+        assert target.shape == tuple(target.view(target.parameter(model)).shape)
+        assert (target.rows, target.role) == (None, target.name.split(".", 3)[3])
+    names = [str(target) for target in find_linear_layers(model, r"\.2\..*experts\.down_proj\.[02]")]
+    assert [path.rpartition("experts.")[2] for path in names] == ["down_proj.0", "down_proj.2"]
 
 
 def test_linear_layers_by_pattern_with_shared_ones_left_out(model_of):

@@ -136,8 +136,7 @@ def test_a_model_that_cannot_be_replayed_is_measured_with_the_weight_in_place(mo
 
 def test_a_model_whose_rows_are_not_first_is_measured_likewise(tokenizer, caplog):
     """Llama 4 hands its experts every token once for each of them; it stores them as [inputs, outputs]."""
-    changes = {"num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size_mlp": 40}
-    model = make_model("llama4_text", **CONFIGS["llama"] | changes)
+    model = make_model("llama4_text")
     candidates = [Candidate(t, 3, 0.4) for t in find_targets(model, r"layers\.2.*expert")]
     assert {(c.target.expert, c.target.transposed) for c in candidates} >= {(2, True), (None, False)}
     assert_measured_as_edited(model, tokenizer, candidates, caplog)

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from stepping import MANY, encoded, gathered
-from tiny import CONFIGS, make_model
+from tiny import CONFIGS, TRANSPOSED, make_model
 from torch import nn
 
 from lasertri import LasertriError, Objective
 from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
+from lasertri.search.directions import make_step
 from lasertri.search.tokens import FEWEST_TOKENS, Room, Tokens, gather_tokens
 
 
@@ -29,21 +30,21 @@ def weight_gradients(model, samples, targets):
     return found
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_they_make_autograds_gradient_of_every_linear_layer(name):
+@pytest.mark.parametrize("name", [*CONFIGS, *TRANSPOSED])
+def test_they_make_autograds_gradient_of_every_linear_layer_and_expert(name):
     model = make_model(name)
     samples, targets = encoded(model, name), find_linear_layers(model)
     tokens = gathered(model, samples)
     assert list(tokens) == targets
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
     expected = weight_gradients(model, samples, targets)
     largest = max(gradient.norm() for gradient in expected.values())
     for target, own in tokens.items():
         assert (product(own) - expected[target]).norm() <= 1e-5 * expected[target].norm() + 1e-7 * largest, target
 
 
-@pytest.mark.parametrize("name", ["gptj", "gpt2", "phi3", "roberta", "t5"])
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "phi3", "roberta", "t5", "mixtral", "qwen3_moe", "llama4_text"])
 def test_in_bf16_they_are_as_near_fp32_as_autograds_gradient(name):
     narrow = make_model(name, dtype=torch.bfloat16)
     wide = make_model(name, dtype=torch.bfloat16).float()
@@ -60,6 +61,34 @@ def test_in_bf16_they_are_as_near_fp32_as_autograds_gradient(name):
         errors["tokens"] += float(((product(own) - exact[target]) / size).square().sum())
         errors["autograd"] += float(((plain[target] - exact[target]) / size).square().sum())
     assert errors["tokens"] ** 0.5 <= 1.2 * errors["autograd"] ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "experts"),
+    [("mixtral", "num_local_experts"), ("qwen3_moe", "num_experts"), ("llama4_text", "num_local_experts")],
+)
+def test_an_expert_has_the_tokens_sent_to_it_and_maybe_none(name, experts, caplog):
+    model = make_model(name, **{experts: 8})
+    samples, targets = encoded(model, name, 1), find_linear_layers(model, "experts")
+    tokens = gathered(model, samples, targets)
+    assert 0 < sum(len(own) > 0 for own in tokens.values()) < len(targets)
+    assert "no gradient" not in caplog.text
+    assert all(piece.any(dim=-1).all() for own in tokens.values() for piece in own.inputs)
+    expected = weight_gradients(model, samples, targets)
+    for target, gradient in expected.items():
+        found = product(tokens[target]) if target in tokens else torch.zeros(target.shape).double()
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+    step = make_step(tokens, "whitened", rank=64, loss=1.0, samples=1)
+    assert {target: right.shape[0] for target, (_, right) in step.factors.items()} == {
+        target: min(len(own), *target.shape) for target, own in tokens.items() if len(own)
+    }
+
+
+def test_of_experts_alone_no_token_may_be_left():
+    model = make_model("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _, __, out: (*out[:2], out[2] % 2))
+    assert gathered(model, encoded(model, "mixtral"), find_linear_layers(model, r"experts\..*\.2")) == {}
 
 
 @pytest.mark.parametrize("name", ["gptj", "llama", "roberta", "bart"])
@@ -137,6 +166,18 @@ def test_tokens_that_do_not_fit_are_narrowed_and_only_then_compressed():
     assert Room.within(2 * 1000 * numbers, model.bfloat16(), targets, 1000, 2) == Room(1000, narrow=False)
 
 
+def test_experts_are_counted_with_the_tokens_that_they_are_sent_on_average():
+    model = make_model("mixtral")  # two experts of three
+    targets = find_linear_layers(model)
+    experts = [target for target in targets if target.expert is not None]
+    numbers = 2 * (sum(sum(t.shape) for t in targets if t.expert is None) + sum(sum(t.shape) for t in experts) * 2 / 3)
+    fitting = Room.within(int(4 * 1000 * numbers) + 1, model, targets, 1000, 2)
+    assert (fitting.of(targets[0]), fitting.of(experts[0]), fitting.narrow) == (1000, 1000, False)
+    beyond = Room.within(int(4 * 1000 * numbers) + 1, model, targets, 2001, 2)
+    assert (beyond.of(targets[0]), beyond.of(experts[0]), beyond.narrow) == (1000, 666, True)
+    assert beyond == Room(1000, True, 2 / 3)
+
+
 def test_narrowed_tokens_are_the_same_rounded_and_layers_still_share_them():
     model = make_model("llama")
     batches, targets = encoded(model, "llama").loss_batches(range(8)), find_linear_layers(model)
@@ -170,7 +211,7 @@ def test_layers_that_no_gradient_reaches_are_left_out_and_named(caplog):
             t for t in find_linear_layers(model) if t.module.startswith("transformer.h.1.mlp")
         ]
         assert "2 layers that no gradient reached are left out, transformer.h.1.mlp.fc_in among them" in caplog.text
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules() if module is not mlp)
 
 
 def test_where_no_gradient_reaches_any_layer_one_is_named():
