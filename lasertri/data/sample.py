@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
 FEWEST = 20  # samples that calibrate: below this an edit that helps cannot be told from luck
@@ -28,8 +29,9 @@ class Sample:
             "contains-with-prompt": it is found in the prompt or that text, which is how LASER's code counts; for
             comparison alone, since a prompt that holds the answer is always right.
         window: how many tokens the model writes, greedily, where an answer is looked for in them.
-        delimiter: stands between prompt and answer exactly as it is, and tokens are divided there as
-            lm-evaluation-harness divides them; None leaves the delimiter to the run.
+        delimiter: stands between prompt and answer exactly as it is; None leaves the delimiter to the run.
+        as_lm_eval: the first tokens of the answer are those that lm-evaluation-harness takes for it, which counts the
+            prompt's own, even where prompt and answer merge.
         source: where it came from ("train.jsonl:17"), for messages.
     """
 
@@ -41,17 +43,19 @@ class Sample:
     match: str = "tokens"
     window: int = 0
     delimiter: str | None = None
+    as_lm_eval: bool = False
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, str):
-            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {self.choices!r}")
+            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {shown(self.choices)}")
         object.__setattr__(self, "choices", tuple(self.choices))
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise LasertriError(f"{self.source}, prompt: expected text, got {self.prompt!r}")
+        _expect_text(self.prompt, f"{self.source}, prompt")
         if (self.completion is None) == (not self.choices):
             raise LasertriError(f"{self.source}: expected either choices with a label or a completion")
         check_match(self.match, self.window, self.source)
+        if self.delimiter is not None:
+            _expect_unicode(self.delimiter, f"{self.source}, delimiter")
         if self.completion is not None:
             _expect_text(self.completion, f"{self.source}, completion")
             return
@@ -61,12 +65,12 @@ class Sample:
             _expect_text(choice, f"{self.source}, choices")
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise LasertriError(
-                f"{self.source}, choices: expected at least two different ones, got {list(self.choices)}"
+                f"{self.source}, choices: expected at least two different ones, got {shown(list(self.choices))}"
             )
         whole = isinstance(self.label, Integral) and not isinstance(self.label, bool)
         if not whole or not 0 <= int(self.label or 0) < len(self.choices):
             raise LasertriError(
-                f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, got {self.label!r}"
+                f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, got {shown(self.label)}"
             )
 
     @property
@@ -109,4 +113,16 @@ def _plain(text: str) -> str:
 
 def _expect_text(value: object, place: str) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise LasertriError(f"{place}: expected text, got {value!r}")
+        raise LasertriError(f"{place}: expected text, got {shown(value)}")
+    _expect_unicode(value, place)
+
+
+def _expect_unicode(value: object, place: str) -> None:
+    """A text that tokenizers take: JSON may hold half of a character that UTF-16 writes as two."""
+    if not isinstance(value, str):
+        raise LasertriError(f"{place}: expected text, got {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise LasertriError(f"{place}: expected Unicode text, got the lone surrogate {half!r} in it") from error
