@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -83,13 +83,16 @@ class Sample:
         """Index of the right one of `answers`."""
         return self.label or 0
 
-    def accepts(self, text: str) -> bool:
-        """Whether a text that a model gave counts as the completion, by any rule but "tokens"."""
-        if self.match == "text":
-            return _plain(text) == _plain(str(self.completion))
+    def accepts(self, text: str, read_back: Callable[[str], str] = str) -> bool:
+        """Whether a text that a model gave counts as the completion, by any rule but "tokens".
+
+        Args:
+            read_back: a text -> as it is compared.
+        """
         if self.match == "contains-with-prompt":
             text = f"{self.prompt.rstrip()} {text.strip()}"
-        return _plain(str(self.completion)) in _plain(text)
+        right, given = (read_back(each).strip().casefold() for each in (str(self.completion), text))
+        return right == given if self.match == "text" else bool(right) and right in given
 
 
 def group_names(samples: Sequence[Sample]) -> list[str]:
@@ -105,10 +108,6 @@ def check_match(match: str, window: int, place: str) -> None:
     if not whole or (window < 1 if match.startswith("contains") else window != 0):
         wanted = "a number of tokens to write, such as 10" if match.startswith("contains") else "0, no text is written"
         raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {window!r}")
-
-
-def _plain(text: str) -> str:
-    return text.strip().casefold()
 
 
 def _expect_text(value: object, place: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ class Readings:
             sample = table.samples[i]
             if sample.match == "tokens":
                 continue
-            accepted = np.vectorize(sample.accepts, otypes=[bool])(self._text(i))
+            accepted = np.vectorize(functools.partial(table.accepts, i), otypes=[bool])(self._text(i))
             right[..., place] = accepted if sample.window else accepted | right[..., place]
         right &= ~table.per_sample(failed, np.logical_or)[..., chosen]
         return taken[..., chosen], right, log_probs[..., table.gold[chosen]]

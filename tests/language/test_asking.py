@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from subwords import wordpiece
 from tiny import CLOSED, ENCODER_DECODERS, MASKED, OPENED, PAD, make_model, make_samples, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaForCausalLM
@@ -165,6 +166,21 @@ def test_an_answers_tokens_are_those_it_has_in_its_place(kind, prompt, answer):
     assert unmasked == whole
     assert encoded.row.count(tokenizer.mask_token_id) == len(encoded.tokens)
     assert tokenizer.decode(encoded.tokens).strip() == answer.strip()
+
+
+def test_masked_choices_that_merge_with_their_neighbours_stand_for_the_same_stretch_of_text():
+    tokenizer = wordpiece()
+    model = make_model("bert", vocab_size=len(tokenizer))
+    for before, after in (("the inter", ""), ("the inter", "s the")):
+        prompt = f"{before}{MASK}{after}" if after else before
+        sample = Sample(prompt, choices=("national", "view"), label=0)
+        [answers] = encode([sample], model, tokenizer, delimiter="").answers
+        for choice, answer in zip(sample.choices, answers, strict=True):
+            whole = tokenizer(f"{before}{choice}{after}")["input_ids"]
+            end = len(whole) - (2 if after else 1)  # "views" is one token: "s" after it is masked in both
+            assert (answer.start, list(answer.tokens)) == (2, whole[2:end])
+            masks = [tokenizer.mask_token_id] * (end - 2)
+            assert list(answer.row) == [*whole[:2], *masks, *whole[end:]]
 
 
 def test_a_tokenizers_own_mask_may_mark_the_place():

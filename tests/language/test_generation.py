@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from marks import slow, slow_but
+from subwords import byte_level, metaspace, wordpiece
 from tiny import CAUSAL, ENCODER_DECODERS, MASKED, make_model, make_samples, make_tokenizer
 from transformers import GenerationConfig
 
@@ -190,6 +191,41 @@ def test_a_text_that_does_not_fit_the_context_is_named(model, tokenizer):
 def test_case_and_outer_white_space_make_no_difference(match, text, right):
     sample = Sample("The capital of France is", " Paris ", match=match, window=0 if match == "text" else 5)
     assert sample.accepts(text) is right
+
+
+REREAD = ["well-known", "U.S.", "£4.56", "O'Brien", "3.5%", "'s", "Café (x)", "a,b", "don't"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+@pytest.mark.parametrize("match", ["text", "contains", "contains-with-prompt"])
+@pytest.mark.parametrize(
+    ("make", "right"),
+    [
+        *((wordpiece, text) for text in REREAD),
+        (metaspace, "ﬁve"),
+        (metaspace, "x²"),
+        (metaspace, "cafe\u0301"),
+        (metaspace, "１２"),
+        (byte_level, "well-known"),
+    ],
+)
+def test_what_a_tokenizer_does_not_read_back_as_it_was_is_found_all_the_same(make, right, match, architecture):
+    tokenizer = make(mask_token="[M]") if make is not wordpiece else make()
+    model, window = make_model(architecture, vocab_size=len(tokenizer)), 0 if match == "text" else 9
+    encoded = encode([Sample("the", right, match=match, window=window)], model, tokenizer)
+    for text, accepted in ((right, True), ("inter", False), ("", False)):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert encoded.table.accepts(0, tokenizer.decode(tokens)) is accepted
+        in_a_text = tokenizer.decode(tokenizer(f"the {text}, the", add_special_tokens=False)["input_ids"])
+        assert encoded.table.accepts(0, in_a_text) is (accepted and match != "text")
+
+
+def test_what_a_tokenizer_does_not_know_is_not_found_in_what_else_it_does_not_know():
+    tokenizer = wordpiece()
+    model = make_model("gpt2", vocab_size=len(tokenizer))
+    encoded = encode([Sample("the", "☃", match="contains", window=3)], model, tokenizer)
+    assert tokenizer("☃")["input_ids"] == tokenizer("☂")["input_ids"]
+    assert not encoded.table.accepts(0, "[UNK]")
 
 
 def test_an_answer_in_the_prompt_counts_only_by_lasers_rule(model, tokenizer):
