@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from lasertri.data.sample import MATCHES, Sample, check_match
 from lasertri.errors import LasertriError
 from lasertri.support.options import Option, check
-from lasertri.support.shown import shown
+from lasertri.support.shown import reason, shown
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]
@@ -146,7 +146,7 @@ def read_rows(path: Path, *, json_reader: Reader | None = None) -> Iterator[Plac
     except UnicodeDecodeError as error:
         raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
     except OSError as error:
-        raise LasertriError(f"{path}: expected a file that can be read: {error}") from error
+        raise LasertriError(f"{path}: expected a file that can be read: {reason(error)}") from error
 
 
 def _jsonl(path: Path) -> Iterator[PlacedRow]:
@@ -169,8 +169,8 @@ def parsed_json(text: str, path: Path, line: int = 1, *, expected: str = "JSON")
         place = f"{path}:{line - 1 + error.lineno}"
         raise LasertriError(f"{place}: expected {expected} ({error.msg} at column {error.colno})") from error
     except (ValueError, RecursionError) as error:
-        reason = "lists or objects too deep in each other" if isinstance(error, RecursionError) else error
-        raise LasertriError(f"{path}:{line}: expected {expected}, got {reason}") from error
+        got = "lists or objects too deep in each other" if isinstance(error, RecursionError) else error
+        raise LasertriError(f"{path}:{line}: expected {expected}, got {got}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -231,8 +231,7 @@ def _parquet(path: Path) -> Iterator[PlacedRow]:
                     yield f"{path}:{number}", row
     except (ArrowException, OSError, OverflowError) as error:
         place = path if not number else f"{path}:{number + 1}"
-        reason = " ".join(str(error).split())
-        raise LasertriError(f"{place}: expected a parquet file whose fields can be read ({reason})") from error
+        raise LasertriError(f"{place}: expected a parquet file whose fields can be read ({reason(error)})") from error
 
 
 def _sample(row: Row, fields: Fields, source: str) -> Sample:

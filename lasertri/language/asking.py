@@ -103,8 +103,8 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
         for made, text in zip(found, sample.answers, strict=True):
             if not made.row or not made.tokens:
                 raise LasertriError(
-                    f"{sample.source}: expected tokens for prompt and answer, got none for {shown(text)}, or none before "
-                    "those that it merges with the prompt's; write more before it"
+                    f"{sample.source}: expected tokens for prompt and answer, got none for {shown(text)}, or none "
+                    "before those that it merges with the prompt's; write more before it"
                 )
             check_known((*made.row, *made.decoder), known, sample)
             check_known(made.tokens, readable, sample)
@@ -274,6 +274,9 @@ def _turn(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> str:
     if sample.delimiter is not None:
         raise LasertriError(
             f"{sample.source}: expected a sample without a delimiter of its own where chat=True, got "
-            f"{sample.delimiter!r}; lm_eval_samples(chat=tokenizer) writes lm_eval's prompts for a chat"
+            f"{sample.delimiter!r}; leave it out, or let lm_eval_samples(chat=tokenizer) write lm_eval's prompts"
         )
-    return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}])
+    try:
+        return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}])
+    except LasertriError as error:
+        raise LasertriError(f"{sample.source}: {error}") from error
