@@ -19,6 +19,7 @@ from lasertri.model.architectures import output_head
 from lasertri.model.loading import context_length, model_kind
 from lasertri.support.shown import shown
 
+SHOWN = 300  # characters of a prompt, its last
 QUOTES = "\"'`"  # that open as well as close
 
 
@@ -39,6 +40,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How a sample is asked, as texts: its right answer stands after prompt and border, and before `after`."""
+
+    prompt: str
+    border: str
+    answer: str
+    after: str = ""
+
+    def __str__(self) -> str:
+        shortened = self.prompt if len(self.prompt) <= SHOWN else f"…{self.prompt[-SHOWN:]}"
+        after = f", then {self.after!r}" if self.after else ""
+        return f"prompt {shortened!r}, border {self.border!r}, answer {shown(self.answer)}{after}"
+
+
+@dataclass(frozen=True)
 class Asking:
     """How one model is asked.
 
@@ -48,10 +64,12 @@ class Asking:
     Attributes:
         answers: a sample -> an `Answer` for each of its answers.
         prompt: a sample -> the tokens that a text is written after; of a masked model those around `window` masks.
+        asked: a sample -> the texts that all this is made of.
     """
 
     answers: Callable[[Sample], list[Answer]]
     prompt: Callable[[Sample], tuple[int, ...]]
+    asked: Callable[[Sample], Asked]
 
 
 def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter: str, chat: bool = False) -> Asking:
@@ -124,7 +142,7 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
         check_length(sample.window, sample)
         return tokens
 
-    return Asking(answers, prompt)
+    return Asking(answers, prompt, how.asked)
 
 
 def _following(tokenizer: PreTrainedTokenizerBase, delimiter: str, chat: bool) -> Asking:
@@ -155,7 +173,12 @@ def _following(tokenizer: PreTrainedTokenizerBase, delimiter: str, chat: bool) -
         """Without white space at its end, which may be part of the first token that the model writes."""
         return tuple(tokens(parts(sample, "")[0]))
 
-    return Asking(answers, prompt)
+    def asked(sample: Sample) -> Asked:
+        text = sample.answers[sample.gold]
+        before, following = parts(sample, text)
+        return Asked(before, following.removesuffix(text), text)
+
+    return Asking(answers, prompt, asked)
 
 
 def _masked(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Asking:
@@ -167,17 +190,20 @@ def _masked(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Asking:
             f"got {type(tokenizer).__name__}; pass the model's own"
         )
 
-    def placed(sample: Sample, text: str) -> tuple[list[int], int, int]:
-        """The tokens of prompt and answer, how many of them come before the answer's and how many after."""
+    def parts(sample: Sample, text: str) -> Asked:
         before, *after = sample.prompt.replace(symbol, MASK).split(MASK)
         if len(after) > 1:
             raise LasertriError(f"{sample.source}, prompt: expected at most one {MASK}, got {len(after)}")
-        if not after:
-            prompt, following = _texts(sample, text, delimiter)
-            before = prompt + following.removesuffix(text)
-        text = text.lstrip() if before[-1:].isspace() else text
+        prompt, following = (before, text) if after else _texts(sample, text, delimiter)
+        border = following.removesuffix(text)
+        return Asked(prompt, border, text.lstrip() if (prompt + border)[-1:].isspace() else text, "".join(after))
+
+    def placed(sample: Sample, text: str) -> tuple[list[int], int, int]:
+        """The tokens of prompt and answer, how many of them come before the answer's and how many after."""
+        made = parts(sample, text)
+        before, text = made.prompt + made.border, made.answer
         begin, end = len(before) - before.endswith(" "), len(before) + len(text)  # a space is of the word's first token
-        whole = tokenizer(before + text + "".join(after), return_offsets_mapping=True)
+        whole = tokenizer(before + text + made.after, return_offsets_mapping=True)
         ids = list(whole["input_ids"])
         own = [i for i, (a, b) in enumerate(whole["offset_mapping"]) if a < end and b > begin]
         return ids, *((own[0], len(ids) - own[-1] - 1) if own else (0, len(ids)))
@@ -200,7 +226,10 @@ def _masked(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Asking:
         [one] = masked([placed(sample, symbol)])
         return (*one.row[: one.start], *[mask] * sample.window, *one.row[one.start + len(one.tokens) :])
 
-    return Asking(answers, prompt)
+    def asked(sample: Sample) -> Asked:
+        return parts(sample, sample.answers[sample.gold])
+
+    return Asking(answers, prompt, asked)
 
 
 def _decoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Asking:
@@ -223,7 +252,10 @@ def _decoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Aski
     def prompt(sample: Sample) -> tuple[int, ...]:
         return tuple(tokenizer(sample.prompt)["input_ids"])
 
-    return Asking(answers, prompt)
+    def asked(sample: Sample) -> Asked:
+        return Asked(sample.prompt, "", sample.answers[sample.gold])
+
+    return Asking(answers, prompt, asked)
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase, argument: str = "text") -> list[int]:

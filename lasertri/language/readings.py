@@ -17,6 +17,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import SampleBatch
 
 COLLAPSED = 0.95  # share of predictions that one answer takes
+EXAMPLES = 3  # of what a model gave where it is never right
 UNREAD = -1  # in place of a token
 
 
@@ -136,6 +137,7 @@ def _measurement(
         undeserved = correct[[prediction == top for prediction in predictions]].mean() < COLLAPSED
     else:
         undeserved = balanced <= 1 / len(samples[0].choices) + 0.05
+    pairs = list(zip(gold, predictions, strict=True))[:EXAMPLES]
     return Measurement(
         accuracy=float(correct.mean()),
         majority_rate=Counter(gold).most_common(1)[0][1] / len(gold),
@@ -146,4 +148,5 @@ def _measurement(
         correct=correct,
         choice_log_loss=float(losses.mean()) if all(sample.choices for sample in samples) else None,
         losses=losses,
+        instead=() if correct.any() else pairs,
     )

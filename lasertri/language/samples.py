@@ -33,6 +33,7 @@ class EncodedSamples:
         answers: each sample's, as tokens.
         table: the same answers end to end.
         prompts: for the samples whose text is written, by index, the tokens that it is written after.
+        asked: how the first of them is asked.
         groups: see `group_names`.
         strata: each sample's right answer.
         replayable: whether one forward pass gives all that is read.
@@ -63,6 +64,7 @@ class EncodedSamples:
         self.answers = [ask.answers(sample) for sample in self.samples]
         self.table = AnswerTable(self.samples, self.answers, tokenizer)
         self.prompts = {i: ask.prompt(sample) for i, sample in enumerate(self.samples) if sample.window}
+        self.asked = ask.asked(self.samples[0]) if self.samples else None
         self.groups = group_names(self.samples)
         self.strata = [sample.answers[sample.gold] for sample in self.samples]
         self.replayable = not self.prompts  # what is written token by token takes many forward passes

@@ -124,7 +124,12 @@ class Settings:
         bool, Option("Divide a choice's log-probability by its characters.", section="Samples", flags=("--normalize",))
     ] = False
     delimiter: Annotated[
-        str, Option("Between prompt and answer, where neither has white space.", section="Samples")
+        str,
+        Option(
+            "Between prompt and answer, where neither has white space nor the row its own; a space not after an opening "
+            "quotation mark or bracket.",
+            section="Samples",
+        ),
     ] = " "
     chat: Annotated[
         bool,

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast, RobertaForCausalLM
 
 from lasertri import LasertriError, Sample
 from lasertri.data.sample import MASK
+from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import context_length, model_kind
 
@@ -188,6 +189,25 @@ def test_a_tokenizers_own_mask_may_mark_the_place():
     samples = [Sample(f"The cat is {mask}.", "black") for mask in (MASK, "[M]")]
     [[one], [other]] = encode(samples, model, tokenizer).answers
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prompt", "answer", "expected"),
+    [
+        ("gptj", "a b", "c", ("a b", " ", "c")),
+        ("gptj", "a b \n", "c", ("a b", " \n", "c")),
+        ("gptj", "a b", "\tc", ("a b", "", "\tc")),
+        ("roberta", "a b", "c", ("a b", " ", "c")),
+        ("roberta", f"a {MASK} b", "c", ("a ", "", "c", " b")),
+        ("t5", "a b", "c", ("a b", "", "c")),
+    ],
+)
+def test_how_the_first_sample_is_asked_is_shown_with_its_white_space(architecture, prompt, answer, expected):
+    samples = [Sample(prompt, choices=("d", answer), label=1), *make_samples(2)]
+    asked = encode(samples, make_model(architecture), make_tokenizer(architecture)).asked
+    assert asked == Asked(*expected)
+    assert str(asked).startswith(f"prompt {expected[0]!r}, border {expected[1]!r}, answer {expected[2]!r}")
+    assert len(str(Asked("x" * 9999, " ", "y\n" * 9999))) < 600
 
 
 def test_what_a_masked_model_lacks_is_said(tokenizer):

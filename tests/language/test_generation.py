@@ -245,6 +245,25 @@ def with_answers(model, tokenizer, count=31):
     return [replace(sample, completion=answer) for sample, answer in zip(samples, answers, strict=True)]
 
 
+@pytest.mark.parametrize("edit", ["step", "truncate"])
+def test_what_a_model_gives_that_is_never_right_is_told_before_the_search_is_over(model, tokenizer, edit, caplog):
+    # its answers, one place wrong
+    asked = [Sample(s.prompt, "yes") for s in make_samples(41)]
+    given = [slowly(model, tokenizer, s, window=1) for s in asked]
+    wrong = [replace(s, completion="a" if text != "a" else "b") for s, text in zip(asked, given, strict=True)]
+    options = {"edit": edit, "targets": r"h\.0\.mlp", "progress": False, "calibration": 20}
+    with caplog.at_level(logging.INFO, "lasertri"):
+        result = adapt(model, wrong, tokenizer=tokenizer, **options)
+    assert f"asked so: prompt {asked[0].prompt!r}, border ' ', answer {wrong[0].completion!r}" in caplog.text
+    assert "none of 20 samples is answered rightly: the model gave" in caplog.text
+    assert len(result.to_dict()["instead"]) == 3
+    assert "WARNING: none of 20" in str(result)
+    right = [replace(s, completion=text) for s, text in zip(asked, given, strict=True)]
+    assert evaluate(model, encode(right[:1] + wrong, model, tokenizer)).warning is None
+    instead = evaluate(model, encode(wrong, model, tokenizer)).instead
+    assert instead == [(s.completion, text) for s, text in zip(wrong, given, strict=True)][:3]
+
+
 def test_rules_may_mix_and_each_counts_as_alone(model, tokenizer):
     free = [Sample(s.prompt, "yes", match="text" if i % 2 else "tokens") for i, s in enumerate(make_samples(9))]
     kinds = [with_answers(model, tokenizer), free, make_samples(8)]
