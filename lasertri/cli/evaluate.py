@@ -60,9 +60,9 @@ def evaluate_command(
         chat=settings.chat and not source.of_lm_eval,
         batch_size=settings.batch_size,
     )
-    typer.echo(f"the first sample is asked so: {encoded.asked}", err=True)
     progress = "eval" if settings.progress else None
     with edited(loaded, edits):
+        typer.echo(f"the first sample is asked so: {encoded.asked}", err=True)
         measured = evaluate(loaded, encoded, normalize=settings.normalize, progress=progress)
     if measured.warning:
         typer.echo(measured.warning, err=True)

@@ -126,8 +126,8 @@ class Settings:
     delimiter: Annotated[
         str,
         Option(
-            "Between prompt and answer, where neither has white space nor the row its own; a space not after an opening "
-            "quotation mark or bracket.",
+            "Between prompt and answer, where neither has white space nor the row its own; a space not after an "
+            "opening quotation mark or bracket.",
             section="Samples",
         ),
     ] = " "
