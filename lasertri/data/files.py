@@ -69,11 +69,11 @@ class Fields:
             try:
                 parts = [part for part in Formatter().parse(template) if part[1] is not None]
             except ValueError as error:
-                raise LasertriError(f"template {template!r}: {error}; a brace that is text is doubled") from error
+                raise LasertriError(f"template {shown(template)}: {error}; a brace that is text is doubled") from error
             plain = all(name and not (set(name) & set(".[") or form or kind) for _, name, form, kind in parts)
             if not parts or not plain:
                 raise LasertriError(
-                    f"expected a template with fields in braces, such as '{{question}}', got {template!r}"
+                    f"expected a template with fields in braces, such as '{{question}}', got {shown(template)}"
                 )
 
 
@@ -117,7 +117,7 @@ def _checked(rows: Iterable[tuple[str, Row | Sample]], fields: Fields, origin: s
         grouped = grouped or fields.group in row
         samples.append(sample)
     if samples and not grouped and fields.group != Fields.group:
-        raise LasertriError(f"{origin}: expected a field {fields.group!r} in some row; name yours with --group")
+        raise LasertriError(f"{origin}: expected a field {shown(fields.group)} in some row; name yours with --group")
     _one_kind(samples)
     if not samples:
         raise LasertriError(f"{origin}: expected rows with a prompt and an answer, got none")
@@ -243,13 +243,15 @@ def _sample(row: Row, fields: Fields, source: str) -> Sample:
     if not shared and row.get(fields.choices) is None:
         if fields.completion == Fields.completion and row.get("completion") is None:
             raise LasertriError(
-                f"{source}: expected a field {fields.choices!r} or 'completion', got {_names(row)}; "
+                f"{source}: expected a field {shown(fields.choices)} or 'completion', got {_names(row)}; "
                 "name yours with --choices and --label, or --completion"
             )
         return Sample(prompt, completion=_filled(fields.completion, row, source), **common)
     choices = _choices(fields.choices if shared else row[fields.choices], fields, source)
     if fields.label not in row:
-        raise LasertriError(f"{source}: expected a field {fields.label!r}, got {_names(row)}; name it with --label")
+        raise LasertriError(
+            f"{source}: expected a field {shown(fields.label)}, got {_names(row)}; name it with --label"
+        )
     label = _label(row[fields.label], choices, fields, source)
     return Sample(prompt, choices=choices, label=label, **common)
 
@@ -262,7 +264,7 @@ def _filled(template: str, row: Row, source: str) -> str:
             continue
         if name not in row:
             raise LasertriError(
-                f"{source}: expected a field {name!r} (template {template!r}), got {_names(row)}; "
+                f"{source}: expected a field {shown(name)} (template {shown(template)}), got {_names(row)}; "
                 "name yours with --prompt or --completion"
             )
         texts[name] = "" if row[name] is None else _text(row[name], f"{source}, {name}")

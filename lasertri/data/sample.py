@@ -103,11 +103,11 @@ def group_names(samples: Sequence[Sample]) -> list[str]:
 def check_match(match: str, window: int, place: str) -> None:
     """Raise if this is no rule for completions; a rule that looks into a text needs to know how long it is."""
     if match not in MATCHES:
-        raise LasertriError(f"{place}, match: expected one of {list(MATCHES)}, got {match!r}")
+        raise LasertriError(f"{place}, match: expected one of {list(MATCHES)}, got {shown(match)}")
     whole = isinstance(window, Integral) and not isinstance(window, bool)
     if not whole or (window < 1 if match.startswith("contains") else window != 0):
         wanted = "a number of tokens to write, such as 10" if match.startswith("contains") else "0, no text is written"
-        raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {window!r}")
+        raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {shown(window)}")
 
 
 def _expect_text(value: object, place: str) -> None:
