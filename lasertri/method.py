@@ -7,6 +7,7 @@ singular values; the folder `search/` has a file for each of their parts.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,6 +37,8 @@ from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
+
+logger = logging.getLogger(__name__)
 
 
 @with_options_of(Settings)
@@ -93,6 +96,7 @@ def adapt(
         environment=environment(),
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
+        asked=problem.asked,
     )
 
 
@@ -147,6 +151,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     # edit, measure, decide
     with clock("trials"):
         baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
+        if baseline.warning:
+            logger.warning(baseline.warning)
         decision = decide(trials, baseline, problem.calibration.groups, accept=settings.accept, seed=settings.seed)
 
     accepted = decision.accepted

@@ -37,6 +37,7 @@ def main(
 ) -> None:
     """Set up logging for every command."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    logging.getLogger("lasertri").setLevel(logging.INFO)
 
 
 def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:

@@ -62,5 +62,9 @@ def evaluate_command(
     )
     progress = "eval" if settings.progress else None
     with edited(loaded, edits):
-        result = evaluate(loaded, encoded, normalize=settings.normalize, progress=progress).to_dict()
+        typer.echo(f"the first sample is asked so: {encoded.asked}", err=True)
+        measured = evaluate(loaded, encoded, normalize=settings.normalize, progress=progress)
+    if measured.warning:
+        typer.echo(measured.warning, err=True)
+    result = measured.to_dict()
     print_result(result, as_json, f"{measurement(result)}, {result['n']} samples")

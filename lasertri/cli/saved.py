@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import reason
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
     except (OSError, ValueError, AttributeError) as error:
-        raise LasertriError(f"{folder / ADAPTER}: expected an adapter's description, got {error}") from error
+        raise LasertriError(f"{folder / ADAPTER}: expected an adapter's description, got {reason(error)}") from error
     if not base:
         raise LasertriError(
             f"{folder}: expected an adapter that names its model, but base_model_name_or_path in {ADAPTER} is empty; "

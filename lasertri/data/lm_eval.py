@@ -128,7 +128,8 @@ def _sample(task: Any, requests: Sequence[Any], group: str, chat: bool) -> Sampl
     """One doc with its requests, of which the first holds its prompt."""
     doc, (prompt, continuation, *_) = requests[0].doc, requests[0].args
     source = f"lm_eval task {task.task_name}, doc {requests[0].doc_id}"
-    common: dict[str, Any] = {"group": str(doc[group] if group in doc else task.doc_to_text(doc)), "source": source}
+    related = str(doc[group] if group in doc else task.doc_to_text(doc))
+    common: dict[str, Any] = {"group": related, "as_lm_eval": True, "source": source}
     if task.OUTPUT_TYPE == "loglikelihood":
         return Sample(prompt, continuation, delimiter="", **common)
     target = _single(task.doc_to_target(doc), source)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 MASK = "<mask>"  # in a prompt: where a masked model fills the answer in; at its end where a prompt has none
 FEWEST = 20  # samples that calibrate: below this an edit that helps cannot be told from luck
@@ -28,8 +29,9 @@ class Sample:
             "contains-with-prompt": it is found in the prompt or that text, which is how LASER's code counts; for
             comparison alone, since a prompt that holds the answer is always right.
         window: how many tokens the model writes, greedily, where an answer is looked for in them.
-        delimiter: stands between prompt and answer exactly as it is, and tokens are divided there as
-            lm-evaluation-harness divides them; None leaves the delimiter to the run.
+        delimiter: stands between prompt and answer exactly as it is; None leaves the delimiter to the run.
+        as_lm_eval: the first tokens of the answer are those that lm-evaluation-harness takes for it, which counts the
+            prompt's own, even where prompt and answer merge.
         source: where it came from ("train.jsonl:17"), for messages.
     """
 
@@ -41,17 +43,19 @@ class Sample:
     match: str = "tokens"
     window: int = 0
     delimiter: str | None = None
+    as_lm_eval: bool = False
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.choices, str):
-            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {self.choices!r}")
+            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {shown(self.choices)}")
         object.__setattr__(self, "choices", tuple(self.choices))
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise LasertriError(f"{self.source}, prompt: expected text, got {self.prompt!r}")
+        _expect_text(self.prompt, f"{self.source}, prompt")
         if (self.completion is None) == (not self.choices):
             raise LasertriError(f"{self.source}: expected either choices with a label or a completion")
         check_match(self.match, self.window, self.source)
+        if self.delimiter is not None:
+            _expect_unicode(self.delimiter, f"{self.source}, delimiter")
         if self.completion is not None:
             _expect_text(self.completion, f"{self.source}, completion")
             return
@@ -61,12 +65,12 @@ class Sample:
             _expect_text(choice, f"{self.source}, choices")
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise LasertriError(
-                f"{self.source}, choices: expected at least two different ones, got {list(self.choices)}"
+                f"{self.source}, choices: expected at least two different ones, got {shown(list(self.choices))}"
             )
         whole = isinstance(self.label, Integral) and not isinstance(self.label, bool)
         if not whole or not 0 <= int(self.label or 0) < len(self.choices):
             raise LasertriError(
-                f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, got {self.label!r}"
+                f"{self.source}, label: expected an index from 0 to {len(self.choices) - 1}, got {shown(self.label)}"
             )
 
     @property
@@ -79,13 +83,16 @@ class Sample:
         """Index of the right one of `answers`."""
         return self.label or 0
 
-    def accepts(self, text: str) -> bool:
-        """Whether a text that a model gave counts as the completion, by any rule but "tokens"."""
-        if self.match == "text":
-            return _plain(text) == _plain(str(self.completion))
+    def accepts(self, text: str, read_back: Callable[[str], str] = str) -> bool:
+        """Whether a text that a model gave counts as the completion, by any rule but "tokens".
+
+        Args:
+            read_back: a text -> as it is compared.
+        """
         if self.match == "contains-with-prompt":
             text = f"{self.prompt.rstrip()} {text.strip()}"
-        return _plain(str(self.completion)) in _plain(text)
+        right, given = (read_back(each).strip().casefold() for each in (str(self.completion), text))
+        return right == given if self.match == "text" else bool(right) and right in given
 
 
 def group_names(samples: Sequence[Sample]) -> list[str]:
@@ -96,17 +103,25 @@ def group_names(samples: Sequence[Sample]) -> list[str]:
 def check_match(match: str, window: int, place: str) -> None:
     """Raise if this is no rule for completions; a rule that looks into a text needs to know how long it is."""
     if match not in MATCHES:
-        raise LasertriError(f"{place}, match: expected one of {list(MATCHES)}, got {match!r}")
+        raise LasertriError(f"{place}, match: expected one of {list(MATCHES)}, got {shown(match)}")
     whole = isinstance(window, Integral) and not isinstance(window, bool)
     if not whole or (window < 1 if match.startswith("contains") else window != 0):
         wanted = "a number of tokens to write, such as 10" if match.startswith("contains") else "0, no text is written"
-        raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {window!r}")
-
-
-def _plain(text: str) -> str:
-    return text.strip().casefold()
+        raise LasertriError(f"{place}, window: expected {wanted}, with match {match!r}, got {shown(window)}")
 
 
 def _expect_text(value: object, place: str) -> None:
     if not isinstance(value, str) or not value.strip():
-        raise LasertriError(f"{place}: expected text, got {value!r}")
+        raise LasertriError(f"{place}: expected text, got {shown(value)}")
+    _expect_unicode(value, place)
+
+
+def _expect_unicode(value: object, place: str) -> None:
+    """A text that tokenizers take: JSON may hold half of a character that UTF-16 writes as two."""
+    if not isinstance(value, str):
+        raise LasertriError(f"{place}: expected text, got {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise LasertriError(f"{place}: expected Unicode text, got the lone surrogate {half!r} in it") from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
+from lasertri.support.shown import reason, shown
 
 CONFIG_NAME, FACTORS_NAME = "lasertri_config.json", "lasertri_edit.safetensors"
 KINDS = {  # by the name that its description gives
@@ -78,10 +79,10 @@ class Edit(ABC):
         """
         config = read_config(Path(directory) / CONFIG_NAME)
         kind = config.get("kind", "truncate")
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise LasertriError(
-                f"{Path(directory) / CONFIG_NAME}: expected a kind of edit among {list(KINDS)}, got {kind!r}; a later "
-                "lasertri wrote it, upgrade"
+                f"{Path(directory) / CONFIG_NAME}: expected a kind of edit among {list(KINDS)}, got {shown(kind)}; a "
+                "later lasertri wrote it, upgrade"
             )
         module, name = KINDS[kind]
         found: Edit = getattr(importlib.import_module(module), name).read(Path(directory), config)
@@ -145,7 +146,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LasertriError(f"{path}: expected the description of an edit, but it cannot be read: {error}") from error
+        raise LasertriError(
+            f"{path}: expected the description of an edit, but it cannot be read: {reason(error)}"
+        ) from error
     if not isinstance(config, dict):
         raise LasertriError(f"{path}: expected a JSON object that describes an edit")
     return config

@@ -19,6 +19,7 @@ from lasertri.errors import LasertriError
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import Target
 from lasertri.ops import block_svd, scale_blocks
+from lasertri.support.shown import reason, shown
 from lasertri.version import __version__
 
 
@@ -99,15 +100,17 @@ class Shrink(Edit):
         try:
             size, targets = config["size"], [Target.from_dict(fields) for fields in config["targets"]]
             origin = Origin.from_dict(config["origin"], targets)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LasertriError(
+                f"{directory / CONFIG_NAME}: expected the fields of an edit ({shown(error)})"
+            ) from error
         path = directory / FACTORS_NAME
         try:
             tensors = safetensors.torch.load_file(path)
             changes = {target: tensors[str(target)] for target in targets}
         except (OSError, SafetensorError, KeyError) as error:
             raise LasertriError(
-                f"{path}: expected scales of singular values, but they cannot be read: {error}"
+                f"{path}: expected scales of singular values, but they cannot be read: {reason(error)}"
             ) from error
         check_config(directory, config, path)
         return cls(size, changes, origin=origin)

@@ -20,6 +20,7 @@ from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.support.shown import reason, shown
 from lasertri.version import __version__
 
 
@@ -147,13 +148,13 @@ class Step(Edit):
             targets = [Target.from_dict(fields) for fields in config["targets"]]
             direction, rank, size = (config[name] for name in ("direction", "rank", "size"))
             origin = Origin.from_dict(config["origin"], targets)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({error!r})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({shown(error)})") from error
         try:
             factors = read_adapter(directory, targets, origin)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise LasertriError(
-                f"{directory / WEIGHTS_NAME}: expected a step's adapter, but it cannot be read: {error}"
+                f"{directory / WEIGHTS_NAME}: expected a step's adapter, but it cannot be read: {reason(error)}"
             ) from error
         check_config(directory, config, directory / WEIGHTS_NAME)
         return cls(direction, rank, size, factors, origin=origin)

@@ -26,6 +26,7 @@ from lasertri.model.targets import Target
 from lasertri.ops.laser import laser_factors
 from lasertri.ops.pairs import multiplied, truncated_factors
 from lasertri.support.checksum import weight_sha256
+from lasertri.support.shown import reason, shown
 from lasertri.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -147,12 +148,16 @@ class Truncation(Edit):
             candidate = Candidate(target, *options)
             dtype = DTYPES[config["weight_dtype"]]
             checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
-        except (KeyError, TypeError) as error:
-            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of an edit ({error!r})") from error
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise LasertriError(
+                f"{directory / CONFIG_NAME}: expected the fields of an edit ({shown(error)})"
+            ) from error
         try:
             tensors = safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as error:
-            raise LasertriError(f"{path}: expected the factors of an edit, but they cannot be read: {error}") from error
+            raise LasertriError(
+                f"{path}: expected the factors of an edit, but they cannot be read: {reason(error)}"
+            ) from error
         check_config(directory, config, path)
         blocks = range(candidate.blocks)
         return cls(

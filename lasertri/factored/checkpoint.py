@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, linear_at
 from lasertri.factored.layer import FactoredLinear, Layout
+from lasertri.support.shown import shown
 from lasertri.version import __version__
 
 DESCRIPTION_NAME = "lasertri_factored.json"
@@ -52,7 +53,7 @@ def read_layouts(name: str | Path, *, revision: str | None = None) -> dict[str, 
             for layer, fields in description["layers"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LasertriError(f"{path}: expected the description of a factored checkpoint ({error!r})") from error
+        raise LasertriError(f"{path}: expected the description of a factored checkpoint ({shown(error)})") from error
     if _description_sha256(description) != expected:
         raise LasertriError(f"{path}: the description was changed after it was written; copy the checkpoint again")
     for file, checksum in files.items():

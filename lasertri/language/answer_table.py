@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.sample import Sample
 from lasertri.language.asking import Answer
@@ -15,9 +16,6 @@ class AnswerTable:
     """Three index spaces: S samples; their A answers, one sample after the other; and the E tokens of those answers.
 
     An array over one of them has it as its last axis. Axes before it, such as one for several models, stay.
-
-    Args:
-        decode: tokens -> the text they stand for.
 
     Attributes:
         first_answer: `[S]`, where a sample's answers begin among all answers.
@@ -33,7 +31,7 @@ class AnswerTable:
         self,
         samples: Sequence[Sample],
         answers: Sequence[Sequence[Answer]],
-        decode: Callable[[Sequence[int]], str],
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.samples, self.answers = samples, [answer for those in answers for answer in those]
         self.tokens = np.array([token for answer in self.answers for token in answer.tokens])
@@ -43,7 +41,9 @@ class AnswerTable:
         self.characters = np.array([len(text) for sample in samples for text in sample.answers])
         self.gold = self.first_answer + [sample.gold for sample in samples]
         self.free = np.array([not sample.choices for sample in samples])
-        self._decode = functools.cache(decode)  # trials give the same tokens again and again
+        self._tokenizer = tokenizer
+        # trials give the same tokens again and again
+        self._decode, self._read_back = functools.cache(self._decoded), functools.cache(self._round_trip)
 
     def answers_of(self, sample: int) -> range:
         """Indices of a sample's answers."""
@@ -73,6 +73,19 @@ class AnswerTable:
         mine = tokens[..., start : start + length]
         texts = [self._decode(tuple(row)) for row in mine.reshape(-1, length).tolist()]
         return np.array(texts, dtype=object).reshape(mine.shape[:-1])
+
+    def accepts(self, sample: int, text: str) -> bool:
+        """See `Sample.accepts`; as it is, or both as the tokenizer reads them back ("well-known": "well - known")."""
+        asked = self.samples[sample]
+        unknown = self._tokenizer.unk_token_id in self.answers[self.first_answer[sample]].tokens  # as is any other
+        return asked.accepts(text) or (not unknown and asked.accepts(text, self._read_back))
+
+    def _decoded(self, tokens: tuple[int, ...]) -> str:
+        return str(self._tokenizer.decode(list(tokens)))
+
+    def _round_trip(self, text: str) -> str:
+        tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return str(self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
 
 def _starts(lengths: Sequence[int]) -> np.ndarray:

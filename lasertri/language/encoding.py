@@ -15,6 +15,12 @@ from torch import Tensor, nn
 from lasertri.model.architectures import output_head
 
 
+def alike(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens these sequences begin with that are the same in all."""
+    columns = enumerate(zip(*sequences, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """Tokens to run: a prompt, then branches that each go on from it and do not see each other.
@@ -35,8 +41,7 @@ class TokenRow:
         """One row for sequences that begin alike."""
         if len(sequences) == 1:
             return cls(sequences[0], len(sequences[0]), decoder=decoder)
-        columns = enumerate(zip(*sequences, strict=False))
-        shared = next((i for i, column in columns if len(set(column)) > 1), min(map(len, sequences)))
+        shared = alike(sequences)
         ends = [sequence[shared:] for sequence in sequences]
         return cls((*sequences[0][:shared], *itertools.chain(*ends)), shared, tuple(map(len, ends)))
 

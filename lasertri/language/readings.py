@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import SampleBatch
 
 COLLAPSED = 0.95  # share of predictions that one answer takes
+EXAMPLES = 3  # of what a model gave where it is never right
 UNREAD = -1  # in place of a token
 
 
@@ -108,7 +110,7 @@ class Readings:
             sample = table.samples[i]
             if sample.match == "tokens":
                 continue
-            accepted = np.vectorize(sample.accepts, otypes=[bool])(self._text(i))
+            accepted = np.vectorize(functools.partial(table.accepts, i), otypes=[bool])(self._text(i))
             right[..., place] = accepted if sample.window else accepted | right[..., place]
         right &= ~table.per_sample(failed, np.logical_or)[..., chosen]
         return taken[..., chosen], right, log_probs[..., table.gold[chosen]]
@@ -135,6 +137,7 @@ def _measurement(
         undeserved = correct[[prediction == top for prediction in predictions]].mean() < COLLAPSED
     else:
         undeserved = balanced <= 1 / len(samples[0].choices) + 0.05
+    pairs = list(zip(gold, predictions, strict=True))[:EXAMPLES]
     return Measurement(
         accuracy=float(correct.mean()),
         majority_rate=Counter(gold).most_common(1)[0][1] / len(gold),
@@ -145,4 +148,5 @@ def _measurement(
         correct=correct,
         choice_log_loss=float(losses.mean()) if all(sample.choices for sample in samples) else None,
         losses=losses,
+        instead=() if correct.any() else pairs,
     )

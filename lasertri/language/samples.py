@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.data.sample import Sample, group_names
 from lasertri.language.answer_table import AnswerTable
-from lasertri.language.asking import asking
+from lasertri.language.asking import asking, vocabularies
 from lasertri.language.choices import ChoiceBatch
 from lasertri.language.encoding import Batch, Read, TokenRow, batched
 from lasertri.language.generation import written
@@ -33,6 +33,7 @@ class EncodedSamples:
         answers: each sample's, as tokens.
         table: the same answers end to end.
         prompts: for the samples whose text is written, by index, the tokens that it is written after.
+        asked: how the first of them is asked.
         groups: see `group_names`.
         strata: each sample's right answer.
         replayable: whether one forward pass gives all that is read.
@@ -57,11 +58,13 @@ class EncodedSamples:
         self.tokenizer = tokenizer
         self._branching = branching_length(model)
         # what is padded is masked; but RoBERTa counts positions by what is not its own padding
-        self.pad = 0 if model_kind(model) == "causal" else model.config.pad_token_id or 0
+        pad = 0 if model_kind(model) == "causal" else model.config.pad_token_id or 0
+        self.pad = pad if 0 <= pad < vocabularies(model)[0] else 0
         ask = asking(model, tokenizer, delimiter, chat)
-        self.answers = [[ask.answer(sample, text) for text in sample.answers] for sample in self.samples]
-        self.table = AnswerTable(self.samples, self.answers, lambda tokens: str(tokenizer.decode(list(tokens))))
+        self.answers = [ask.answers(sample) for sample in self.samples]
+        self.table = AnswerTable(self.samples, self.answers, tokenizer)
         self.prompts = {i: ask.prompt(sample) for i, sample in enumerate(self.samples) if sample.window}
+        self.asked = ask.asked(self.samples[0]) if self.samples else None
         self.groups = group_names(self.samples)
         self.strata = [sample.answers[sample.gold] for sample in self.samples]
         self.replayable = not self.prompts  # what is written token by token takes many forward passes

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from lasertri.support.shown import shown
+
+UNLISTED = ("correct", "losses", "instead")  # of the figures in JSON
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Measurement:
         correct: `[n]` bool, sample by sample; of an `Objective` the scores, FP64.
         choice_log_loss: the same of the right choice among a sample's choices alone; None where samples have none.
         losses: `[n]`, what a step lowers, sample by sample: among the choices where there are any.
+        instead: where no sample is answered rightly, the right answers of the first ones, each with what was given.
     """
 
     accuracy: float
@@ -36,6 +42,7 @@ class Measurement:
     correct: np.ndarray = field(repr=False, compare=False)
     choice_log_loss: float | None = None
     losses: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
+    instead: Sequence[tuple[str, str]] = field(default=(), repr=False, compare=False)
 
     def sound_beside(self, baseline: Measurement) -> bool:
         """Whether it neither lowers balanced accuracy nor collapses."""
@@ -44,6 +51,20 @@ class Measurement:
 
     def to_dict(self) -> dict[str, object]:
         """The figures, without the sample-by-sample record."""
-        figures = {name: value for name, value in vars(self).items() if name not in ("correct", "losses")}
+        figures = {name: value for name, value in vars(self).items() if name not in UNLISTED}
         infinite = (name for name, value in figures.items() if isinstance(value, float) and not math.isfinite(value))
         return figures | dict.fromkeys(infinite)  # JSON has no infinity
+
+    @property
+    def warning(self) -> str | None:
+        """What is to be said of a model that answers nothing rightly, if that is so."""
+        return none_right(self.n, self.instead) if self.instead else None
+
+
+def none_right(n: int, instead: Sequence[tuple[str, str]]) -> str:
+    """What is to be said where none of n samples is answered rightly; see `Measurement.instead`."""
+    given = ", ".join(f"{shown(given)} for {shown(right)}" for right, given in instead)
+    return (
+        f"none of {n} samples is answered rightly: the model gave {given}; see whether it is asked as it should be "
+        "(--prompt, --delimiter, --match, --chat)"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.truncation import factored_edits
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
+from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.checkpoint import write_checkpoint
 from lasertri.result.report import render, report_obstacle
@@ -42,6 +43,7 @@ class Adaptation:
         environment: versions and devices it was measured with.
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
+        asked: how the first sample was asked; None with an `Objective`.
     """
 
     model: nn.Module = field(repr=False)
@@ -53,6 +55,7 @@ class Adaptation:
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
     probe: SampleBatch | None = field(default=None, repr=False)
+    asked: Asked | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -70,10 +73,12 @@ class Adaptation:
         return {
             "model": getattr(config, "_name_or_path", "") or type(self.model).__name__,
             "revision": getattr(config, "_commit_hash", None),
+            "asked": None if self.asked is None else asdict(self.asked),
             "baseline": self.calibration.baseline.to_dict(),
             **self.rounds[0].to_dict(),
             "further": [found.to_dict() for found in self.rounds[1:]],
             "matrices": sum(len(edit.targets) for edit in self.edits),
+            "instead": self.calibration.baseline.instead,
             "calibration": self.calibration.to_dict(),
             "held_out": self.held_out.to_dict(),
             "seconds": sum(self.seconds.values()),

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.result.summary import describe, kind, nats
+from lasertri.result.summary import describe, kind, nats, questions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,7 +40,9 @@ def render(result: dict[str, Any]) -> str:
         pictures["difference"] = figures.difference(result["held_out"])
     template = Environment(loader=PackageLoader("lasertri.result", "."), autoescape=True).get_template("report.html.j2")
     drawn = {name: _svg(figure) for name, figure in pictures.items()}
-    return template.render(result=result, kind=kind(result), describe=describe, nats=nats, **drawn)
+    return template.render(
+        result=result, kind=kind(result), describe=describe, nats=nats, questions=questions(result), **drawn
+    )
 
 
 def _svg(figure: Figure) -> str:

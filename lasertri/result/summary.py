@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lasertri.language.asking import Asked
+from lasertri.measure.measurement import none_right
+
 
 def summarize(result: dict[str, Any]) -> str:
     """What was measured, what was edited, and whether it helps on held-out samples."""
@@ -19,10 +22,19 @@ def summarize(result: dict[str, Any]) -> str:
     for name, note in (("calibration", made), ("held_out", "")):
         lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
         lines += [f"  {row}" for row in measurements(result[name])]
+    lines += questions(result)
     lines += differences(result["held_out"])
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
     lines.append(f"{result['seconds']:.1f} s ({phases})")
     return "\n".join(lines)
+
+
+def questions(result: dict[str, Any]) -> list[str]:
+    """How the first sample was asked; and where the model is never right, what it gave instead."""
+    lines = [] if result["asked"] is None else [f"asked so: {Asked(**result['asked'])}"]
+    if result["instead"]:
+        lines.append(f"WARNING: {none_right(result['baseline']['n'], result['instead'])}")
+    return lines
 
 
 def kind(result: dict[str, Any]) -> str:

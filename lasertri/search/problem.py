@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from lasertri.data.split import Split, drawn_samples, split_samples, standard_sp
 from lasertri.errors import LasertriError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
+from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
@@ -25,6 +27,8 @@ from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Problem:
         held_out: the samples that nothing is chosen by.
         first: samples that show whether the method runs at all: one, or with an `Objective` those of `calibration`.
         factors: of the targets' weights.
+        asked: how the first sample is asked; None with an `Objective`.
     """
 
     model: nn.Module
@@ -50,6 +55,7 @@ class Problem:
     first: Samples
     factors: FactorStore
     settings: Settings
+    asked: Asked | None = None
 
 
 def prepare(
@@ -66,13 +72,18 @@ def prepare(
     Raises:
         LasertriError: the input cannot be used.
     """
-    split = _split(samples, held_out, objective, settings)
+    listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
+    given = listed(samples)
+    split = _split(given, None if held_out is None else listed(held_out), objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
     if objective is None:
         tokenizer = _tokenizer(model, tokenizer)
     encode = _encoder(model, tokenizer, objective, settings)
     strategy = settings.plan
+    asked = None if objective is not None else cast("EncodedSamples", encode(given[:1])).asked
+    if asked is not None:
+        logger.info("the first sample is asked so: %s", asked)
     calibration, rest = encode(split.calibration), encode(split.held_out)
     gradients = calibration
     if strategy.gradients not in (None, strategy.evaluation):
@@ -97,18 +108,19 @@ def prepare(
         cache=FactorCache.default(),
     )
     first = encode(split.calibration[:1]) if objective is None else calibration
-    return Problem(model, tokenizer, targets, gradients, calibration, rest, first, factors, settings)
+    return Problem(model, tokenizer, targets, gradients, calibration, rest, first, factors, settings, asked)
 
 
-def _split(samples: Any, held_out: Any, objective: Objective | None, settings: Settings) -> Split[Any]:
+def _split(
+    samples: list[Any], held_out: list[Any] | None, objective: Objective | None, settings: Settings
+) -> Split[Any]:
     """The caller's samples, those that calibrate apart from those held out."""
-    listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
     divide: Callable[..., Split[Any]] = standard_split
     if settings.plan.evaluation != "standard":
         divide = functools.partial(split_samples, calibration=settings.calibration)
     return divide(
-        listed(samples),
-        held_out=None if held_out is None else listed(held_out),
+        samples,
+        held_out=held_out,
         held_out_limit=settings.held_out_limit,
         seed=settings.seed,
         group_names=group_names if objective is None else objective.groups,

@@ -11,6 +11,7 @@ from lasertri.data.sample import FEWEST
 from lasertri.errors import LasertriError
 from lasertri.search.strategies import DEFAULT, STRATEGIES, Strategy
 from lasertri.support.options import Option, check
+from lasertri.support.shown import reason, shown
 
 BLOCK_COUNTS = (1, 2, 4, 8)
 
@@ -124,7 +125,12 @@ class Settings:
         bool, Option("Divide a choice's log-probability by its characters.", section="Samples", flags=("--normalize",))
     ] = False
     delimiter: Annotated[
-        str, Option("Between prompt and answer, where neither has white space.", section="Samples")
+        str,
+        Option(
+            "Between prompt and answer, where neither has white space nor the row its own; a space not after an "
+            "opening quotation mark or bracket.",
+            section="Samples",
+        ),
     ] = " "
     chat: Annotated[
         bool,
@@ -147,11 +153,11 @@ class Settings:
     progress: Annotated[bool, Option("Show progress bars on standard error.", section="Output")] = True
 
     def __post_init__(self) -> None:
-        self._choose_kind()
         for name in ("ratios", "blocks"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, Iterable) else (value,))
         check(self)
+        self._choose_kind()
         if self.edit == "truncate":
             self._resolve_grid()
         if self.edit == "shrink" and len(self.blocks) > 1:
@@ -160,7 +166,7 @@ class Settings:
             re.compile(self.targets or "")
         except re.error as error:
             raise LasertriError(
-                f"expected a regular expression for the targets, got {self.targets!r}: {error}"
+                f"expected a regular expression for the targets, got {shown(self.targets)}: {reason(error)}"
             ) from error
 
     def _resolve_grid(self) -> None:

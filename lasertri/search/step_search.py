@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn, TypeVar
@@ -20,6 +21,8 @@ from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.tokens import Room, Tokens, gather_tokens
 from lasertri.support.timing import Clock
+
+logger = logging.getLogger(__name__)
 
 Edited = TypeVar("Edited", bound=Sizeable)
 
@@ -97,7 +100,10 @@ def cross_fit(problem: Problem, parts: Sequence[Sequence[int]], bar: tqdm[NoRetu
     with torch.no_grad():
         baseline = problem.calibration.read(problem.model, advance=bar.update)
     baseline.check()
-    return CrossFit(problem.model, problem.calibration, parts, baseline, problem.settings, advance=bar.update)
+    fit = CrossFit(problem.model, problem.calibration, parts, baseline, problem.settings, advance=bar.update)
+    if fit.baseline.warning:
+        logger.warning(fit.baseline.warning)
+    return fit
 
 
 def averaged(edits: Sequence[Edited], size: float) -> Edited:

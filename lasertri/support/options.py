@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -86,12 +87,12 @@ class Declared:
         if not all(_is(each, self.kind) for each in values):
             raise self._unlike(value, self.kind)
         if self.names and value not in self.names:
-            raise LasertriError(f"expected {self.name} among {list(self.names)}, got {value!r}")
+            raise LasertriError(f"expected {self.name} among {list(self.names)}, got {shown(value)}")
         least, most = self.option.least, self.option.most
         for each in values:
             if (least is not None and not each >= least) or (most is not None and not each <= most):
                 bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-                raise LasertriError(f"expected {self.name} {bounds}, got {each}")
+                raise LasertriError(f"expected {self.name} {bounds}, got {shown(each)}")
 
     def read(self, text: str) -> Any:
         """A number, or values separated by commas (and in the brackets of a list, if need be), from a command line."""
@@ -117,7 +118,7 @@ class Declared:
         texts = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
         text = texts.get(kind, kind.__name__)
         expected = f"{self.name} separated by commas, each as {text}" if self.several else f"{self.name} as {text}"
-        return LasertriError(f"expected {expected}, got {value!r}")
+        return LasertriError(f"expected {expected}, got {shown(value)}")
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -164,7 +165,7 @@ def _with_options(function: Function, options: dict[str, Declared]) -> Function:
     def checked(*arguments: Any, **keywords: Any) -> Any:
         for unknown in keywords.keys() - full.parameters.keys():
             advice = nearest(unknown, full.parameters) or f"; help({name}) lists them"
-            raise LasertriError(f"expected an option of {name}, got {unknown!r}{advice}")
+            raise LasertriError(f"expected an option of {name}, got {shown(unknown)}{advice}")
         return function(*arguments, **keywords)
 
     checked.__signature__ = full  # type: ignore[attr-defined]

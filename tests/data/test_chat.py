@@ -82,6 +82,50 @@ def test_a_template_that_refuses_a_system_message_goes_without(chatty):
         chat_text(chatty, [system, user])
 
 
+IN_PARTS = TEMPLATE.replace(
+    "{{ m.content }}", "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        IN_PARTS,
+        TEMPLATE.replace("m.content", "m.content[0].text"),
+        TEMPLATE.replace("m.content", "m.content[0]['text']"),
+        TEMPLATE.replace("m.content", "(m.content | selectattr('type', 'equalto', 'text') | first).text | trim"),
+    ],
+    ids=range(4),
+)
+def test_a_template_that_takes_parts_gets_parts(model, chatty, template):
+    chatty.chat_template = template
+    system, user = {"role": "system", "content": "c"}, {"role": "user", "content": "a b"}
+    assert "".join(chat_text(chatty, [system, user]).split()) == "<s>systemcuserabassistant"
+    [[answer]] = EncodedSamples([Sample("a b\n", "yes")], model=model, tokenizer=chatty, chat=True).answers
+    assert words(chatty, answer)[0][:4] == ["<s>", "user", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}{{ m.role }}\n{% endfor %}", "writes a message as it is, .* find 'Is a b' in what"),
+        (TEMPLATE.replace("m.content", "m.content | upper"), "writes a message as it is"),
+        (TEMPLATE.replace("m.content", "m.content + 1"), "takes a user's message: "),
+        (TEMPLATE.replace("m.content", "1 // 0"), "takes a user's message: .*zero"),
+        (TEMPLATE.replace("m.content", "m.content.nothing.there"), "takes a user's message: .*has no attribute"),
+        ("{% for m in messages %}{{ m.content }}", "takes a user's message: "),
+        ("{{ raise_exception('one\n\ntwo ' * 500) }}", "takes a user's message: one two one two"),
+    ],
+    ids=range(7),
+)
+def test_a_template_that_loses_the_prompt_or_fails_is_named_in_a_sentence(model, chatty, template, message):
+    chatty.chat_template = template
+    with pytest.raises(LasertriError, match=f"row 2: expected a chat template that {message}") as caught:
+        EncodedSamples([Sample("Is a b", "yes", source="row 2")], model=model, tokenizer=chatty, chat=True)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 def test_the_models_own_turn_may_be_continued(chatty):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert chat_text(chatty, turns, add_generation_prompt=False) == "<s> user a\nassistant b"

@@ -149,6 +149,99 @@ def test_a_ragged_csv_row_is_named(tmp_path):
         as_samples(path)
 
 
+DEEP = "[" * 100_000 + "]" * 100_000
+BESIDE = '{"prompt": "a", "completion": "b", "n": '
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "x.csv",
+            "prompt,completion,prompt\na,b,c\n",
+            "x.csv:1: expected every field once in the header, got",
+        ),
+        ("x.jsonl", '{"prompt": "a", "completion": "b", "prompt": "c"}', "x.jsonl:1: .*got the field 'prompt' twice"),
+        (
+            "x.jsonl",
+            f"{BESIDE}{'7' * 5000}}}",
+            "x.jsonl:1: .*, got an integer of 5,000 digits",
+        ),
+        ("x.jsonl", f"{BESIDE}{DEEP}}}", "x.jsonl:1: .*got lists or objects too deep in each other"),
+        ("x.jsonl", r'{"prompt": "a \ud83d", "completion": "b"}', r"x.jsonl:1, prompt: .*lone surrogate '\\ud83d'"),
+        ("x.jsonl", r'{"prompt": "a", "completion": "\udc00"}', r"x.jsonl:1, completion: .*lone surrogate"),
+        (
+            "x.jsonl",
+            r'{"prompt": "a", "choices": ["b", "\ud800"], "label": 0}',
+            "x.jsonl:1, choices: .*surrogate",
+        ),
+        ("x.jsonl", '{"prompt": NaN, "completion": "b"}', "x.jsonl:1, prompt: expected text, got None"),
+        ("x.jsonl", '{"prompt": -Infinity, "completion": "b"}', "x.jsonl:1, prompt: expected text, got -inf"),
+        ("x.jsonl", '{"prompt": "a", "choices": ["b", "c"], "label": NaN}', "x.jsonl:1, label: expected an index"),
+        ("x.csv", f'prompt,choices,label\na,"[""b"", ""c""]",{"1" * 5000}\n', "x.csv:2, label: expected an index"),
+        ("x.csv", f"prompt,choices,label\na,{'[' * 99_999},1\n", "x.csv:2, choices: expected a list of texts"),
+    ],
+    ids=range(12),
+)
+def test_what_no_text_or_number_can_be_made_of_is_named_in_a_sentence(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(LasertriError, match=message) as caught:
+        as_samples(tmp_path / name)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_python_integer_beyond_what_is_written_out_is_named():
+    for row in ({"prompt": 10**5000, "completion": "b"}, GOOD | {"label": 10**5000}, GOOD | {"group": 10**5000}):
+        with pytest.raises(LasertriError, match="row 1, .*something too large to show"):
+            as_samples([row])
+
+
+@pytest.mark.parametrize("absent", [{}, {"choices": None, "label": None}, {"choices": float("nan"), "group": np.nan}])
+def test_what_is_null_or_nan_is_absent(absent):
+    assert as_samples([{"prompt": "a", "completion": "b"} | absent]) == [Sample("a", "b")]
+
+
+def test_one_field_of_a_template_may_be_empty_and_not_all(tmp_path):
+    fields, path = Fields("{context}{question}"), tmp_path / "x.csv"
+    path.write_text("context,question,completion\n,why,b\nbut ,why,b\n")
+    assert [sample.prompt for sample in as_samples(path, fields)] == ["why", "but why"]
+    rows = [{"context": None, "question": "why", "completion": "b"}]
+    assert as_samples(rows, fields) == [Sample("why", "b")]
+    with pytest.raises(LasertriError, match="row 1, context: expected text, got None"):
+        as_samples([{"context": None, "question": "", "completion": "b"}], Fields("Q: {context}{question}\nA:"))
+
+
+def test_fields_may_be_numbered(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("0,1\na,b\n")
+    assert as_samples(path, Fields("{0}", completion="{1}")) == [Sample("a", "b")]
+
+
+def test_a_row_may_have_its_own_delimiter(tmp_path):
+    row = {"prompt": "a", "completion": "b"}
+    rows = [row | {"delimiter": ""}, row | {"delimiter": "\n"}, row | {"delimiter": None}, row]
+    assert [sample.delimiter for sample in as_samples(write(tmp_path / "x.jsonl", *rows))] == ["", "\n", None, None]
+    with pytest.raises(LasertriError, match="row 1, delimiter: expected text, got 3"):
+        as_samples([row | {"delimiter": 3}])
+
+
+def test_parquet_fields_of_any_type_may_stand_beside(tmp_path):
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    pairs = pyarrow.array([[("a", 1)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    columns = {"prompt": ["a"], "completion": ["b"], "meta": pairs, "raw": [b"\xff"], "choices": [None]}
+    write_table(pyarrow.table(columns), tmp_path / "x.parquet")
+    assert as_samples(tmp_path / "x.parquet") == [Sample("a", "b")]
+    for field, value in (("meta", r"\[\('a', 1\)\]"), ("raw", r"b'\\xff'")):
+        with pytest.raises(LasertriError, match=f"x.parquet:1, {field}: expected text, got {value}"):
+            as_samples(tmp_path / "x.parquet", Fields(prompt=f"{{{field}}}"))
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "completion", "prompt"])
+    write_table(twice, tmp_path / "y.parquet")
+    with pytest.raises(LasertriError, match="y.parquet: expected every field once, got 'prompt' twice"):
+        as_samples(tmp_path / "y.parquet")
+
+
 def test_samples_from_python_are_checked_too():
     assert Sample("a", choices=["x", "y"], label=np.int64(1)).choices == ("x", "y")
     for label in (True, None, "x", 2):

@@ -143,7 +143,7 @@ def test_tokens_are_divided_as_lm_eval_divides_them(pair, start, context, delimi
     tokenizer, model, theirs = pair
     context = start + context
     before, continuation = theirs._encode_pair(context, delimiter + answer)
-    sample = Sample(context, answer, delimiter=delimiter)
+    sample = Sample(context, answer, delimiter=delimiter, as_lm_eval=True)
     if not before or not continuation:
         with pytest.raises(LasertriError, match="expected tokens for prompt and answer"):
             EncodedSamples([sample], model=model, tokenizer=tokenizer)

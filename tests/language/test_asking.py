@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from subwords import wordpiece
 from tiny import CLOSED, ENCODER_DECODERS, MASKED, OPENED, PAD, make_model, make_samples, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaForCausalLM
 
 from lasertri import LasertriError, Sample
 from lasertri.data.sample import MASK
+from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import context_length, model_kind
 
@@ -167,11 +169,45 @@ def test_an_answers_tokens_are_those_it_has_in_its_place(kind, prompt, answer):
     assert tokenizer.decode(encoded.tokens).strip() == answer.strip()
 
 
+def test_masked_choices_that_merge_with_their_neighbours_stand_for_the_same_stretch_of_text():
+    tokenizer = wordpiece()
+    model = make_model("bert", vocab_size=len(tokenizer))
+    for before, after in (("the inter", ""), ("the inter", "s the")):
+        prompt = f"{before}{MASK}{after}" if after else before
+        sample = Sample(prompt, choices=("national", "view"), label=0)
+        [answers] = encode([sample], model, tokenizer, delimiter="").answers
+        for choice, answer in zip(sample.choices, answers, strict=True):
+            whole = tokenizer(f"{before}{choice}{after}")["input_ids"]
+            end = len(whole) - (2 if after else 1)  # "views" is one token: "s" after it is masked in both
+            assert (answer.start, list(answer.tokens)) == (2, whole[2:end])
+            masks = [tokenizer.mask_token_id] * (end - 2)
+            assert list(answer.row) == [*whole[:2], *masks, *whole[end:]]
+
+
 def test_a_tokenizers_own_mask_may_mark_the_place():
     tokenizer, model = SUBWORDS["byte-level"](), make_model("bert", vocab_size=200)
     samples = [Sample(f"The cat is {mask}.", "black") for mask in (MASK, "[M]")]
     [[one], [other]] = encode(samples, model, tokenizer).answers
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prompt", "answer", "expected"),
+    [
+        ("gptj", "a b", "c", ("a b", " ", "c")),
+        ("gptj", "a b \n", "c", ("a b", " \n", "c")),
+        ("gptj", "a b", "\tc", ("a b", "", "\tc")),
+        ("roberta", "a b", "c", ("a b", " ", "c")),
+        ("roberta", f"a {MASK} b", "c", ("a ", "", "c", " b")),
+        ("t5", "a b", "c", ("a b", "", "c")),
+    ],
+)
+def test_how_the_first_sample_is_asked_is_shown_with_its_white_space(architecture, prompt, answer, expected):
+    samples = [Sample(prompt, choices=("d", answer), label=1), *make_samples(2)]
+    asked = encode(samples, make_model(architecture), make_tokenizer(architecture)).asked
+    assert asked == Asked(*expected)
+    assert str(asked).startswith(f"prompt {expected[0]!r}, border {expected[1]!r}, answer {expected[2]!r}")
+    assert len(str(Asked("x" * 9999, " ", "y\n" * 9999))) < 600
 
 
 def test_what_a_masked_model_lacks_is_said(tokenizer):

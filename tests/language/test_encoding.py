@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from marks import slow_but
-from tiny import CAUSAL, make_model, make_samples
+from subwords import byte_level, metaspace, wordpiece
+from tiny import CAUSAL, WORDS, make_model, make_samples
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from lasertri import LasertriError, Sample
+from lasertri import LasertriError, Sample, adapt
 from lasertri.language.samples import EncodedSamples
 
 
@@ -120,6 +121,109 @@ def test_an_end_that_is_text_stays_and_one_that_closes_a_text_goes(model, closed
     [[encoded]] = encode([Sample("He<e>", "lo")], model, tokenizer, delimiter="").answers
     assert tokenizer.convert_ids_to_tokens(encoded.row) == ["H", "e", "<e>", "l"]
     assert tokenizer.convert_ids_to_tokens(encoded.tokens) == ["l", "o"]
+
+
+def log_prob_after(model, ids, start):
+    """Of the tokens from this one on, given those before, in one row alone."""
+    with torch.no_grad():
+        log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    return sum(log_probs[i - 1, ids[i]].item() for i in range(start, len(ids)))
+
+
+CHOICES_THAT_MERGE = ("national", "view", "s", "nationals")
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "bloom"])  # bloom's choices have a row each
+@pytest.mark.parametrize("make", [byte_level, metaspace, wordpiece])
+def test_choices_that_merge_with_the_prompt_are_read_as_the_tokenizer_splits_their_text(make, architecture):
+    tokenizer = make()
+    model = make_model(architecture, vocab_size=len(tokenizer))
+    encoded = encode([Sample("the inter", choices=CHOICES_THAT_MERGE, label=0)], model, tokenizer, delimiter="")
+    wholes = [tokenizer(f"the inter{choice}", add_special_tokens=False)["input_ids"] for choice in CHOICES_THAT_MERGE]
+    opened = [1] if make is wordpiece else []
+    prompt = tokenizer("the inter", add_special_tokens=False)["input_ids"]
+    assert len(wholes[0]) == len(prompt), "one token where the prompt's last was"
+    start = len(opened) + len(prompt) - 1  # all are read from where "international" begins
+    expected = [log_prob_after(model, [*opened, *whole], start) for whole in wholes]
+    with torch.no_grad():
+        readings = encoded.read(model)
+        losses = sum(float(batch.loss(model)) for batch in encoded.loss_batches([0]))
+    np.testing.assert_allclose(encoded.table.per_answer(readings.log_probs), expected, rtol=1e-4, atol=1e-4)
+    assert losses == pytest.approx(float(readings.sample_losses()[0]), rel=1e-4)
+
+
+def test_choices_that_do_not_merge_are_read_after_the_whole_prompt():
+    tokenizer = byte_level()
+    model = make_model("gptj", vocab_size=len(tokenizer))
+    [answers] = encode([Sample("the inter", choices=("view", "s"), label=0)], model, tokenizer, delimiter="").answers
+    assert [tokenizer.decode(answer.tokens) for answer in answers] == ["view", "s"]
+    [[spaced, _]] = encode([Sample("the inter ", choices=("view", "s"), label=0)], model, tokenizer).answers
+    assert tokenizer.decode(spaced.tokens) == " view", "white space at the prompt's end is the answer's"
+
+
+def test_an_answer_that_merges_with_the_whole_prompt_is_refused():
+    tokenizer = byte_level()
+    model = make_model("gptj", vocab_size=len(tokenizer))
+    with pytest.raises(LasertriError, match="row 3: expected tokens for prompt and answer.*write more before it"):
+        encode([Sample(" inter", "national", source="row 3")], model, tokenizer, delimiter="")
+
+
+@pytest.mark.parametrize(
+    ("make", "choices"),
+    [
+        (wordpiece, ("Paris", "paris")),
+        (wordpiece, ("\u2603", "\u2602")),
+        (wordpiece, ("cafe", "café")),
+        (metaspace, ("x²", "x2")),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+def test_choices_of_the_same_tokens_are_refused(make, choices, architecture):
+    tokenizer = make(mask_token="[M]") if make is metaspace else make()
+    model = make_model(architecture, vocab_size=len(tokenizer))
+    sample = Sample("the", choices=("view", *choices), label=0, source="train.jsonl:4")
+    with pytest.raises(LasertriError, match=f"train.jsonl:4, choices: .* got '{choices[0]}' and '{choices[1]}'"):
+        encode([sample], model, tokenizer)
+
+
+@pytest.mark.parametrize("eos", [None, "the", "[UNK]"])
+def test_what_a_tokenizer_puts_around_texts_is_asked_of_it(eos):
+    tokenizer = wordpiece(eos_token=eos)
+    model = make_model("gpt2", vocab_size=len(tokenizer))
+    [[answer]] = encode([Sample("the", "the inter")], model, tokenizer).answers
+    assert tokenizer.convert_ids_to_tokens(answer.row) == ["[CLS]", "the", "the"]
+    assert tokenizer.convert_ids_to_tokens(answer.tokens) == ["the", "inter"]
+    [[answer]] = encode([Sample("[CLS] the", "inter")], model, tokenizer).answers
+    assert tokenizer.convert_ids_to_tokens(answer.row) == ["[CLS]", "the"]
+
+
+@pytest.mark.parametrize("kind", ["calibration", "held out"])
+def test_a_token_that_the_model_lacks_is_named_before_the_work(tokenizer, kind):
+    model, samples = make_model("gptj", vocab_size=len(WORDS) - 1), make_samples(48)
+    samples = [s for s in samples if "z" not in s.prompt]
+    lacking = Sample("a z b", choices=("yes", "no"), label=0, source="x.jsonl:9")
+    given = {"samples": [lacking, *samples]} if kind == "calibration" else {"samples": samples, "held_out": [lacking]}
+    with pytest.raises(LasertriError, match=r"x.jsonl:9: expected tokens below 29, .*, got 29 \('z'\)"):
+        adapt(model, tokenizer=tokenizer, **given)
+    with pytest.raises(LasertriError, match="a sample: expected tokens below 29"):
+        encode([Sample("a", "z")], model, tokenizer)
+    with pytest.raises(LasertriError, match="a sample: expected tokens below 29"):
+        encode([Sample("z", "a", match="contains", window=2)], model, tokenizer)
+
+
+OPENING = ['is "', 'is ("', "is (", "is [", "is “", "is „", 'is key="', "is `", "is '", "is 「", '"', "is «", "is ```"]
+CLOSED = ["is", 'is "x"', "is it's", "is dogs'", "is (x)", "is „x“", 'is 5"', "is `x`", "is x."]
+
+
+@pytest.mark.parametrize("prompt", [*OPENING, *CLOSED])
+def test_no_space_comes_after_an_opening_quotation_mark_or_bracket(prompt):
+    tokenizer = byte_level()
+    model = make_model("gptj", vocab_size=len(tokenizer))
+    for delimiter, expected in ((" ", "" if prompt in OPENING else " "), ("\n", "\n")):
+        [[answer]] = encode([Sample(prompt, "view")], model, tokenizer, delimiter=delimiter).answers
+        assert tokenizer.decode(answer.row + answer.tokens[-1:]) == f"{prompt}{expected}view"
+    [[own]] = encode([Sample(prompt, "view", delimiter=" ")], model, tokenizer).answers
+    assert tokenizer.decode(own.row + own.tokens[-1:]) == f"{prompt} view"
 
 
 def test_a_prompt_longer_than_the_context_is_named(model, tokenizer):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from marks import slow, slow_but
+from subwords import byte_level, metaspace, wordpiece
 from tiny import CAUSAL, ENCODER_DECODERS, MASKED, make_model, make_samples, make_tokenizer
 from transformers import GenerationConfig
 
@@ -192,6 +193,41 @@ def test_case_and_outer_white_space_make_no_difference(match, text, right):
     assert sample.accepts(text) is right
 
 
+REREAD = ["well-known", "U.S.", "£4.56", "O'Brien", "3.5%", "'s", "Café (x)", "a,b", "don't"]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert"])
+@pytest.mark.parametrize("match", ["text", "contains", "contains-with-prompt"])
+@pytest.mark.parametrize(
+    ("make", "right"),
+    [
+        *((wordpiece, text) for text in REREAD),
+        (metaspace, "ﬁve"),
+        (metaspace, "x²"),
+        (metaspace, "cafe\u0301"),
+        (metaspace, "１２"),
+        (byte_level, "well-known"),
+    ],
+)
+def test_what_a_tokenizer_does_not_read_back_as_it_was_is_found_all_the_same(make, right, match, architecture):
+    tokenizer = make(mask_token="[M]") if make is not wordpiece else make()
+    model, window = make_model(architecture, vocab_size=len(tokenizer)), 0 if match == "text" else 9
+    encoded = encode([Sample("the", right, match=match, window=window)], model, tokenizer)
+    for text, accepted in ((right, True), ("inter", False), ("", False)):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert encoded.table.accepts(0, tokenizer.decode(tokens)) is accepted
+        in_a_text = tokenizer.decode(tokenizer(f"the {text}, the", add_special_tokens=False)["input_ids"])
+        assert encoded.table.accepts(0, in_a_text) is (accepted and match != "text")
+
+
+def test_what_a_tokenizer_does_not_know_is_not_found_in_what_else_it_does_not_know():
+    tokenizer = wordpiece()
+    model = make_model("gpt2", vocab_size=len(tokenizer))
+    encoded = encode([Sample("the", "☃", match="contains", window=3)], model, tokenizer)
+    assert tokenizer("☃")["input_ids"] == tokenizer("☂")["input_ids"]
+    assert not encoded.table.accepts(0, "[UNK]")
+
+
 def test_an_answer_in_the_prompt_counts_only_by_lasers_rule(model, tokenizer):
     prompt = "a b yes c"
     text = slowly(model, tokenizer, Sample(prompt, "yes", match="contains", window=4))
@@ -207,6 +243,25 @@ def with_answers(model, tokenizer, count=31):
     texts = [slowly(model, tokenizer, sample).split() for sample in samples]
     answers = [text[len(text) // 2] if i % 2 else "q z" for i, text in enumerate(texts)]
     return [replace(sample, completion=answer) for sample, answer in zip(samples, answers, strict=True)]
+
+
+@pytest.mark.parametrize("edit", ["step", "truncate"])
+def test_what_a_model_gives_that_is_never_right_is_told_before_the_search_is_over(model, tokenizer, edit, caplog):
+    # its answers, one place wrong
+    asked = [Sample(s.prompt, "yes") for s in make_samples(41)]
+    given = [slowly(model, tokenizer, s, window=1) for s in asked]
+    wrong = [replace(s, completion="a" if text != "a" else "b") for s, text in zip(asked, given, strict=True)]
+    options = {"edit": edit, "targets": r"h\.0\.mlp", "progress": False, "calibration": 20}
+    with caplog.at_level(logging.INFO, "lasertri"):
+        result = adapt(model, wrong, tokenizer=tokenizer, **options)
+    assert f"asked so: prompt {asked[0].prompt!r}, border ' ', answer {wrong[0].completion!r}" in caplog.text
+    assert "none of 20 samples is answered rightly: the model gave" in caplog.text
+    assert len(result.to_dict()["instead"]) == 3
+    assert "WARNING: none of 20" in str(result)
+    right = [replace(s, completion=text) for s, text in zip(asked, given, strict=True)]
+    assert evaluate(model, encode(right[:1] + wrong, model, tokenizer)).warning is None
+    instead = evaluate(model, encode(wrong, model, tokenizer)).instead
+    assert instead == [(s.completion, text) for s, text in zip(wrong, given, strict=True)][:3]
 
 
 def test_rules_may_mix_and_each_counts_as_alone(model, tokenizer):

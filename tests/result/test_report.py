@@ -1,5 +1,6 @@
 """The report is one file that shows every part, whatever the result."""
 
+import html
 import re
 
 import pytest
@@ -83,6 +84,21 @@ def test_of_a_choice_task_the_loss_is_that_among_the_choices(result):
     text = summarize(result | {"held_out": result["held_out"] | figures | {"loss_interval": (-0.2, -0.05)}})
     assert "among the choices 0.500" in text
     assert "  in log loss among the choices -0.100 [-0.200, -0.050]" in text
+
+
+def test_how_the_model_is_asked_is_shown(result):
+    asked = {"prompt": 'It is "', "border": "", "answer": "b\n", "after": ""}
+    for page in (summarize(result | {"asked": asked}), html.unescape(render(result | {"asked": asked}))):
+        assert """asked so: prompt 'It is "', border '', answer 'b\\n'""" in page
+        assert "WARNING" not in page
+    assert "asked so: prompt" in summarize(result)
+    assert "asked so" not in summarize(result | {"asked": None})
+
+
+def test_a_model_that_is_never_right_is_warned_of_with_what_it_gave(result):
+    for page in (summarize, lambda made: html.unescape(render(made))):
+        text = page(result | {"instead": [("cold", " the"), ("b", "")]})
+        assert "WARNING: none of 40 samples is answered rightly: the model gave ' the' for 'cold', '' for 'b'" in text
 
 
 def test_an_infinite_loss_is_said(result):

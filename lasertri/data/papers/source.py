@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lasertri.data.files import PlacedRow, Row, read_rows
+from lasertri.data.files import PlacedRow, Row, parsed_json, read_rows
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 _EXPECTED = {"str": "text", "dict": "an object", "list": "a list"}
 REVISION = "refs/convert/parquet"  # the hub's own parquet copy; loading scripts no longer run
@@ -90,10 +90,7 @@ class Source:
 
 def _document(path: Path) -> Iterator[PlacedRow]:
     """Rows of a .json file: a list, or BIG-bench's object, whose fields every one of its `examples` gets."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise LasertriError(f"{path}:{error.lineno}: expected JSON ({error.msg} at column {error.colno})") from error
+    document = parsed_json(path.read_text(encoding="utf-8-sig"), path)
     shared: Row = {}
     if isinstance(document, dict) and isinstance(document.get("examples"), list):
         document, shared = document["examples"], {k: v for k, v in document.items() if k != "examples"}
@@ -102,7 +99,7 @@ def _document(path: Path) -> Iterator[PlacedRow]:
     for number, row in enumerate(document, 1):
         place = f"{path}, row {number}"
         if not isinstance(row, dict):
-            raise LasertriError(f"{place}: expected an object with fields, got {row!r}")
+            raise LasertriError(f"{place}: expected an object with fields, got {shown(row)}")
         yield place, shared | row
 
 
