@@ -306,7 +306,7 @@ def _turn(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> str:
     if sample.delimiter is not None:
         raise LasertriError(
             f"{sample.source}: expected a sample without a delimiter of its own where chat=True, got "
-            f"{sample.delimiter!r}; leave it out, or let lm_eval_samples(chat=tokenizer) write lm_eval's prompts"
+            f"{shown(sample.delimiter)}; leave it out, or let lm_eval_samples(chat=tokenizer) write lm_eval's prompts"
         )
     try:
         return chat_text(tokenizer, [{"role": "user", "content": sample.prompt}])

@@ -25,6 +25,7 @@ from transformers import (
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import require_unquantised
+from lasertri.support.shown import shown
 
 Kind = Literal["causal", "masked", "encoder-decoder"]
 
@@ -62,9 +63,9 @@ def load_model(
     try:
         place = torch.device(chosen)
     except RuntimeError as error:
-        raise LasertriError(f"expected a device such as cpu or cuda:0, got {chosen!r}") from error
+        raise LasertriError(f"expected a device such as cpu or cuda:0, got {shown(chosen)}") from error
     if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
-        raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, got {chosen!r}")
+        raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, got {shown(chosen)}")
     kind, config = checkpoint_kind(name, revision=revision)
     require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
