@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+
+MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+FULL = ("ieee", "none")
 
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
     """Within, torch multiplies FP32 matrices in full precision and casts nothing; afterwards as the program chose."""
-    allowed = torch.get_float32_matmul_precision()
-    with torch.autocast(device.type, enabled=False):
-        if allowed == "highest":
-            yield
-            return
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(allowed)
+    with torch.autocast(device.type, enabled=False), ExitStack() as stack:
+        if hasattr(MATMULS[0], "fp32_precision"):  # these know what either of torch's interfaces has set
+            for matmul in MATMULS:
+                allowed = matmul.fp32_precision
+                if allowed not in FULL:
+                    stack.callback(setattr, matmul, "fp32_precision", allowed)
+                    matmul.fp32_precision = "ieee"
+        elif (precision := torch.get_float32_matmul_precision()) != "highest":  # torch 2.8
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
+        yield

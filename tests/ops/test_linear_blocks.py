@@ -150,19 +150,40 @@ def test_autocast_around_an_op_casts_nothing_within(backend):
         assert torch.equal(inside, call())
 
 
-def test_a_precision_that_the_program_chose_for_its_own_products_is_not_ours(monkeypatch):
-    seen, weight, x = [], gapped(12, 20, dtype=torch.float32), gaussian(5, 20, dtype=torch.float32)
+NEW = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch 2.9 and later have this interface"
+)
+
+
+@pytest.mark.parametrize("choose", ["medium", pytest.param("tf32", marks=NEW), pytest.param("general", marks=NEW)])
+def test_a_precision_that_the_program_chose_for_its_own_products_is_not_ours(monkeypatch, choose):
+    """By either of torch's interfaces; once the newer is used, the older one fails where it is asked."""
     from lasertri.ops import gram
 
+    matmuls = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    seen, weight, x = [], gapped(12, 20, dtype=torch.float32), gaussian(5, 20, dtype=torch.float32)
     original = gram.linear_blocks
-    monkeypatch.setattr(
-        gram, "linear_blocks", lambda *a: seen.append(torch.get_float32_matmul_precision()) or original(*a)
-    )
-    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(gram, "linear_blocks", lambda *a: seen.append(precisions()) or original(*a))
+
+    def precisions():
+        found = [getattr(matmul, "fp32_precision", None) for matmul in matmuls]
+        return found if any(found) else torch.get_float32_matmul_precision()
+
     try:
-        torch.set_float32_matmul_precision("medium")
+        if choose == "medium":
+            torch.set_float32_matmul_precision("medium")
+        elif choose == "tf32":
+            for matmul in matmuls:
+                matmul.fp32_precision = "tf32"
+        else:
+            torch.backends.fp32_precision = "tf32"
+        chosen = precisions()
         linear_blocks(x, weight, ranks=3, backend="gram")
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert precisions() == chosen
     finally:
-        torch.set_float32_matmul_precision(before)
-    assert seen == ["highest"]
+        if choose != "medium":
+            torch.backends.fp32_precision = "none"
+            for matmul in matmuls:
+                matmul.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+    assert seen in (["highest"], [["ieee", "ieee"]])
