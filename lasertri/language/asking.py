@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -273,9 +274,9 @@ def _opening(tokenizer: PreTrainedTokenizerBase, argument: str = "text") -> list
 
 def vocabularies(model: PreTrainedModel) -> tuple[int, int]:
     """How many tokens the model reads, and for how many it gives a probability."""
-    embeddings: Any = model.get_input_embeddings()
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     head = output_head(model)
-    known = int(embeddings.weight.shape[0])
+    known = sys.maxsize if embeddings is None else int(embeddings.weight.shape[0])
     return known, head.out_features if isinstance(head, nn.Linear) else known
 
 
