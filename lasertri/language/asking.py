@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,11 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
     """
     kind, context = model_kind(model), context_length(model)
     known, readable = vocabularies(model)
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise LasertriError(
+            "expected a number as model_max_length of the tokenizer (tokenizer_config.json), "
+            f"got {shown(tokenizer.model_max_length)}; correct it or leave it out"
+        )
     if kind == "causal":
         how = _following(tokenizer, delimiter, chat)
     elif chat:
@@ -103,12 +109,14 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
             )
 
     def check_known(tokens: Sequence[int], count: int, sample: Sample) -> None:
-        unknown = next((token for token in tokens if token is None or not 0 <= token < count), 0)
+        unknown: Any = next((token for token in tokens if not isinstance(token, int) or not 0 <= token < count), 0)
         if unknown != 0:
-            text = "" if unknown is None else f" ({shown(tokenizer.convert_ids_to_tokens(unknown))})"
+            text = shown(unknown)
+            if isinstance(unknown, int) and 0 <= unknown < len(tokenizer):
+                text += f" ({shown(tokenizer.convert_ids_to_tokens(unknown))})"
             raise LasertriError(
-                f"{sample.source}: expected tokens below {count:,}, those that the model has, got {unknown}{text}; use "
-                "the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer)) and train the new ones"
+                f"{sample.source}: expected tokens below {count:,}, those that the model has, got {text}; use the "
+                "model's own tokenizer, or model.resize_token_embeddings(len(tokenizer)) and train the new ones"
             )
 
     def answers(sample: Sample) -> list[Answer]:
@@ -273,9 +281,9 @@ def _opening(tokenizer: PreTrainedTokenizerBase, argument: str = "text") -> list
 
 def vocabularies(model: PreTrainedModel) -> tuple[int, int]:
     """How many tokens the model reads, and for how many it gives a probability."""
-    embeddings: Any = model.get_input_embeddings()
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
     head = output_head(model)
-    known = int(embeddings.weight.shape[0])
+    known = sys.maxsize if embeddings is None else int(embeddings.weight.shape[0])
     return known, head.out_features if isinstance(head, nn.Linear) else known
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Dataset
+from subwords import byte_level
+from tiny import make_model
 from typer.testing import CliRunner
 
 from lasertri import LasertriError, Sample, task_samples
@@ -343,8 +345,10 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def test_a_task_is_evaluated_and_adapted_to_by_name(tmp_path, folder):
-    data = truthful(tmp_path)
+def test_a_task_is_evaluated_and_adapted_to_by_name(tmp_path):
+    data, folder, tokenizer = truthful(tmp_path), tmp_path / "model", byte_level()
+    make_model("gptj", vocab_size=len(tokenizer), n_positions=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     result = run("eval", folder, "--task", "truthfulqa", "--data-dir", data, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["n"] == 3

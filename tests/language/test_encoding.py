@@ -1,11 +1,13 @@
 """Loss and measure read the same answer tokens, at the positions that predict them."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from marks import slow_but
 from subwords import byte_level, metaspace, wordpiece
-from tiny import CAUSAL, WORDS, make_model, make_samples
+from tiny import CAUSAL, WORDS, make_model, make_samples, make_tokenizer
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -209,6 +211,18 @@ def test_a_token_that_the_model_lacks_is_named_before_the_work(tokenizer, kind):
         encode([Sample("a", "z")], model, tokenizer)
     with pytest.raises(LasertriError, match="a sample: expected tokens below 29"):
         encode([Sample("z", "a", match="contains", window=2)], model, tokenizer)
+
+
+def test_settings_of_model_and_tokenizer_that_no_token_can_be_made_of_are_named(tokenizer):
+    odd = copy.deepcopy(tokenizer)
+    odd.model_max_length = "64"
+    with pytest.raises(LasertriError, match="expected a number as model_max_length .*, got '64'"):
+        encode([Sample("a", "b")], make_model("gptj"), odd)
+    model, words = make_model("t5"), make_tokenizer("t5")
+    for start in ({"a": 1}, 99, -1):
+        model.config.decoder_start_token_id = start
+        with pytest.raises(LasertriError, match=f"expected tokens below {len(words)}, .*, got {start}"):
+            encode([Sample("a", "b")], model, words)
 
 
 OPENING = ['is "', 'is ("', "is (", "is [", "is “", "is „", 'is key="', "is `", "is '", "is 「", '"', "is «", "is ```"]
