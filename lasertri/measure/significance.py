@@ -46,6 +46,19 @@ def max_t_p_value(
     return (reached + 1) / (flips + 1)
 
 
+def combined_p_value(p_values: Sequence[float], sizes: Sequence[int]) -> float:
+    """One p-value of several on samples that have none in common, by the inverse normal method (Stouffer, 1949).
+
+    A later one may be of what the earlier samples chose: where nothing has an effect it knows nothing of them.
+
+    Args:
+        sizes: of each how many independent samples it is of; its weight is the root.
+    """
+    normal, most = NormalDist(), 1 - 1 / RESAMPLES
+    total = sum(np.sqrt(n) * normal.inv_cdf(1 - min(p, most)) for p, n in zip(p_values, sizes, strict=True))
+    return 1 - normal.cdf(float(total / np.sqrt(sum(sizes))))
+
+
 def paired_interval(
     baseline: np.ndarray, edited: np.ndarray, groups: Sequence[str], *, level: float = LEVEL, seed: int = 0
 ) -> tuple[float, float]:
