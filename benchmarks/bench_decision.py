@@ -28,7 +28,7 @@ from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value
 CALIBRATION = 100
 GRIDS = {"truncation": (176, 5), "step": (8, 2)}  # candidates, and matrices or directions that they are of
 GAINS = (0.03, 0.06, 0.10)
-FRESH = (25, 50, 100, 200)
+FRESH = (25, 100, 200)
 LOOKS = (0.25, 0.5, 1.0)  # shares of the fresh samples, of the sequential test
 ROWS = ("gain", "relief", "both")
 COMBINATIONS = (("gain", "gain", "gain"), ("both", "both", "both"), ("gain, then both", "gain", "both"))
@@ -160,7 +160,7 @@ def situations() -> dict[str, dict[str, float]]:
     return {"no effect": {}, "log-probability alone": {"harm": 1.0, "relief": 0.15}, **helps}
 
 
-def main(worlds: Annotated[int, typer.Option(help="Of every situation.")] = 1000) -> None:
+def main(worlds: Annotated[int, typer.Option(help="Of every situation.")] = 500) -> None:
     """Simulate, print and record."""
     machine, records = machine_record(), []
     for kind, grid in GRIDS.items():

@@ -32,7 +32,9 @@ def render(result: dict[str, Any]) -> str:
 
     from lasertri.result import figures
 
-    if kind(result) == "truncate":
+    if not result["trials"]:
+        pictures = {}
+    elif kind(result) == "truncate":
         pictures = {"heat_map": figures.heat_map(result), "curves": figures.curves(result)}
     else:
         pictures = {"sizes": figures.sizes(result)}

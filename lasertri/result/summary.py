@@ -11,14 +11,18 @@ def summarize(result: dict[str, Any]) -> str:
     if result["edit"] is not None:
         lines += [f"edit: {describe(result['edit'], result['matrices'])}", f"  accepted: {result['reason']}"]
     else:
-        lines += ["no edit", f"  {result['reason']}", f"  best rejected: {describe(result['rejected'])}"]
+        lines += ["no edit", f"  {result['reason']}"]
+    if result["rejected"] is not None:
+        lines.append(f"  best rejected: {describe(result['rejected'])}")
     for found in result["further"]:
         what = "no further edit" if found["edit"] is None else f"further edit: {describe(found['edit'])}"
         lines += [what, f"  {found['reason']}"]
     made = "" if result["edit"] is None or kind(result) == "truncate" else ", which the edit was made from"
-    for name, note in (("calibration", made), ("held_out", "")):
-        lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
-        lines += [f"  {row}" for row in measurements(result[name])]
+    confirming = "" if result["edit"] is not None else ", edited as the best rejected"
+    for name, note in (("calibration", made), ("confirmation", confirming), ("held_out", "")):
+        if result[name] is not None:
+            lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
+            lines += [f"  {row}" for row in measurements(result[name])]
     lines += differences(result["held_out"])
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
     lines.append(f"{result['seconds']:.1f} s ({phases})")
@@ -27,12 +31,14 @@ def summarize(result: dict[str, Any]) -> str:
 
 def kind(result: dict[str, Any]) -> str:
     """Which kind of edit was looked for: "truncate", "step" or "shrink"."""
-    return str((result["edit"] or result["rejected"])["kind"])
+    return str(result["settings"]["edit"])
 
 
 def searched(result: dict[str, Any]) -> list[str]:
     """What was scored and tried."""
     trials, candidates = result["trials"], result["candidates"]
+    if not trials:
+        return ["nothing was tried"]
     if kind(result) == "truncate":
         return [
             _scored(result["scores"]),

@@ -34,6 +34,7 @@ class SettingsKeywords(TypedDict, total=False):
     race: bool
     calibration: int
     held_out_limit: int
+    confirm: int | None
     score: Literal["taylor", "paper"]
     accept: Literal["test", "best"]
     max_edits: int

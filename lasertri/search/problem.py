@@ -36,6 +36,7 @@ class Problem:
         targets: the matrices that may be edited.
         gradients: the samples that score targets; often those of `calibration`.
         calibration: the samples that candidates are tried on.
+        confirm: fresh samples that the winner of a truncation's trials is confirmed on; None where there are none.
         held_out: the samples that nothing is chosen by.
         first: samples that show whether the method runs at all: one, or with an `Objective` those of `calibration`.
         factors: of the targets' weights.
@@ -46,6 +47,7 @@ class Problem:
     targets: Sequence[Target]
     gradients: Samples
     calibration: Samples
+    confirm: Samples | None
     held_out: Samples
     first: Samples
     factors: FactorStore
@@ -74,6 +76,7 @@ def prepare(
     encode = _encoder(model, tokenizer, objective, settings)
     strategy = settings.plan
     calibration, rest = encode(split.calibration), encode(split.held_out)
+    confirm = encode(split.confirm) if split.confirm else None
     gradients = calibration
     if strategy.gradients not in (None, strategy.evaluation):
         gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
@@ -97,7 +100,7 @@ def prepare(
         cache=FactorCache.default(),
     )
     first = encode(split.calibration[:1]) if objective is None else calibration
-    return Problem(model, tokenizer, targets, gradients, calibration, rest, first, factors, settings)
+    return Problem(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings)
 
 
 def _split(samples: Any, held_out: Any, objective: Objective | None, settings: Settings) -> Split[Any]:
@@ -110,6 +113,7 @@ def _split(samples: Any, held_out: Any, objective: Objective | None, settings: S
         listed(samples),
         held_out=None if held_out is None else listed(held_out),
         held_out_limit=settings.held_out_limit,
+        confirm=settings.confirm if settings.edit == "truncate" and settings.accept == "test" else 0,
         seed=settings.seed,
         group_names=group_names if objective is None else objective.groups,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from lasertri.edit.edit import Edit
 from lasertri.model.targets import Target
@@ -31,14 +31,20 @@ class Round:
     decision: Decision[Any]
     edit: Edit | None
 
+    @classmethod
+    def untried(cls, reason: str) -> Self:
+        """A round that ended before anything was tried."""
+        return cls({}, 0, [], Decision(None, None, None, reason), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON."""
-        accepted, rejected = self.decision.accepted, self.decision.rejected
+        accepted, rejected, confirmed = self.decision.accepted, self.decision.rejected, self.decision.confirmation
         return {
             "edit": None if accepted is None else accepted.candidate.to_dict(),
             "rejected": None if rejected is None else rejected.to_dict(),
             "p_value": self.decision.p_value,
             "reason": self.decision.reason,
+            "confirmation": None if confirmed is None else confirmed.to_dict(),
             "candidates": {
                 "requested": self.requested,
                 "distinct": len({trial.candidate.effect for trial in self.trials}),
