@@ -152,12 +152,7 @@ def _masked(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Asking:
 
 def _decoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Asking:
     """An encoder-decoder's answer is its decoder's text, without what the tokenizer opens and closes texts with."""
-    first = getattr(model.config, "decoder_start_token_id", None)
-    if first is None:
-        raise LasertriError(
-            "expected decoder_start_token_id in the encoder-decoder's configuration, which its decoder starts from; "
-            "set it in config.json or on model.config"
-        )
+    first = decoder_start(model)
 
     def answer(sample: Sample, text: str) -> Answer:
         target = tokenizer(text_target=text, return_special_tokens_mask=True)
@@ -170,6 +165,21 @@ def _decoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Aski
         return tuple(tokenizer(sample.prompt)["input_ids"])
 
     return Asking(answer, prompt)
+
+
+def decoder_start(model: PreTrainedModel) -> int:
+    """The token that an encoder-decoder's decoder starts from.
+
+    Raises:
+        LasertriError: its configuration does not say.
+    """
+    first: int | None = getattr(model.config, "decoder_start_token_id", None)
+    if first is None:
+        raise LasertriError(
+            "expected decoder_start_token_id in the encoder-decoder's configuration, which its decoder starts from; "
+            "set it in config.json or on model.config"
+        )
+    return first
 
 
 def _texts(sample: Sample, text: str, delimiter: str) -> tuple[str, str]:
