@@ -23,6 +23,7 @@ from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
+from lasertri.search.aside import with_side_effects
 from lasertri.search.confirmation import Confirmation
 from lasertri.search.decision import decide
 from lasertri.search.keywords import SettingsKeywords
@@ -81,6 +82,8 @@ def adapt(
     with preserved(problem.model):
         preflight(problem)
         rounds = SEARCHES[problem.settings.edit](problem, clock)
+        with clock("side effects"):
+            rounds = with_side_effects(problem, rounds)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)

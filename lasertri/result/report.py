@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.result.summary import describe, kind, nats
+from lasertri.result.summary import aside, describe, kind, nats
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,8 @@ def render(result: dict[str, Any]) -> str:
         pictures["difference"] = figures.difference(result["held_out"])
     template = Environment(loader=PackageLoader("lasertri.result", "."), autoescape=True).get_template("report.html.j2")
     drawn = {name: _svg(figure) for name, figure in pictures.items()}
-    return template.render(result=result, kind=kind(result), describe=describe, nats=nats, **drawn)
+    beside = "" if result["side_effects"] is None else aside([result, *result["further"]])
+    return template.render(result=result, kind=kind(result), describe=describe, nats=nats, aside=beside, **drawn)
 
 
 def _svg(figure: Figure) -> str:

@@ -24,6 +24,8 @@ def summarize(result: dict[str, Any]) -> str:
             lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
             lines += [f"  {row}" for row in measurements(result[name])]
     lines += differences(result["held_out"])
+    if result["side_effects"] is not None:
+        lines.append(aside([result, *result["further"]]))
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
     lines.append(f"{result['seconds']:.1f} s ({phases})")
     return "\n".join(lines)
@@ -124,6 +126,20 @@ def loss_of(measured: dict[str, Any]) -> tuple[str, Any]:
     if measured["choice_log_loss"] is not None:
         return "log loss among the choices", measured["choice_log_loss"]
     return "loss" if measured["majority_rate"] is None else "log loss", measured["log_loss"]
+
+
+def aside(rounds: list[dict[str, Any]]) -> str:
+    """What the last edit, with those before it, does to the predictions on neutral text."""
+    effects = next(found["side_effects"] for found in reversed(rounds) if found["side_effects"] is not None)
+    before, after = (effects["perplexity"][name] for name in ("before", "after"))
+    return (
+        f"on {effects['tokens']} tokens of neutral text: mean KL {_number(effects['kl'])} nats, perplexity "
+        f"{_number(before)} before, {_number(after)} after"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4g}"
 
 
 def nats(loss: float | None) -> str:

@@ -9,8 +9,8 @@ sees: where there are fresh samples, the winner is tried alone on these too, and
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Decision(Generic[Tried]):
     p_value: float | None
     reason: str
     confirmation: Confirmation | None = None
+
+    def refused(self, reason: str) -> Self:
+        """The same, but that what was accepted is rejected for this reason."""
+        return replace(self, accepted=None, rejected=self.accepted, reason=reason)
 
 
 def eligible(measurement: Measurement, baseline: Measurement, accept: str) -> bool:

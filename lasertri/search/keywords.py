@@ -37,6 +37,7 @@ class SettingsKeywords(TypedDict, total=False):
     confirm: int | None
     score: Literal["taylor", "paper"]
     accept: Literal["test", "best"]
+    max_kl: float | None
     max_edits: int
     normalize: bool
     delimiter: str

@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers.models import WordLevel, WordPiece
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource, as_samples
+from lasertri.data.neutral import neutral_text
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.errors import LasertriError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.language.samples import EncodedSamples
+from lasertri.language.text import EncodedText
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
-from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.model.loading import load_model, load_tokenizer, model_kind
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
@@ -40,6 +43,7 @@ class Problem:
         held_out: the samples that nothing is chosen by.
         first: samples that show whether the method runs at all: one, or with an `Objective` those of `calibration`.
         factors: of the targets' weights.
+        text: neutral text, for side effects; None but for causal language models.
     """
 
     model: nn.Module
@@ -52,6 +56,7 @@ class Problem:
     first: Samples
     factors: FactorStore
     settings: Settings
+    text: EncodedText | None = None
 
 
 def prepare(
@@ -100,7 +105,13 @@ def prepare(
         cache=FactorCache.default(),
     )
     first = encode(split.calibration[:1]) if objective is None else calibration
-    return Problem(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings)
+    text = None if objective is not None else _neutral(model, tokenizer)
+    if text is None and settings.max_kl is not None:
+        raise LasertriError(
+            f"expected a causal language model that knows English beside max_kl, got a {type(model).__name__}; "
+            "leave it out"
+        )
+    return Problem(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, text)
 
 
 def _split(samples: Any, held_out: Any, objective: Objective | None, settings: Settings) -> Split[Any]:
@@ -117,6 +128,24 @@ def _split(samples: Any, held_out: Any, objective: Objective | None, settings: S
         seed=settings.seed,
         group_names=group_names if objective is None else objective.groups,
     )
+
+
+def _neutral(model: Any, tokenizer: Any) -> EncodedText | None:
+    """The neutral text that comes with the package, for a model that continues text and knows English."""
+    text = neutral_text()
+    if model_kind(model) != "causal" or not tokenizer.is_fast or not _knows(text, tokenizer):
+        return None
+    return EncodedText(text, model=model, tokenizer=tokenizer)
+
+
+def _knows(text: str, tokenizer: Any) -> bool:
+    """Whether a tokenizer has most of a text, as one of a closed list of symbols has not."""
+    core = tokenizer.backend_tokenizer
+    unknown = getattr(core.model, "unk_token", None)
+    if isinstance(core.model, WordLevel | WordPiece) and core.token_to_id(unknown) is None:
+        return False  # it would raise
+    ids = core.encode(text).ids
+    return len(ids) >= len(text) // 20 and 2 * ids.count(tokenizer.unk_token_id) < len(ids)
 
 
 def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from lasertri.edit.edit import Edit
+from lasertri.measure.side_effects import SideEffects
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
@@ -23,6 +24,8 @@ class Round:
         trials: every measured candidate.
         decision: the accepted or the best rejected trial, and the joint test.
         edit: the accepted edit, or None.
+        side_effects: what it does, with the edits before it, to a causal language model's predictions on neutral
+            text; of one that was refused for them too.
     """
 
     ranking: dict[Target, float] = field(repr=False)
@@ -30,6 +33,7 @@ class Round:
     trials: Sequence[Trial] | Sequence[Fit] = field(repr=False)
     decision: Decision[Any]
     edit: Edit | None
+    side_effects: SideEffects | None = None
 
     @classmethod
     def untried(cls, reason: str) -> Self:
@@ -44,6 +48,7 @@ class Round:
             "rejected": None if rejected is None else rejected.to_dict(),
             "p_value": self.decision.p_value,
             "reason": self.decision.reason,
+            "side_effects": None if self.side_effects is None else self.side_effects.to_dict(),
             "confirmation": None if confirmed is None else confirmed.to_dict(),
             "candidates": {
                 "requested": self.requested,

@@ -124,6 +124,14 @@ class Settings:
         Literal["test", "best"],
         Option("test: only if p ≤ 0.05 over all candidates jointly, so more than luck; best: the papers' rule."),
     ] = "test"
+    max_kl: Annotated[
+        float | None,
+        Option(
+            "Refuse an edit that moves predictions on neutral text by a larger mean KL, in nats; of causal language "
+            "models.",
+            least=0,
+        ),
+    ] = None
     max_edits: Annotated[
         int, Option("Most edits, each found on the model with those before it.", section="Truncation", least=1)
     ] = 1
