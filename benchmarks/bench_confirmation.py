@@ -1,8 +1,8 @@
-"""How often a real truncation is accepted: `python benchmarks/bench_confirmation.py --model DIR --data DIR` (ten minutes).
+"""How often a real truncation is accepted: `python benchmarks/bench_confirmation.py --model DIR --data DIR` (ten min).
 
 Truncations of five matrices are tried once, on many prompts of CounterFact. Then, over and over, 100 of the prompts at
-random calibrate and 200 others confirm, and every rule of `bench_decision` says whether the winner is accepted. Its true
-gain is that on all prompts; as divisions share these, shares scatter less than with new prompts each time.
+random calibrate and 200 others confirm, and rules of `bench_decision` say whether the winner is accepted. Its true gain
+is that on all prompts; as divisions share these, shares scatter less than with new prompts each time.
 """
 
 from __future__ import annotations
