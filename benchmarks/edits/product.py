@@ -39,7 +39,7 @@ def edit(**options: Any) -> Callable[[Case], Row]:
                 with clock("control"):
                     control = _control(case, problem, found.edit)
         result = found.to_dict()
-        chosen = result["edit"] or result["rejected"]
+        chosen = result["edit"] or result["rejected"] or {}
         return {
             "objective": objective(case.calibration),
             "accepted": found.edit is not None,

@@ -85,11 +85,11 @@ def decide(
         return _decision(winner, bool(able), beats, p_value, len(trials), accept)
     confirmation = confirm(winner)
     together = combined_p_value([p_value, confirmation.p_value], [len(set(groups)), confirmation.independent])
-    accepted = together <= LEVEL
+    accepted, fresh = together <= LEVEL, confirmation.comparison.baseline.n
     reason = (
-        f"the joint test over {len(trials)} candidates (p = {p_value:.4f}) and that of the best alone on "
-        f"{confirmation.comparison.baseline.n} fresh samples (p = {confirmation.p_value:.4f}) together give "
-        f"p = {together:.4f}, {_side(accepted)}"
+        f"the joint test over {len(trials)} candidates (p = {p_value:.4f}) and that of the best alone on {fresh} fresh "
+        f"samples, in accuracy or log loss (p = {confirmation.p_value:.4f}), together give p = {together:.4f}, "
+        f"{_side(accepted)}"
     )
     return Decision(winner if accepted else None, None if accepted else winner, together, reason, confirmation)
 

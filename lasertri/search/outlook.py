@@ -77,8 +77,8 @@ def announce_trials(
 
 
 def announce_sizes(directions: int, samples: int, seconds: float, settings: Settings) -> None:
-    """Say what the trials of a step's sizes will cost: five or so, and one or more of another direction."""
-    sizes = 5 + 2 * (directions - 1)
+    """Say what the trials of a step's sizes will cost: four or so, and most often one of another direction."""
+    sizes = 3 + directions
     _say(f"{sizes} sizes or so", "", float(sizes), samples, seconds, settings)
 
 

@@ -82,6 +82,6 @@ def test_before_the_trials_their_cost_is_said(capsys, replayable, race, said):
 
 def test_of_a_step_the_number_of_sizes_is_a_guess_and_without_progress_nothing_is_said(capsys):
     announce_sizes(2, 100, 2.0, Settings())
-    assert capsys.readouterr().err == "trials: 7 sizes or so, 7 forward passes of 100 samples, about 14 s\n"
+    assert capsys.readouterr().err == "trials: 5 sizes or so, 5 forward passes of 100 samples, about 10 s\n"
     announce_sizes(2, 100, 2.0, TEST)
     assert capsys.readouterr().err == ""
