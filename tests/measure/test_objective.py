@@ -263,8 +263,11 @@ def test_an_effect_is_found_accepted_and_holds():
     x = torch.randn(400, 24, generator=generator)
     samples = list(zip(x, (x @ clean.T).argmax(-1).tolist(), strict=True))
     objective = Objective(lambda m, batch: m(stacked(batch)[0]), loss, right)
-    result = adapt(model, samples, objective=objective, targets="0", blocks=(1,), ratios=(0.5, 0.17), progress=False)
+    options = {"targets": "0", "blocks": (1,), "ratios": (0.5, 0.17), "confirm": 100, "progress": False}
+    result = adapt(model, samples, objective=objective, **options)
     assert result.edit.candidate.ranks == (4,)
+    assert result.rounds[0].decision.confirmation.comparison.edited.accuracy == 1
+    assert (result.rounds[0].decision.confirmation.independent, result.held_out.baseline.n) == (100, 200)
     assert result.held_out.edited.accuracy == 1
     assert result.held_out.verdict == "helps"
 

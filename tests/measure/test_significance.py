@@ -7,7 +7,7 @@ import pytest
 from marks import slow
 from simulated import simulated
 
-from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value, paired_interval, verdict
+from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value, paired_interval, relief, verdict
 
 
 def p_value(baseline, correct, seed=0):
@@ -207,3 +207,9 @@ def test_combined_p_values_keep_their_level():
     drawn = np.random.default_rng(3).random((4000, 2))
     accepted = np.mean([combined_p_value(pair, [100, 200]) <= LEVEL for pair in drawn])
     assert accepted == pytest.approx(0.05, abs=0.01)
+
+
+def test_relief_is_finite_where_a_loss_is_not():
+    before, after = np.array([1.0, 3.0, np.inf, 2.0, np.inf]), np.array([0.5, np.inf, 2.0, np.nan, np.inf])
+    assert relief(before, after).tolist() == [0.5, -200.0, 200.0, 0.0, 0.0]  # 100 mean losses of 2
+    assert relief(np.array([np.inf]), np.array([1.0])).tolist() == [1.0]

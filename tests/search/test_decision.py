@@ -11,7 +11,7 @@ from simulated import simulated
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.objective import Objective, ObjectiveSamples
-from lasertri.measure.significance import LEVEL, max_t_p_value
+from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value
 from lasertri.model.targets import Target
 from lasertri.search.confirmation import Confirmation
 from lasertri.search.cross_fit import Fit
@@ -233,10 +233,11 @@ def confirmation(p, n=80):
 
 def test_a_winner_that_the_joint_test_refuses_is_accepted_where_fresh_samples_speak_for_it():
     found = trial(24)
-    assert decide([found], BASELINE, GROUPS).accepted is None
+    alone = decide([found], BASELINE, GROUPS)
+    assert alone.accepted is None
     decision = decide([found], BASELINE, GROUPS, confirm=lambda winner: confirmation(0.01))
     assert decision.accepted is found
-    assert decision.p_value < LEVEL
+    assert decision.p_value == combined_p_value([alone.p_value, 0.01], [len(GROUPS), 80]) < LEVEL
     assert decision.confirmation.p_value == 0.01
     assert decision.reason.startswith("the joint test over 1 candidates (p = 0.0")
     said = "that of the best alone on 80 fresh samples, in accuracy or log loss (p = 0.0100), together give p = 0.00"
