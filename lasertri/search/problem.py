@@ -108,8 +108,8 @@ def prepare(
     text = None if objective is not None else _neutral(model, tokenizer)
     if text is None and settings.max_kl is not None:
         raise LasertriError(
-            f"expected a causal language model that knows English beside max_kl, got a {type(model).__name__}; "
-            "leave it out"
+            "expected max_kl with a causal language model whose tokenizer knows English, not with this "
+            f"{type(model).__name__}; leave it out"
         )
     return Problem(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, text)
 

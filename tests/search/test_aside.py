@@ -76,7 +76,7 @@ def test_a_model_that_does_not_go_on_with_english_has_none(architecture):
     assert result.edit is not None
     assert result.to_dict()["side_effects"] is None
     assert "neutral" not in str(result)
-    with pytest.raises(LasertriError, match="expected a causal language model that knows English beside max_kl, got a"):
+    with pytest.raises(LasertriError, match="a causal language model whose tokenizer knows English, not with this"):
         adapt(model, make_samples(60), tokenizer=tokenizer, max_kl=1.0, progress=False)
 
 
