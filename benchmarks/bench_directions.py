@@ -31,7 +31,7 @@ from lasertri.edit.step import Step
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.search.settings import Settings
-from lasertri.search.step_search import averaged, gather_folds
+from lasertri.search.step_search import averaged, gather_folds, parts_of
 from lasertri.search.tokens import Tokens
 from lasertri.support.timing import Clock
 
@@ -197,7 +197,8 @@ def main(
             baseline = {"loss": case.baseline.loss, "accuracy": case.baseline.measurement.accuracy}
             with preserved(loaded), torch.no_grad():
                 problem = as_problem(case, Settings(seed=seed, progress=False))
-                parts, tokens = gather_folds(problem, Clock())
+                parts = parts_of(problem)
+                tokens = gather_folds(problem, parts, Clock())
                 losses = [outcome(loaded, case.calibration, part).loss * len(part) for part in parts]
                 folds: dict[float, list[dict[Target, Layer]]] = {}
                 for method, recipe in RECIPES.items():

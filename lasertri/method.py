@@ -19,12 +19,16 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
+from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
+from lasertri.search.aside import with_side_effects
+from lasertri.search.confirmation import Confirmation
 from lasertri.search.decision import decide
 from lasertri.search.keywords import SettingsKeywords
+from lasertri.search.outlook import announce_trials, no_truncation_can_help
 from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
 from lasertri.search.round import Round
@@ -81,6 +85,8 @@ def adapt(
     with preserved(problem.model):
         preflight(problem)
         rounds = SEARCHES[problem.settings.edit](problem, clock)
+        with clock("side effects"):
+            rounds = with_side_effects(problem, rounds)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
@@ -119,6 +125,16 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     model, factors, settings = problem.model, problem.factors, problem.settings
     strategy, ranking = settings.plan, dict.fromkeys(targets, 0.0)
 
+    # see whether one can help
+    with clock("baseline"):
+        unedited = evaluate(model, problem.calibration, normalize=settings.normalize)
+    hopeless = no_truncation_can_help(
+        unedited, problem.calibration.groups, settings, confirmed=problem.confirm is not None
+    )
+    if hopeless is not None:
+        return Round.untried(hopeless)
+    seconds = clock.last
+
     # score
     if strategy.gradients is not None:
         blocks = scoring_blocks(targets, settings.scoring_blocks)
@@ -147,13 +163,23 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     )
     candidates = distinct(fitting(requested))
     factors.retain(candidate.factors_key for candidate in candidates)
+    layers = 1 + max(target.layer for target in problem.targets)
+    announce_trials(candidates, layers, problem.calibration, seconds, settings)
 
     # edit, measure, decide
     with clock("trials"):
         baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
         if baseline.warning:
             logger.warning(baseline.warning)
-        decision = decide(trials, baseline, problem.calibration.groups, accept=settings.accept, seed=settings.seed)
+    with clock("decide"):
+        decision = decide(
+            trials,
+            baseline,
+            problem.calibration.groups,
+            accept=settings.accept,
+            seed=settings.seed,
+            confirm=None if problem.confirm is None else functools.partial(Confirmation.of, problem, problem.confirm),
+        )
 
     accepted = decision.accepted
     edit = None if accepted is None else Truncation.build(accepted.candidate, model, factors)

@@ -467,3 +467,48 @@ def test_random_answers_are_hardly_ever_accepted():
         result = adapt(model, own, tokenizer=tokenizer, **options, **STEP)
         accepted += result.edit is not None
     assert accepted <= 11
+
+
+# what ends a search, and what confirms its winner
+
+
+def right_answers(model, tokenizer, samples):
+    """The same samples, their labels what the model answers."""
+    with torch.no_grad():
+        correct, _ = EncodedSamples(samples, model=model, tokenizer=tokenizer).read(model).outcomes()
+    labels = [s.label if right else 1 - s.label for s, right in zip(samples, correct, strict=True)]
+    return [dataclasses.replace(s, label=label) for s, label in zip(samples, labels, strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["truncate", "step", "shrink"])
+def test_where_nothing_can_help_a_search_ends_and_says_so(kind, model, tokenizer, samples, tmp_path, monkeypatch):
+    for name in ("lasertri.method.score_targets", "lasertri.search.step_search.gather_tokens"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("searched"))
+    monkeypatch.setattr("lasertri.search.outlook.SURE", 100.0)
+    own = right_answers(model, tokenizer, samples)
+    result = adapt(model, own, tokenizer=tokenizer, edit=kind, progress=False)
+    described = result.to_dict()
+    assert "none is answered wrongly" in described["reason"]
+    nothing = {"edit": None, "rejected": None, "p_value": None, "trials": [], "scores": [], "confirmation": None}
+    assert described | nothing == described
+    assert str(result).splitlines()[:3] == ["nothing was tried", "no edit", f"  {described['reason']}"]
+    result.save(tmp_path / "out")
+    page = (tmp_path / "out" / REPORT_NAME).read_text()
+    assert described["reason"][1:] in page
+    assert "Best rejected" not in page
+    assert "Every" not in page
+
+
+def test_a_winner_is_confirmed_on_fresh_samples(demo, tmp_path):
+    fresh = {"blocks": (2,), "ratios": (0.6, 0.4), "calibration": 60, "progress": False}
+    data = {"held_out": recall_samples(100, seed=12), **fresh}
+    result = adapt(str(MODEL_DIR), recall_samples(140, seed=11), **data)
+    decision = result.rounds[0].decision
+    assert decision.accepted is not None
+    assert decision.confirmation.comparison.baseline.n == 80
+    assert decision.confirmation.comparison.edited.accuracy > decision.confirmation.comparison.baseline.accuracy + 0.2
+    assert result.to_dict()["confirmation"]["p_value"] < 0.001
+    assert "confirmation, 80 samples\n" in str(result)
+    result.save(tmp_path / "out")
+    assert "<td>confirmation</td>" in (tmp_path / "out" / REPORT_NAME).read_text()
+    assert demo.to_dict()["confirmation"] is None  # all of its rows calibrate

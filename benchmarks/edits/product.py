@@ -19,7 +19,7 @@ from lasertri.model.targets import find_linear_layers, find_targets
 from lasertri.search.directions import make_step
 from lasertri.search.problem import Problem
 from lasertri.search.settings import Settings
-from lasertri.search.step_search import averaged, gather_folds
+from lasertri.search.step_search import averaged, gather_folds, parts_of
 from lasertri.support.timing import Clock
 
 
@@ -39,7 +39,7 @@ def edit(**options: Any) -> Callable[[Case], Row]:
                 with clock("control"):
                     control = _control(case, problem, found.edit)
         result = found.to_dict()
-        chosen = result["edit"] or result["rejected"]
+        chosen = result["edit"] or result["rejected"] or {}
         return {
             "objective": objective(case.calibration),
             "accepted": found.edit is not None,
@@ -69,14 +69,16 @@ def as_problem(case: Case, settings: Settings) -> Problem:
     store = FactorStore(case.model, targets, counts, budget=settings.memory_budget)
     calibration = case.calibration
     return Problem(
-        case.model, case.tokenizer, targets, calibration, calibration, case.held_out, calibration, store, settings
+        case.model, case.tokenizer, targets, calibration, calibration, None, case.held_out, calibration, store, settings
     )
 
 
 def _control(case: Case, problem: Problem, step: Step) -> Outcome:
     """The same step made from shuffled answers: what the form and the frequencies of the answers alone would give."""
     shuffled = case.encoded(_shuffled(case.split.calibration, case.seed))
-    parts, tokens = gather_folds(dataclasses.replace(problem, calibration=shuffled), Clock())
+    mixed = dataclasses.replace(problem, calibration=shuffled)
+    parts = parts_of(mixed)
+    tokens = gather_folds(mixed, parts, Clock())
     loss, rank = outcome(case.model, case.calibration).loss, step.rank // len(parts)
     made = [
         make_step(own, step.direction, rank=rank, loss=loss, samples=len(part))

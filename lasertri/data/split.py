@@ -1,9 +1,9 @@
-"""Which samples calibrate and which are held out."""
+"""Which samples calibrate, which confirm what was chosen by them, and which are held out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,14 +13,16 @@ from lasertri.errors import LasertriError
 
 T = TypeVar("T")
 Groups = Callable[[Sequence[Any]], Sequence[Hashable]]
+CONFIRM = 200  # samples
 
 
 @dataclass(frozen=True)
 class Split(Generic[T]):
-    """The samples that calibrate and those that are held out; no group is on both sides."""
+    """The samples that calibrate, those that are held out, and those that confirm; no group is in two of them."""
 
     calibration: list[T]
     held_out: list[T]
+    confirm: list[T] = field(default_factory=list)
 
 
 def split_samples(
@@ -29,6 +31,7 @@ def split_samples(
     held_out: Sequence[T] | None = None,
     calibration: int = 100,
     held_out_limit: int = 2000,
+    confirm: int | None = 0,
     seed: int = 0,
     group_names: Groups = group_names,
 ) -> Split[T]:
@@ -36,6 +39,10 @@ def split_samples(
 
     At most half of the samples calibrate (all may, where held-out samples are given). Samples of one group never
     fall on both sides.
+
+    Args:
+        confirm: most samples that confirm: of those that neither calibrate nor are held out, and where these are
+            too few of the held-out part, up to half of the rest. None takes none of the held-out part, and at most 200.
 
     Raises:
         LasertriError: fewer than 20 samples would calibrate, or a group is on both sides.
@@ -57,17 +64,18 @@ def split_samples(
             "(half of the rows are held out, groups stay together); bring more rows, samples to hold out, or a larger "
             "calibration"
         )
-    if held_out is not None:
+    spare = [samples[i] for i in rest]
+    if held_out is None:
+        reported, spare = _shared_out(spare, held_out_limit, confirm)
+    else:
         shared = set(group_names(held_out)) & set(group_names([samples[i] for i in chosen]))
         if shared:
             raise LasertriError(
                 f"expected held-out samples of other groups and prompts than the calibration's, got {len(shared)} on "
                 f"both sides, such as {min(map(str, shared))!r}"
             )
-        rest_samples = [held_out[i] for i in generator.permutation(len(held_out))]
-    else:
-        rest_samples = [samples[i] for i in rest]
-    return Split([samples[i] for i in chosen], rest_samples[:held_out_limit])
+        reported = [held_out[i] for i in generator.permutation(len(held_out))][:held_out_limit]
+    return Split([samples[i] for i in chosen], reported, _confirming(spare, reported, confirm, group_names))
 
 
 def standard_split(
@@ -75,12 +83,17 @@ def standard_split(
     *,
     held_out: Sequence[T] | None = None,
     held_out_limit: int = 2000,
+    confirm: int | None = 0,
     seed: int = 0,
     group_names: Groups = group_names,
 ) -> Split[T]:
     """LASER's split: the first fifth of the rows, in their order, calibrates; the rest is held out.
 
-    Where held-out samples are given all rows calibrate. Held-out rows whose group is on the other side are left out.
+    Where held-out samples are given all rows calibrate, and none are left to confirm. Held-out rows whose group is on
+    the other side are left out.
+
+    Args:
+        confirm: see `split_samples`.
 
     Raises:
         LasertriError: fewer than 20 samples would calibrate, or none would be held out.
@@ -96,10 +109,28 @@ def standard_split(
     rest = [sample for sample, name in zip(rest, group_names(rest), strict=True) if name not in known]
     if not rest:
         raise LasertriError("expected held-out samples of other groups and prompts than the first fifth's, got none")
-    return Split(chosen, drawn_samples(rest, held_out_limit, seed))
+    if held_out is not None:
+        return Split(chosen, drawn_samples(rest, held_out_limit, seed))
+    drawn = np.random.default_rng(seed).permutation(len(rest))
+    reported, spare = _shared_out(drawn.tolist(), held_out_limit, confirm)
+    held = [rest[i] for i in sorted(reported)]
+    return Split(chosen, held, _confirming([rest[i] for i in spare], held, confirm, group_names))
 
 
 def drawn_samples(samples: Sequence[T], count: int, seed: int) -> list[T]:
     """A seeded draw of so many samples (of all, if there are no more), in their order."""
     drawn = np.random.default_rng(seed).permutation(len(samples))[:count]
     return [samples[i] for i in sorted(drawn)]
+
+
+def _shared_out(rest: Sequence[T], held_out_limit: int, confirm: int | None) -> tuple[list[T], list[T]]:
+    """What is held out of those that do not calibrate, and what is left beyond."""
+    held = min(held_out_limit, len(rest) - min(confirm or 0, len(rest) // 2))
+    return list(rest[:held]), list(rest[held:])
+
+
+def _confirming(spare: Sequence[T], held_out: Sequence[T], confirm: int | None, group_names: Groups) -> list[T]:
+    """The first of those that are left whose group is not held out."""
+    held = set(group_names(held_out))
+    apart = [sample for sample, name in zip(spare, group_names(spare), strict=True) if name not in held]
+    return apart[: CONFIRM if confirm is None else confirm]

@@ -242,13 +242,7 @@ def _masked(tokenizer: PreTrainedTokenizerBase, delimiter: str) -> Asking:
 
 def _decoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Asking:
     """An encoder-decoder's answer is its decoder's text, without what the tokenizer opens and closes texts with."""
-    first = getattr(model.config, "decoder_start_token_id", None)
-    if first is None:
-        raise LasertriError(
-            "expected decoder_start_token_id in the encoder-decoder's configuration, which its decoder starts from; "
-            "set it in config.json or on model.config"
-        )
-    opening = _opening(tokenizer, "text_target")
+    first, opening = decoder_start(model), _opening(tokenizer, "text_target")
 
     def answer(sample: Sample, text: str) -> Answer:
         tokens = (*opening, *tokenizer(text_target=text, add_special_tokens=False)["input_ids"])
@@ -285,6 +279,21 @@ def vocabularies(model: PreTrainedModel) -> tuple[int, int]:
     head = output_head(model)
     known = sys.maxsize if embeddings is None else int(embeddings.weight.shape[0])
     return known, head.out_features if isinstance(head, nn.Linear) else known
+
+
+def decoder_start(model: PreTrainedModel) -> int:
+    """The token that an encoder-decoder's decoder starts from.
+
+    Raises:
+        LasertriError: its configuration does not say.
+    """
+    first: int | None = getattr(model.config, "decoder_start_token_id", None)
+    if first is None:
+        raise LasertriError(
+            "expected decoder_start_token_id in the encoder-decoder's configuration, which its decoder starts from; "
+            "set it in config.json or on model.config"
+        )
+    return first
 
 
 def _texts(sample: Sample, text: str, delimiter: str) -> tuple[str, str]:

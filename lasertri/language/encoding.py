@@ -128,6 +128,12 @@ class Batch:
 
     def read(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token, FP32 `[N]`, and the most probable token in its place `[N]`."""
+        log_probs = self.log_probs(model)
+        place = self.places[2].to(log_probs.device)
+        return log_probs[place, self.token.to(log_probs.device)], log_probs.argmax(-1)[place]
+
+    def log_probs(self, model: nn.Module) -> Tensor:
+        """Of every token at every one of `places`, FP32 `[P, V]`."""
         inputs: dict[str, Any] = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.position_ids is not None:
             dtype = next(model.parameters()).dtype
@@ -139,14 +145,12 @@ class Batch:
             inputs |= {"decoder_input_ids": self.decoder_input_ids}
         if getattr(getattr(model, "config", None), "output_router_logits", False):
             inputs |= {"output_router_logits": False}  # a loss of its own, which branches do not fit
-        row, position, place = self.places
+        row, position, _ = self.places
         with _head_reads(model, row, position) as selected:
             logits = model(**inputs, use_cache=False).logits
         if not selected:
             logits = logits[row.to(logits.device), position.to(logits.device)]
-        log_probs = logits.reshape(len(row), -1).float().log_softmax(-1)
-        place = place.to(logits.device)
-        return log_probs[place, self.token.to(logits.device)], log_probs.argmax(-1)[place]
+        return logits.reshape(len(row), -1).float().log_softmax(-1)
 
     def loss(self, model: nn.Module) -> Tensor:
         """Negative log-likelihood of the answer tokens in nats, summed."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-MATMULS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+BACKENDS: Any = torch.backends
+MATMULS = BACKENDS.cuda.matmul, BACKENDS.mkldnn.matmul
 FULL = ("ieee", "none")
 
 

@@ -7,7 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.result.summary import describe, kind, nats, questions
+from lasertri.result.summary import aside, describe, kind, nats, questions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,9 @@ def render(result: dict[str, Any]) -> str:
 
     from lasertri.result import figures
 
-    if kind(result) == "truncate":
+    if not result["trials"]:
+        pictures = {}
+    elif kind(result) == "truncate":
         pictures = {"heat_map": figures.heat_map(result), "curves": figures.curves(result)}
     else:
         pictures = {"sizes": figures.sizes(result)}
@@ -40,8 +42,15 @@ def render(result: dict[str, Any]) -> str:
         pictures["difference"] = figures.difference(result["held_out"])
     template = Environment(loader=PackageLoader("lasertri.result", "."), autoescape=True).get_template("report.html.j2")
     drawn = {name: _svg(figure) for name, figure in pictures.items()}
+    beside = "" if result["side_effects"] is None else aside([result, *result["further"]])
     return template.render(
-        result=result, kind=kind(result), describe=describe, nats=nats, questions=questions(result), **drawn
+        result=result,
+        kind=kind(result),
+        describe=describe,
+        nats=nats,
+        questions=questions(result),
+        aside=beside,
+        **drawn,
     )
 
 

@@ -14,16 +14,22 @@ def summarize(result: dict[str, Any]) -> str:
     if result["edit"] is not None:
         lines += [f"edit: {describe(result['edit'], result['matrices'])}", f"  accepted: {result['reason']}"]
     else:
-        lines += ["no edit", f"  {result['reason']}", f"  best rejected: {describe(result['rejected'])}"]
+        lines += ["no edit", f"  {result['reason']}"]
+    if result["rejected"] is not None:
+        lines.append(f"  best rejected: {describe(result['rejected'])}")
     for found in result["further"]:
         what = "no further edit" if found["edit"] is None else f"further edit: {describe(found['edit'])}"
         lines += [what, f"  {found['reason']}"]
     made = "" if result["edit"] is None or kind(result) == "truncate" else ", which the edit was made from"
-    for name, note in (("calibration", made), ("held_out", "")):
-        lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
-        lines += [f"  {row}" for row in measurements(result[name])]
+    confirming = "" if result["edit"] is not None else ", edited as the best rejected"
+    for name, note in (("calibration", made), ("confirmation", confirming), ("held_out", "")):
+        if result[name] is not None:
+            lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
+            lines += [f"  {row}" for row in measurements(result[name])]
     lines += questions(result)
     lines += differences(result["held_out"])
+    if result["side_effects"] is not None:
+        lines.append(aside([result, *result["further"]]))
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
     lines.append(f"{result['seconds']:.1f} s ({phases})")
     return "\n".join(lines)
@@ -39,12 +45,14 @@ def questions(result: dict[str, Any]) -> list[str]:
 
 def kind(result: dict[str, Any]) -> str:
     """Which kind of edit was looked for: "truncate", "step" or "shrink"."""
-    return str((result["edit"] or result["rejected"])["kind"])
+    return str(result["settings"]["edit"])
 
 
 def searched(result: dict[str, Any]) -> list[str]:
     """What was scored and tried."""
     trials, candidates = result["trials"], result["candidates"]
+    if not trials:
+        return ["nothing was tried"]
     if kind(result) == "truncate":
         return [
             _scored(result["scores"]),
@@ -130,6 +138,20 @@ def loss_of(measured: dict[str, Any]) -> tuple[str, Any]:
     if measured["choice_log_loss"] is not None:
         return "log loss among the choices", measured["choice_log_loss"]
     return "loss" if measured["majority_rate"] is None else "log loss", measured["log_loss"]
+
+
+def aside(rounds: list[dict[str, Any]]) -> str:
+    """What the last edit, with those before it, does to the predictions on neutral text."""
+    effects = next(found["side_effects"] for found in reversed(rounds) if found["side_effects"] is not None)
+    before, after = (effects["perplexity"][name] for name in ("before", "after"))
+    return (
+        f"on {effects['tokens']} tokens of neutral text: mean KL {_number(effects['kl'])} nats, perplexity "
+        f"{_number(before)} before, {_number(after)} after"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4g}"
 
 
 def nats(loss: float | None) -> str:

@@ -21,11 +21,11 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
+from lasertri.measure.significance import relief
 from lasertri.search.settings import Settings
 
 FOLDS = 2
 SMALLEST, LARGEST = 2.0**-6, 2.0**4
-MOST_RELIEF = 100.0  # of one sample, in mean losses: it may be infinite
 
 
 class Sizeable(Protocol):
@@ -171,9 +171,6 @@ class CrossFit:
                 readings.update(self.samples.read(self.model, part, self.advance))
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
-        with np.errstate(invalid="ignore"):
-            most = MOST_RELIEF * float(np.abs(self.losses).mean())
-            relief = np.nan_to_num(self.losses - losses).clip(-most, most)
         named: dict[str, Any] = edits[0].to_dict() | {"size": size}
         return Fit(
             Sized(**named),
@@ -181,5 +178,5 @@ class CrossFit:
             float(losses.mean()),
             time.perf_counter() - start,
             scores.astype(float) - self.scores,
-            relief,
+            relief(self.losses, losses),
         )

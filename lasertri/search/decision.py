@@ -1,19 +1,22 @@
 """Which trial wins, and whether its edit is accepted.
 
 The best of 200 candidates beats the baseline on 100 samples by several points with no effect at all, so the winner
-must pass a joint test over all of them.
+must pass a joint test over all of them. Such a test has little power, and what a truncation wins is often less than it
+sees: where there are fresh samples, the winner is tried alone on these too, and both tests count
+(`benchmarks/bench_decision.py` compares this with others).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.significance import LEVEL, max_t_p_value
+from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value
+from lasertri.search.confirmation import Confirmation
 from lasertri.search.cross_fit import Fit
 from lasertri.search.trial import Trial
 
@@ -22,17 +25,23 @@ Tried = TypeVar("Tried", Trial, Fit)
 
 @dataclass(frozen=True)
 class Decision(Generic[Tried]):
-    """The accepted trial, or the best one that was rejected; one of them is None.
+    """The accepted trial, or the best one that was rejected; one of them is None, or both where nothing was tried.
 
     Attributes:
-        p_value: of the joint test for that trial.
-        reason: why it was accepted or rejected, in one sentence.
+        p_value: of the tests for that trial; None where nothing was tried.
+        reason: why it was accepted or rejected, or why nothing was tried, in one sentence.
+        confirmation: of that trial, where fresh samples were read.
     """
 
     accepted: Tried | None
     rejected: Tried | None
-    p_value: float
+    p_value: float | None
     reason: str
+    confirmation: Confirmation | None = None
+
+    def refused(self, reason: str) -> Self:
+        """The same, but that what was accepted is rejected for this reason."""
+        return replace(self, accepted=None, rejected=self.accepted, reason=reason)
 
 
 def eligible(measurement: Measurement, baseline: Measurement, accept: str) -> bool:
@@ -41,18 +50,29 @@ def eligible(measurement: Measurement, baseline: Measurement, accept: str) -> bo
 
 
 def decide(
-    trials: Sequence[Trial], baseline: Measurement, groups: Sequence[str], *, accept: str = "test", seed: int = 0
+    trials: Sequence[Trial],
+    baseline: Measurement,
+    groups: Sequence[str],
+    *,
+    accept: str = "test",
+    seed: int = 0,
+    confirm: Callable[[Trial], Confirmation] | None = None,
 ) -> Decision[Trial]:
     """Take the winner if it passes.
 
     The winner has the highest accuracy, then the lower log loss, the larger ρ, the smaller K, the earlier layer.
 
+    The joint test is of accuracy, which the winner was chosen by: one of the log loss as well would take edits that
+    win no answers. Fresh samples test both. Of two p-values each knows nothing of the other's samples, so
+    they combine, however few the fresh samples are.
+
     Args:
         trials: all that were measured; one that a race dropped cannot win, but counts in the test by what it saw.
             (Its T needs no scaling up to all samples: it is free of scale.)
         groups: the calibration samples' groups.
-        accept: "test" asks that the winner is `eligible` and that the joint test gives p ≤ 0.05; "best" only that it
-            beats the baseline.
+        accept: "test" asks that the winner is `eligible` and that the joint test, with the confirmation if there is
+            one, gives p ≤ 0.05; "best" only that it beats the baseline.
+        confirm: tries a winner on fresh samples, if there are any; asked only where the test is to decide.
     """
     finished = [trial for trial in trials if trial.finished]
     able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
@@ -61,7 +81,17 @@ def decide(
     p_value = max_t_p_value(gains, trials.index(winner), groups, seed=seed)
     measured = winner.measurement
     beats = (measured.accuracy, -measured.log_loss) > (baseline.accuracy, -baseline.log_loss)
-    return _decision(winner, bool(able), beats, p_value, len(trials), accept)
+    if confirm is None or not (able and beats and accept == "test"):
+        return _decision(winner, bool(able), beats, p_value, len(trials), accept)
+    confirmation = confirm(winner)
+    together = combined_p_value([p_value, confirmation.p_value], [len(set(groups)), confirmation.independent])
+    accepted, fresh = together <= LEVEL, confirmation.comparison.baseline.n
+    reason = (
+        f"the joint test over {len(trials)} candidates (p = {p_value:.4f}) and that of the best alone on {fresh} fresh "
+        f"samples, in accuracy or log loss (p = {confirmation.p_value:.4f}), together give p = {together:.4f}, "
+        f"{_side(accepted)}"
+    )
+    return Decision(winner if accepted else None, None if accepted else winner, together, reason, confirmation)
 
 
 def decide_fit(
@@ -108,12 +138,12 @@ def _decision(
         accepted, reason = True, "the best candidate beats the baseline (no test asked for)"
     else:
         accepted = p_value <= LEVEL
-        reason = (
-            f"the joint test over {count} candidates gives p = {p_value:.4f}, "
-            + ("at most" if accepted else "above")
-            + f" {LEVEL}"
-        )
+        reason = f"the joint test over {count} candidates gives p = {p_value:.4f}, {_side(accepted)}"
     return Decision(winner if accepted else None, None if accepted else winner, p_value, reason)
+
+
+def _side(accepted: bool) -> str:
+    return f"{'at most' if accepted else 'above'} {LEVEL}"
 
 
 def _quality(trial: Trial) -> tuple[float, ...]:

@@ -34,8 +34,10 @@ class SettingsKeywords(TypedDict, total=False):
     race: bool
     calibration: int
     held_out_limit: int
+    confirm: int | None
     score: Literal["taylor", "paper"]
     accept: Literal["test", "best"]
+    max_kl: float | None
     max_edits: int
     normalize: bool
     delimiter: str

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tokenizers.models import WordLevel, WordPiece
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource, as_samples
+from lasertri.data.neutral import neutral_text
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.errors import LasertriError
@@ -20,10 +22,11 @@ from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
+from lasertri.language.text import EncodedText
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
-from lasertri.model.loading import load_model, load_tokenizer
+from lasertri.model.loading import load_model, load_tokenizer, model_kind
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
@@ -40,10 +43,12 @@ class Problem:
         targets: the matrices that may be edited.
         gradients: the samples that score targets; often those of `calibration`.
         calibration: the samples that candidates are tried on.
+        confirm: fresh samples that the winner of a truncation's trials is confirmed on; None where there are none.
         held_out: the samples that nothing is chosen by.
         first: samples that show whether the method runs at all: one, or with an `Objective` those of `calibration`.
         factors: of the targets' weights.
         asked: how the first sample is asked; None with an `Objective`.
+        text: neutral text, for side effects; None but for causal language models.
     """
 
     model: nn.Module
@@ -51,11 +56,13 @@ class Problem:
     targets: Sequence[Target]
     gradients: Samples
     calibration: Samples
+    confirm: Samples | None
     held_out: Samples
     first: Samples
     factors: FactorStore
     settings: Settings
     asked: Asked | None = None
+    text: EncodedText | None = None
 
 
 def prepare(
@@ -85,6 +92,7 @@ def prepare(
     if asked is not None:
         logger.info("the first sample is asked so: %s", asked)
     calibration, rest = encode(split.calibration), encode(split.held_out)
+    confirm = encode(split.confirm) if split.confirm else None
     gradients = calibration
     if strategy.gradients not in (None, strategy.evaluation):
         gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
@@ -108,7 +116,15 @@ def prepare(
         cache=FactorCache.default(),
     )
     first = encode(split.calibration[:1]) if objective is None else calibration
-    return Problem(model, tokenizer, targets, gradients, calibration, rest, first, factors, settings, asked)
+    text = None if objective is not None else _neutral(model, tokenizer)
+    if text is None and settings.max_kl is not None:
+        raise LasertriError(
+            "expected max_kl with a causal language model whose tokenizer knows English, not with this "
+            f"{type(model).__name__}; leave it out"
+        )
+    return Problem(
+        model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text
+    )
 
 
 def _split(
@@ -122,9 +138,28 @@ def _split(
         samples,
         held_out=held_out,
         held_out_limit=settings.held_out_limit,
+        confirm=settings.confirm if settings.edit == "truncate" and settings.accept == "test" else 0,
         seed=settings.seed,
         group_names=group_names if objective is None else objective.groups,
     )
+
+
+def _neutral(model: Any, tokenizer: Any) -> EncodedText | None:
+    """The neutral text that comes with the package, for a model that continues text and knows English."""
+    text = neutral_text()
+    if model_kind(model) != "causal" or not tokenizer.is_fast or not _knows(text, tokenizer):
+        return None
+    return EncodedText(text, model=model, tokenizer=tokenizer)
+
+
+def _knows(text: str, tokenizer: Any) -> bool:
+    """Whether a tokenizer has most of a text, as one of a closed list of symbols has not."""
+    core = tokenizer.backend_tokenizer
+    unknown = getattr(core.model, "unk_token", None)
+    if isinstance(core.model, WordLevel | WordPiece) and core.token_to_id(unknown) is None:
+        return False  # it would raise
+    ids = core.encode(text).ids
+    return len(ids) >= len(text) // 20 and 2 * ids.count(tokenizer.unk_token_id) < len(ids)
 
 
 def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from lasertri.edit.edit import Edit
+from lasertri.measure.side_effects import SideEffects
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
@@ -23,6 +24,8 @@ class Round:
         trials: every measured candidate.
         decision: the accepted or the best rejected trial, and the joint test.
         edit: the accepted edit, or None.
+        side_effects: what it does, with the edits before it, to a causal language model's predictions on neutral
+            text; of one that was refused for them too.
     """
 
     ranking: dict[Target, float] = field(repr=False)
@@ -30,15 +33,23 @@ class Round:
     trials: Sequence[Trial] | Sequence[Fit] = field(repr=False)
     decision: Decision[Any]
     edit: Edit | None
+    side_effects: SideEffects | None = None
+
+    @classmethod
+    def untried(cls, reason: str) -> Self:
+        """A round that ended before anything was tried."""
+        return cls({}, 0, [], Decision(None, None, None, reason), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON."""
-        accepted, rejected = self.decision.accepted, self.decision.rejected
+        accepted, rejected, confirmed = self.decision.accepted, self.decision.rejected, self.decision.confirmation
         return {
             "edit": None if accepted is None else accepted.candidate.to_dict(),
             "rejected": None if rejected is None else rejected.to_dict(),
             "p_value": self.decision.p_value,
             "reason": self.decision.reason,
+            "side_effects": None if self.side_effects is None else self.side_effects.to_dict(),
+            "confirmation": None if confirmed is None else confirmed.to_dict(),
             "candidates": {
                 "requested": self.requested,
                 "distinct": len({trial.candidate.effect for trial in self.trials}),

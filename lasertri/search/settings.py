@@ -105,6 +105,15 @@ class Settings:
         Option("Most samples for gradients and trials; half of all at most, unless others are held out.", least=FEWEST),
     ] = 100
     held_out_limit: Annotated[int, Option("Most samples held out.", least=1)] = 2000
+    confirm: Annotated[
+        int | None,
+        Option(
+            "Most fresh samples that the best candidate is confirmed on, taken of those held out if need be (half of "
+            "them at most); by default 200 of those beyond. 0: none.",
+            section="Truncation",
+            least=0,
+        ),
+    ] = None
     score: Annotated[
         Literal["taylor", "paper"],
         Option(
@@ -114,10 +123,16 @@ class Settings:
     ] = "taylor"
     accept: Annotated[
         Literal["test", "best"],
-        Option(
-            "test: only if a joint test of all candidates gives p ≤ 0.05, so more than luck; best: the papers' rule."
-        ),
+        Option("test: only if p ≤ 0.05 over all candidates jointly, so more than luck; best: the papers' rule."),
     ] = "test"
+    max_kl: Annotated[
+        float | None,
+        Option(
+            "Refuse an edit that moves predictions on neutral text by a larger mean KL, in nats; of causal language "
+            "models.",
+            least=0,
+        ),
+    ] = None
     max_edits: Annotated[
         int, Option("Most edits, each found on the model with those before it.", section="Truncation", least=1)
     ] = 1
@@ -219,7 +234,18 @@ class Settings:
 
 DEFAULTS = {field.name: field.default for field in fields(Settings)}
 OWN_OPTIONS = {
-    "truncate": {"strategy", "count", "ratios", "blocks", "svd", "scoring_blocks", "race", "score", "max_edits"},
+    "truncate": {
+        "strategy",
+        "count",
+        "ratios",
+        "blocks",
+        "svd",
+        "scoring_blocks",
+        "race",
+        "score",
+        "max_edits",
+        "confirm",
+    },
     "step": {"direction", "rank", "merge"},
     "shrink": {"blocks"},
 }

@@ -11,6 +11,7 @@ from lasertri.edit.shrink import Shrink
 from lasertri.model.targets import Target
 from lasertri.ops import score_blocks
 from lasertri.search.cross_fit import CrossFit
+from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.step_search import averaged, cross_fit, decided, gather_folds
@@ -24,13 +25,18 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     """The best step of all targets' singular values; the model must be inside `preserved(model)`."""
     settings = problem.settings
     blocks = settings.blocks[0] if settings.blocks else 1
-    parts, tokens = gather_folds(problem, clock)
+    fit = cross_fit(problem, clock)
+    hopeless = no_step_can_help(fit.baseline, settings)
+    if hopeless is not None:
+        return [Round.untried(hopeless)]
+    announce_sizes(1, len(problem.calibration), clock.last, settings)
+    tokens = gather_folds(problem, fit.parts, clock)
     with clock("factor"):
         problem.factors.prepare(problem.targets, blocks)
 
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
-        fit = cross_fit(problem, parts, bar)
-        edits = [_shrink(problem, fit, tokens, fold, blocks) for fold in range(len(parts))]
+        fit.advance = bar.update
+        edits = [_shrink(problem, fit, tokens, fold, blocks) for fold in range(len(tokens))]
         fits = list(fit.sizes(edits, FIRST_SIZE))
         decision = decided(problem, fit, fits)
         edit = None

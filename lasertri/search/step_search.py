@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from lasertri.model.targets import Target
 from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
 from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, SHORTER, make_step
+from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
@@ -31,10 +32,15 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     """The best step of all targets; the model must be inside `preserved(model)`."""
     settings = problem.settings
     directions = DIRECTIONS if settings.direction == "auto" else (settings.direction,)
-    parts, tokens = gather_folds(problem, clock)
+    fit = cross_fit(problem, clock)
+    hopeless = no_step_can_help(fit.baseline, settings)
+    if hopeless is not None:
+        return [Round.untried(hopeless)]
+    announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
+    tokens = gather_folds(problem, fit.parts, clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
-        fit = cross_fit(problem, parts, bar)
-        steps = {d: [_step(fit, tokens, fold, d, settings) for fold in range(len(parts))] for d in directions}
+        fit.advance = bar.update
+        steps = {d: [_step(fit, tokens, fold, d, settings) for fold in range(len(tokens))] for d in directions}
         tokens.clear()  # they may take as much memory as the model
         fits = _fits(fit, steps)
         decision = decided(problem, fit, fits)
@@ -75,10 +81,14 @@ def _step(
     return replace(step, rank=each * len(tokens))
 
 
-def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[Mapping[Target, Tokens]]]:
-    """Samples of every fold, and what they ran: one forward and backward pass in all."""
+def parts_of(problem: Problem) -> list[list[int]]:
+    """The calibration samples of every fold."""
+    return folds(problem.calibration.strata, problem.calibration.groups, seed=problem.settings.seed)
+
+
+def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock) -> list[Mapping[Target, Tokens]]:
+    """What the samples of every fold ran: one forward and backward pass in all."""
     model, samples, settings = problem.model, problem.calibration, problem.settings
-    parts = folds(samples.strata, samples.groups, seed=settings.seed)
     with clock("gradient"):
         batches = [samples.loss_batches(part) for part in parts]
         longest = max(sum(batch.size for batch in part) for part in batches)
@@ -92,15 +102,17 @@ def gather_folds(problem: Problem, clock: Clock) -> tuple[list[list[int]], list[
             f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "
             "experts; bring more samples, or name other targets (--targets)"
         )
-    return parts, tokens
+    return tokens
 
 
-def cross_fit(problem: Problem, parts: Sequence[Sequence[int]], bar: tqdm[NoReturn]) -> CrossFit:
+def cross_fit(problem: Problem, clock: Clock) -> CrossFit:
     """Read the baseline, which every fold's edit stands beside."""
-    with torch.no_grad():
-        baseline = problem.calibration.read(problem.model, advance=bar.update)
+    samples, settings = problem.calibration, problem.settings
+    bar = tqdm(desc="baseline", total=samples.work, unit="entry", disable=not settings.progress)
+    with clock("baseline"), torch.no_grad(), bar:
+        baseline = samples.read(problem.model, advance=bar.update)
     baseline.check()
-    fit = CrossFit(problem.model, problem.calibration, parts, baseline, problem.settings, advance=bar.update)
+    fit = CrossFit(problem.model, samples, parts_of(problem), baseline, settings)
     if fit.baseline.warning:
         logger.warning(fit.baseline.warning)
     return fit

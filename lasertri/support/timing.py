@@ -8,10 +8,11 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """`with clock("score"): …` adds to `clock.seconds["score"]`."""
+    """`with clock("score"): …` adds to `clock.seconds["score"]`; `clock.last` is what it took this time."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.last = 0.0
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -19,4 +20,5 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self.last = time.perf_counter() - start
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + self.last

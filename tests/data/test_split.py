@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lasertri import LasertriError, Sample
-from lasertri.data.split import split_samples
+from lasertri.data.split import split_samples, standard_split
 
 
 def numbered(count, group_size=None):
@@ -56,3 +56,53 @@ def test_a_group_or_a_prompt_on_both_sides_is_refused(size):
 def test_samples_of_one_prompt_stay_together():
     split = split_samples(numbered(60) * 2)
     assert not {s.prompt for s in split.calibration} & {s.prompt for s in split.held_out}
+
+
+def test_samples_that_confirm_are_those_beyond_the_held_out_part_which_stays_as_it_was():
+    samples = numbered(1000)
+    before = split_samples(samples, held_out_limit=500)
+    assert before.confirm == []
+    split = split_samples(samples, held_out_limit=500, confirm=None)
+    assert (split.calibration, split.held_out) == (before.calibration, before.held_out)
+    assert len(split.confirm) == 200
+    assert split_samples(samples, confirm=None).confirm == []  # all the rest is held out
+    assert len(split_samples(samples, held_out_limit=500, confirm=50).confirm) == 50
+
+
+def test_asked_for_they_are_taken_of_the_held_out_part_up_to_half():
+    split, before = split_samples(numbered(400), confirm=120), split_samples(numbered(400))
+    assert (len(split.calibration), len(split.held_out), len(split.confirm)) == (100, 180, 120)
+    assert split.held_out + split.confirm == before.held_out
+    assert len(split_samples(numbered(300), confirm=120).confirm) == 100
+
+
+def test_beside_a_held_out_set_the_rows_that_do_not_calibrate_confirm_but_for_its_groups():
+    others = [Sample(f"other {i}", "x") for i in range(8)]
+    assert len(split_samples(numbered(250), held_out=others, confirm=None).confirm) == 150
+    known = split_samples(numbered(250), held_out=others).calibration
+    spare = [sample for sample in numbered(250) if sample not in known]
+    split = split_samples(numbered(250), held_out=[*others, spare[0]], confirm=None)
+    assert spare[0] not in split.confirm
+    assert len(split.confirm) == 149
+
+
+@given(
+    count=st.integers(140, 300),
+    size=st.integers(1, 7),
+    limit=st.integers(1, 300),
+    confirm=st.none() | st.integers(0, 200),
+    divide=st.sampled_from([split_samples, standard_split]),
+)
+def test_no_group_is_in_two_parts(count, size, limit, confirm, divide):
+    split = divide(numbered(count, size), held_out_limit=limit, confirm=confirm)
+    parts = [{s.group for s in part} for part in (split.calibration, split.held_out, split.confirm)]
+    assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    assert split.held_out
+    assert len(split.confirm) <= (200 if confirm is None else confirm)
+
+
+def test_the_papers_split_confirms_beyond_its_held_out_part_too():
+    split = standard_split(numbered(500), held_out_limit=300, confirm=None)
+    assert (len(split.calibration), len(split.held_out), len(split.confirm)) == (100, 300, 100)
+    assert split.held_out == standard_split(numbered(500), held_out_limit=300).held_out
+    assert len(standard_split(numbered(500), confirm=50).held_out) == 350

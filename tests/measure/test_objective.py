@@ -244,7 +244,8 @@ def test_the_whole_method_runs_and_leaves_the_module_as_it_was(kind, objective, 
 def test_a_race_stops_what_loses_and_finds_what_the_full_grid_finds(objective):
     model = make(Recurrent)
     pairs = relabelled(model, draw(400), best=True)  # right as it is: most edits lose
-    raced, full = (adapt(model, pairs, objective=objective, calibration=150, race=r, **SMALL) for r in (True, False))
+    options = SMALL | {"calibration": 150, "accept": "best"}  # by a test there would be nothing to try
+    raced, full = (adapt(model, pairs, objective=objective, race=r, **options) for r in (True, False))
     assert any(not trial.finished for trial in raced.rounds[0].trials)
     assert all(trial.finished for trial in full.rounds[0].trials)
     best = [result.rounds[0].decision.accepted or result.rounds[0].decision.rejected for result in (raced, full)]
@@ -262,8 +263,11 @@ def test_an_effect_is_found_accepted_and_holds():
     x = torch.randn(400, 24, generator=generator)
     samples = list(zip(x, (x @ clean.T).argmax(-1).tolist(), strict=True))
     objective = Objective(lambda m, batch: m(stacked(batch)[0]), loss, right)
-    result = adapt(model, samples, objective=objective, targets="0", blocks=(1,), ratios=(0.5, 0.17), progress=False)
+    options = {"targets": "0", "blocks": (1,), "ratios": (0.5, 0.17), "confirm": 100, "progress": False}
+    result = adapt(model, samples, objective=objective, **options)
     assert result.edit.candidate.ranks == (4,)
+    assert result.rounds[0].decision.confirmation.comparison.edited.accuracy == 1
+    assert (result.rounds[0].decision.confirmation.independent, result.held_out.baseline.n) == (100, 200)
     assert result.held_out.edited.accuracy == 1
     assert result.held_out.verdict == "helps"
 

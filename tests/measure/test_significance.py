@@ -7,7 +7,7 @@ import pytest
 from marks import slow
 from simulated import simulated
 
-from lasertri.measure.significance import LEVEL, max_t_p_value, paired_interval, verdict
+from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value, paired_interval, relief, verdict
 
 
 def p_value(baseline, correct, seed=0):
@@ -194,3 +194,22 @@ def test_few_groups_know_nothing():
 
 def test_verdicts():
     assert [verdict(i) for i in ((0.01, 0.2), (-0.2, -0.01), (-0.1, 0.1))] == ["helps", "hurts", "inconclusive"]
+
+
+def test_p_values_combine_by_the_inverse_normal_method():
+    assert combined_p_value([0.05, 0.05], [100, 100]) == pytest.approx(0.0100, abs=1e-4)  # 1 - Φ(1.645 √2)
+    assert combined_p_value([0.05, 0.5], [100, 0]) == pytest.approx(0.05)
+    assert combined_p_value([0.5, 0.01], [100, 300]) == pytest.approx(0.0220, abs=1e-4)  # 1 - Φ(2.326 √¾)
+    assert combined_p_value([1.0, 0.04], [50, 50]) > 0.9
+
+
+def test_combined_p_values_keep_their_level():
+    drawn = np.random.default_rng(3).random((4000, 2))
+    accepted = np.mean([combined_p_value(pair, [100, 200]) <= LEVEL for pair in drawn])
+    assert accepted == pytest.approx(0.05, abs=0.01)
+
+
+def test_relief_is_finite_where_a_loss_is_not():
+    before, after = np.array([1.0, 3.0, np.inf, 2.0, np.inf]), np.array([0.5, np.inf, 2.0, np.nan, np.inf])
+    assert relief(before, after).tolist() == [0.5, -200.0, 200.0, 0.0, 0.0]  # 100 mean losses of 2
+    assert relief(np.array([np.inf]), np.array([1.0])).tolist() == [1.0]

@@ -35,6 +35,7 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
         "from lasertri.data.lm_eval import LASER_TASKS; "
         "assert len(list(LASER_TASKS.glob('*.yaml'))) == 8 and len(list(LASER_TASKS.glob('*_yaml'))) == 2; "
         "assert (LASER_TASKS / 'laser.py').exists(); "
+        "from lasertri.data.neutral import neutral_text; neutral_text(); "
         "from lasertri.demo.recall import samples; from lasertri.result.report import render; "
         "from lasertri.reproduce.published import figures; figures(3, 'gptj'); "
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "

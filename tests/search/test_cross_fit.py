@@ -18,10 +18,11 @@ from lasertri import LasertriError, Objective, Sample
 from lasertri.edit.shrink import Shrink
 from lasertri.factors.store import FactorStore
 from lasertri.measure.objective import ObjectiveSamples
+from lasertri.measure.significance import MOST_RELIEF
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
 from lasertri.ops import score_blocks
-from lasertri.search.cross_fit import LARGEST, MOST_RELIEF, SMALLEST, CrossFit, folds
+from lasertri.search.cross_fit import LARGEST, SMALLEST, CrossFit, folds
 from lasertri.search.directions import make_step
 from lasertri.search.settings import Settings
 from lasertri.search.tokens import Room, gather_tokens

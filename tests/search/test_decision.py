@@ -11,7 +11,9 @@ from simulated import simulated
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.objective import Objective, ObjectiveSamples
+from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value
 from lasertri.model.targets import Target
+from lasertri.search.confirmation import Confirmation
 from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import decide, decide_fit
 from lasertri.search.settings import Settings
@@ -222,3 +224,54 @@ def test_equal_edits_are_measured_once_with_the_larger_ratio_and_fewer_blocks():
     target = trial(0).candidate.target
     grid = [Candidate(target, blocks, ratio) for blocks in (1, 2) for ratio in (0.5, 0.05, 0.01, 0.0)]
     assert distinct(grid) == [grid[0], grid[1], grid[4]]  # rank 4, rank 0, and 4 of each half
+
+
+def confirmation(p, n=80):
+    comparison = SimpleNamespace(baseline=SimpleNamespace(n=n))
+    return Confirmation(comparison, p, n)
+
+
+def test_a_winner_that_the_joint_test_refuses_is_accepted_where_fresh_samples_speak_for_it():
+    found = trial(24)
+    alone = decide([found], BASELINE, GROUPS)
+    assert alone.accepted is None
+    decision = decide([found], BASELINE, GROUPS, confirm=lambda winner: confirmation(0.01))
+    assert decision.accepted is found
+    assert decision.p_value == combined_p_value([alone.p_value, 0.01], [len(GROUPS), 80]) < LEVEL
+    assert decision.confirmation.p_value == 0.01
+    assert decision.reason.startswith("the joint test over 1 candidates (p = 0.0")
+    said = "that of the best alone on 80 fresh samples, in accuracy or log loss (p = 0.0100), together give p = 0.00"
+    assert said in decision.reason
+
+
+def test_one_that_it_would_accept_is_refused_where_they_speak_against():
+    found = trial(26)
+    assert decide([found], BASELINE, GROUPS).accepted is found
+    decision = decide([found], BASELINE, GROUPS, confirm=lambda winner: confirmation(0.9))
+    assert (decision.accepted, decision.rejected) == (None, found)
+    assert decision.reason.endswith("above 0.05")
+
+
+@pytest.mark.parametrize(
+    ("found", "accept"), [(trial(20), "test"), (trial(35, collapsed=True), "test"), (trial(35), "best")]
+)
+def test_fresh_samples_are_read_only_where_a_test_is_to_decide(found, accept):
+    decision = decide([found], BASELINE, GROUPS, accept=accept, confirm=lambda winner: pytest.fail("read"))
+    assert decision.confirmation is None
+
+
+def test_with_no_effect_about_five_percent_of_winners_are_accepted():
+    rng, runs, accepted = np.random.default_rng(5), 400, 0
+    for run in range(runs):
+        gains = rng.choice((-1, 0, 1), size=(10, len(GROUPS)), p=(0.15, 0.7, 0.15))
+        trials = [
+            Trial(trial(0, layer=i).candidate, trial(20 + int(g.sum())).measurement, 0.0, g)
+            for i, g in enumerate(gains)
+        ]
+
+        def confirm(_, run=run):
+            fresh = rng.choice((-1, 0, 1), size=(2, 80), p=(0.15, 0.7, 0.15))
+            return confirmation(max_t_p_value(fresh, [0, 1], list(map(str, range(80))), seed=run, flips=500))
+
+        accepted += decide(trials, BASELINE, GROUPS, seed=run, confirm=confirm).accepted is not None
+    assert accepted <= 32  # 99 % of binomial(400, .05)

@@ -1,0 +1,97 @@
+"""A plain text as a model reads it: cut into windows of tokens, most to learn from, every fourth to measure on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lasertri.errors import LasertriError
+from lasertri.language.asking import decoder_start
+from lasertri.language.encoding import Batch, Read, TokenRow, batched
+from lasertri.measure.side_effects import NextTokens
+from lasertri.model.loading import context_length, model_kind
+
+WINDOW = 128  # tokens at most
+HELD_OUT_TOKENS = 512  # read at about so many places
+MASK_EVERY = 7  # a masked model predicts every seventh token, about as many as it was trained on
+
+Window = tuple[TokenRow, list[Read]]
+
+
+class EncodedText:
+    """A text tokenised once.
+
+    Attributes:
+        calibration: batches of windows of one length each, so that nothing in them is padding.
+        held_out: the other windows, one a batch, with everything that is read.
+
+    Raises:
+        LasertriError: the text has fewer than four windows, or the tokenizer cannot cut it.
+    """
+
+    def __init__(
+        self, text: str, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16
+    ) -> None:
+        rest: dict[int, dict[TokenRow, list[Read]]] = {}
+        self.held_out: list[Batch] = []
+        windows, places = list(_windows(text, model, tokenizer)), 0
+        if len(windows) < 4:
+            raise LasertriError(
+                f"expected a text of at least {3 * WINDOW} tokens, to learn from and to measure on, got "
+                f"{sum(row.length for row, _ in windows)}; give a longer one"
+            )
+        for i, (row, reads) in enumerate(windows):
+            if i % 4 == 3 and places < HELD_OUT_TOKENS:
+                self.held_out.append(Batch.of({row: reads}, 0, model.device))
+                places += len(reads)
+            else:  # the head runs at one place, for nothing is read
+                rest.setdefault(row.length, {})[row] = reads[-1:]
+        several = (batched(rows, 0, model.device, rows=batch_size) for rows in rest.values())
+        self.calibration = list(itertools.chain.from_iterable(several))
+
+    @torch.no_grad()
+    def read(self, model: nn.Module) -> NextTokens:
+        """What a model, as it is now, expects at all places of the held-out windows."""
+        log_probs, tokens = [], []
+        for batch in self.held_out:
+            log_probs.append(batch.log_probs(model).cpu())
+            tokens.append(batch.token[batch.places[2].argsort()].cpu())  # in the order of the places
+        return NextTokens(torch.cat(log_probs), torch.cat(tokens))
+
+
+def _windows(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
+    """Every window with what is read in it: the next token, a masked one, or of its second half the decoder's next."""
+    kind, context = model_kind(model), context_length(model) or WINDOW
+    mask: Any = tokenizer.mask_token_id
+    if not tokenizer.is_fast or (kind == "masked" and mask is None):
+        raise LasertriError(
+            f"expected a fast tokenizer, with a mask for a masked model, got {type(tokenizer).__name__}; "
+            "pass the model's own"
+        )
+    encoded = tokenizer(
+        text,
+        truncation=True,
+        max_length=min(WINDOW, context),
+        return_overflowing_tokens=True,
+        return_special_tokens_mask=True,
+    )
+    for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        own = [i for i, closed in enumerate(special) if not closed]
+        if len(own) < 2:
+            continue
+        if kind == "causal":
+            yield TokenRow.of([tuple(ids)]), [Read(i - 1, ids[i], 0) for i in own if i > 0]
+        elif kind == "masked":
+            masked = own[::MASK_EVERY]
+            row = tuple(mask if i in masked else token for i, token in enumerate(ids))
+            yield TokenRow.of([row]), [Read(i, ids[i], 0) for i in masked]
+        else:
+            second = own[len(own) // 2 :]
+            row, tokens = tuple(t for i, t in enumerate(ids) if i not in second), [ids[i] for i in second]
+            reads = [Read(i, token, 0) for i, token in enumerate(tokens)]
+            yield TokenRow.of([row], (decoder_start(model), *tokens[:-1])), reads

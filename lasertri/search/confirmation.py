@@ -1,0 +1,46 @@
+"""The winner alone on fresh samples: one paired test instead of one over every candidate, for two forward passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from lasertri.edit.comparison import Comparison
+from lasertri.edit.truncation import Truncation
+from lasertri.measure.protocol import Samples
+from lasertri.measure.significance import max_t_p_value, relief
+from lasertri.search.problem import Problem
+from lasertri.search.trial import Trial
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What a winner gives on samples that had no part in choosing it.
+
+    A later round reads the same samples, now with the earlier edit: that was accepted where they spoke for it, which
+    makes the next one's gain over it look smaller, not larger.
+
+    Attributes:
+        p_value: of a sign-flip test of its gain in accuracy and its relief of the loss.
+        independent: number of groups of the samples.
+    """
+
+    comparison: Comparison
+    p_value: float
+    independent: int
+
+    @classmethod
+    def of(cls, problem: Problem, samples: Samples, winner: Trial) -> Self:
+        """Read the samples with the model as it is, and with the winner's edit."""
+        settings, model = problem.settings, problem.model
+        edit = Truncation.build(winner.candidate, model, problem.factors)
+        found = Comparison.of(model, [edit], samples, normalize=settings.normalize, progress=settings.progress)
+        before, after = found.baseline, found.edited or found.baseline
+        rows = np.stack([after.correct.astype(float) - before.correct, relief(before.losses, after.losses)])
+        p_value = max_t_p_value(rows, [0, 1], samples.groups, seed=settings.seed)
+        return cls(found, p_value, len(set(samples.groups)))
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.comparison.to_dict() | {"p_value": self.p_value}
