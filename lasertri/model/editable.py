@@ -9,6 +9,10 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.ops import DTYPES
 
+MERGE = (
+    "write the adapter into the weights (PeftModel.from_pretrained(base, adapter).merge_and_unload()), save that model "
+    "and load it from there"
+)
 UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the result"
 
 
