@@ -15,6 +15,7 @@ import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from lasertri.errors import LasertriError
 
@@ -87,16 +88,35 @@ def damaged(folder: Path, *, tokenizer: bool = False) -> str | None:
     return None if tokenizer else _missing_shard(folder)
 
 
-def tensor_names(folder: Path) -> set[str]:
-    """Names of the tensors in a folder's safetensors files, as they are stored."""
-    index = folder / INDEX_NAME
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Names of the tensors in a folder's safetensors files, as they are stored, and the file of each."""
+    index, path = folder / INDEX_NAME, folder / "model.safetensors"
     if index.exists():
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    path = folder / "model.safetensors"
+        content = json.loads(index.read_text(encoding="utf-8"))
+        return {name: folder / file for name, file in content["weight_map"].items()}
     if not path.exists():
-        return set()
+        return {}
     with safe_open(path, "pt") as file:
-        return set(file.keys())
+        return dict.fromkeys(file.keys(), path)
+
+
+def changed_since(model: nn.Module, base: str, revision: str | None = None) -> str | None:
+    """A parameter with other values than where the model came from; None where none is known to have.
+
+    One that is stored under another name, as experts are, is not looked at.
+    """
+    folder, parameters = local_folder(base, revision) if base else None, dict(model.named_parameters())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, path in (tensor_files(folder) if folder is not None else {}).items():
+        own = next((key for key in (name, prefix + name) if key in parameters), None)
+        if own is None or not path.exists():
+            continue
+        parameter = parameters[own].detach().cpu()
+        with safe_open(path, "pt") as file:
+            stored = file.get_tensor(name).to(parameter.dtype)
+        if not torch.equal(parameter, stored):
+            return own
+    return None
 
 
 def _json_problem(path: Path) -> str | None:

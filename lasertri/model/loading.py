@@ -28,7 +28,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
-from lasertri.model.files import COMPUTED, damaged, local_folder, reading, sentence, tensor_names
+from lasertri.model.files import COMPUTED, damaged, local_folder, reading, sentence, tensor_files
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _say_unused(name: str | Path, model: PreTrainedModel, report: dict[str, Any]
     """Warn of tensors that the checkpoint has and the model has no place for; some classes pass over them silently."""
     folder, ignored = local_folder(name, revision), model._keys_to_ignore_on_load_unexpected or ()
     unused = set(report["unexpected_keys"])
-    stored = set() if folder is None else tensor_names(folder)
+    stored = {} if folder is None else tensor_files(folder)
     unused |= {key for key in stored if any(re.search(pattern, key) for pattern in ignored)} - set(model.state_dict())
     unused = {key for key in unused if not COMPUTED.search(key)}
     if unused:

@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.truncation import factored_edits
+from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.measure.protocol import SampleBatch
-from lasertri.model.checkpoint import write_checkpoint
+from lasertri.model.checkpoint import reloaded, write_checkpoint
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import summarize
 from lasertri.search.round import Round
@@ -111,6 +112,9 @@ class Adaptation:
                 layers = factored_edits(self.edits, self.model) if factored else {}
                 with all_applied(self.edits, self.model), exchanged(self.model, layers):
                     write_checkpoint(self.model, folder, self.tokenizer)
+                    again = reloaded(self.model, folder)
+                    if self.probe is not None:
+                        require_same_answers(again, self.model, self.probe)
             elif self.edits and self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             for number, edit in enumerate(self.edits, start=1):

@@ -13,9 +13,12 @@ import torch
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit
+from lasertri.edit.origin import Origin
 from lasertri.edit.shrink import Shrink
 from lasertri.edit.truncation import Truncation
+from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
+from lasertri.model.checkpoint import rebuilt
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
 from lasertri.search.directions import make_step
@@ -37,11 +40,9 @@ def preflight(problem: Problem) -> None:
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     target = min(problem.targets, key=lambda t: t.shape[0] * t.shape[1])
     edit = TRIES[problem.settings.edit](problem, target)
+    again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
+    require_same_answers(again, model, problem.first.batches()[0])
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
-        # the checkpoint but for its weights
-        for part in (getattr(model, "config", None), getattr(model, "generation_config", None), problem.tokenizer):
-            if part is not None and hasattr(part, "save_pretrained"):
-                part.save_pretrained(directory)
         if edit.dense or importlib.util.find_spec("peft"):
             edit.save(directory)
             edit.check(model, Path(directory), problem.first.batches()[0])
@@ -65,13 +66,14 @@ def _step(problem: Problem, target: Target) -> Edit:
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
         rows, columns = target.shape
         step = dataclasses.replace(step, factors={target: (torch.zeros(rows, 1), torch.zeros(1, columns))})
-    return step.known_by(problem.model)
+    return dataclasses.replace(step, origin=Origin.of(problem.model, step.factors, base=""))
 
 
 def _shrink(problem: Problem, target: Target) -> Edit:
     _step(problem, target)
     sigma = problem.factors.of(target, 1).sigma
-    return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}).known_by(problem.model)
+    origin = Origin.of(problem.model, [target], base="")
+    return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}, origin=origin)
 
 
 TRIES: dict[str, Callable[[Problem, Target], Edit]] = {"truncate": _truncation, "step": _step, "shrink": _shrink}

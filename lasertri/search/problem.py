@@ -21,6 +21,7 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
+from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
@@ -69,6 +70,8 @@ def prepare(
     split = _split(samples, held_out, objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
+    model = uncompiled(model)
+    require_editable(model)
     if objective is None:
         tokenizer = _tokenizer(model, tokenizer)
     encode = _encoder(model, tokenizer, objective, settings)

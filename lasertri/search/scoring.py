@@ -103,6 +103,7 @@ class _Scorer:
         with (
             forwards(self.model, fused_activations(self.model)),
             _gradients_streamed(self.model, self.targets, contract),
+            torch.enable_grad(),
         ):
             loss = batch.loss(self.model)
             if loss.requires_grad:
