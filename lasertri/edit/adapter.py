@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +17,10 @@ from torch.nn.functional import pad
 
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
+from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64)  # those that serving engines take
@@ -82,6 +87,45 @@ def read_adapter(folder: Path, targets: Iterable[Target]) -> dict[Target, tuple[
     tensors = load_file(folder / WEIGHTS_NAME)
     names = {target: f"{PREFIX}{target.module}" for target in targets}
     return {t: (tensors[f"{name}.lora_B.weight"], tensors[f"{name}.lora_A.weight"]) for t, name in names.items()}
+
+
+def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
+    """The layers that peft loads an adapter for, found out by having it do so; of the others a warning tells.
+
+    It takes the names of a mixture's dense layers for those of its experts, and will have nothing to do with what
+    Mamba's kernels read for themselves.
+
+    Raises:
+        LasertriError: none is left.
+    """
+    if _loads(model, targets):
+        return list(targets)
+    alike: dict[str, list[Target]] = {}
+    for target in targets:
+        alike.setdefault(target.module.rpartition(".")[2], []).append(target)
+    kept = [target for own in alike.values() if _loads(model, own) for target in own]
+    left = [target.module for target in targets if target not in kept]
+    if not kept:
+        raise LasertriError(
+            f"expected layers that peft loads an adapter for, but it does for none of {len(left)}, {left[0]} among "
+            "them; name others with targets, or look for another kind of edit (edit='shrink')"
+        )
+    logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
+    return [target for target in targets if target in kept]
+
+
+def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
+    """Whether an adapter of these layers is loaded into them and no others."""
+    factors = {target: (torch.zeros(target.shape[0], 1), torch.zeros(1, target.shape[1])) for target in targets}
+    with preserved(model), tempfile.TemporaryDirectory(prefix="lasertri-") as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it cannot place, which is looked for here
+        write_adapter(factors, Path(directory))
+        try:
+            with as_peft_loads_it(model, Path(directory)) as adapted:
+                found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
+        except (ValueError, RuntimeError):  # no such module, or none that it would change
+            return False
+    return found == {f"{PREFIX}{target.module}" for target in targets}
 
 
 @torch.no_grad()

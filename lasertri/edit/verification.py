@@ -30,7 +30,9 @@ def require_same_answers(loaded: nn.Module, model: nn.Module, batch: SampleBatch
     worst, largest = (float(values[both].abs().max()) for values in (found - expected, expected))
     close = CLOSE if next(model.parameters()).dtype.itemsize >= 4 else CLOSE_IN_HALF
     if worst > close * (1 + largest):
+        apart = sorted(loaded.state_dict().keys() ^ model.state_dict().keys())
         raise LasertriError(
-            f"expected a model that answers alike when it is loaded again, but it is off by {worst:.2g}: its class or "
-            "buffers are not those that its configuration says; load it again by from_pretrained"
+            f"expected a model that answers alike when it is loaded again, but it is off by {worst:.2g}: its "
+            f"{apart[0] if apart else 'class or a buffer'} is not what its configuration says; change model.config, or "
+            "load the model again"
         )

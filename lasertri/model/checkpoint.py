@@ -66,10 +66,13 @@ def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokeni
         write_description(layers, folder)
 
 
-def reloaded(model: nn.Module, folder: Path) -> nn.Module:
+def reloaded(model: nn.Module, folder: Path, *, strict: bool = True) -> nn.Module:
     """What was written, as its users will load it, with the weights of `model` once they are known to be the same.
 
     The files are mapped into memory, so that there is no second model.
+
+    Args:
+        strict: whether no tensor may be in one of them alone; else their answers must tell whether that matters.
 
     Raises:
         LasertriError: it has other tensors, or other values in them.
@@ -77,22 +80,21 @@ def reloaded(model: nn.Module, folder: Path) -> nn.Module:
     state, loaded = model.state_dict(), _loaded(model, folder)
     found = _stored(folder / MODULE_NAME) if loaded is model else loaded.state_dict()
     advice = "save the edit alone, and report this model's architecture"
-    if state.keys() != found.keys():
+    if strict and state.keys() != found.keys():
         name = min(state.keys() ^ found.keys())
         raise LasertriError(
             f"expected the checkpoint to load as what was saved, but {name} is only in what was "
             f"{'saved' if name in state else 'loaded'}; {advice}"
         )
     for name, tensor in state.items():
-        if not _same(tensor, found[name]):
+        if name in found and not _same(tensor, found[name]):
             raise LasertriError(
                 f"expected the checkpoint to load as what was saved, but {name} has other values, or another shape or "
                 f"dtype; {advice}"
             )
     if loaded is model:
         return model
-    loaded.load_state_dict(state, assign=True)
-    return loaded.to(model.device).eval()  # for what is no part of the state
+    return _with_weights_of(model, loaded)
 
 
 def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whole: bool = True) -> nn.Module:
@@ -119,13 +121,12 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
         if whole:
             as_loaded = _class_of(model).from_pretrained(directory, dtype="auto", device_map="meta")
             for name, parameter in as_loaded.named_parameters():
-                if parameter.dtype != model.get_parameter(name).dtype:
+                if name in dict(model.named_parameters()) and parameter.dtype != model.get_parameter(name).dtype:
                     raise LasertriError(
                         f"expected weights of the dtype that they will load with, {parameter.dtype} for {name}, got "
                         f"{model.get_parameter(name).dtype}; convert the whole model (model.to)"
                     )
-    built.load_state_dict(model.state_dict(), assign=True)
-    return built.to(own.device).eval()
+    return _with_weights_of(model, built)
 
 
 def _save_in_part(model: Any, directory: str) -> None:
@@ -158,13 +159,12 @@ def _built(model: Any, directory: str) -> Any:
     with init_empty_weights(include_buffers=False):
         built: Any = kind(type(model.config).from_pretrained(directory))
     built.tie_weights()  # which moving its parameters to where they have no values has undone
-    shapes, described = ({k: list(t.shape) for k, t in m.state_dict().items()} for m in (model, built))
-    for name in sorted(shapes.keys() | described.keys()):
-        if shapes.get(name) != described.get(name):
-            mine, theirs = (found.get(name, "absent") for found in (shapes, described))
+    own = model.state_dict()
+    for name, tensor in built.state_dict().items():
+        if name in own and own[name].shape != tensor.shape:
             raise LasertriError(
-                f"expected a model that its configuration describes, but {name} is {mine}, and by the configuration "
-                f"{theirs}: {advice}"
+                f"expected a model that its configuration describes, but {name} is {list(own[name].shape)}, and by the "
+                f"configuration {list(tensor.shape)}: {advice}"
             )
     for names in _tied(model) - _tied(built):
         raise LasertriError(
@@ -172,6 +172,16 @@ def _built(model: Any, directory: str) -> Any:
             f"and by the configuration several: {advice}"
         )
     return _running_alike(built, model)
+
+
+def _with_weights_of(model: Any, built: Any) -> Any:
+    """The same with the weights of a model; those that it lacks are what they would be when it is loaded: anything."""
+    built.load_state_dict(model.state_dict(), assign=True, strict=False)
+    for module in built.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.randn_like(parameter, device=model.device))
+    return built.to(model.device).eval()
 
 
 def _class_of(model: nn.Module) -> Any:

@@ -38,7 +38,7 @@ def preflight(problem: Problem) -> None:
     for name, parameter in model.named_parameters():
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
-    target = min(problem.targets, key=lambda t: t.shape[0] * t.shape[1])
+    target = min(problem.targets, key=_size)
     edit = TRIES[problem.settings.edit](problem, target)
     again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
     require_same_answers(again, model, problem.first.batches()[0])
@@ -48,6 +48,10 @@ def preflight(problem: Problem) -> None:
             edit.check(model, Path(directory), problem.first.batches()[0])
             edit = Edit.load(directory)
         Comparison.of(model, [edit], problem.first)
+
+
+def _size(target: Target) -> int:
+    return target.shape[0] * target.shape[1]
 
 
 def _truncation(problem: Problem, target: Target) -> Edit:
@@ -60,12 +64,14 @@ def _truncation(problem: Problem, target: Target) -> Edit:
 
 
 def _step(problem: Problem, target: Target) -> Edit:
+    """Of the smallest layer that a gradient reaches: some have their weights read by kernels of the layer around."""
     batches = problem.first.loss_batches(range(len(problem.first)))
-    tokens = gather_tokens(problem.model, [target], batches, Room(FEWEST_TOKENS))
-    step = make_step(tokens, "plain", rank=1, loss=1.0, samples=1)
+    tokens = gather_tokens(problem.model, problem.targets, batches, Room(FEWEST_TOKENS))
+    smallest = min(tokens, key=_size)
+    step = make_step({smallest: tokens[smallest]}, "plain", rank=1, loss=1.0, samples=1)
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
-        rows, columns = target.shape
-        step = dataclasses.replace(step, factors={target: (torch.zeros(rows, 1), torch.zeros(1, columns))})
+        rows, columns = smallest.shape
+        step = dataclasses.replace(step, factors={smallest: (torch.zeros(rows, 1), torch.zeros(1, columns))})
     return dataclasses.replace(step, origin=Origin.of(problem.model, step.factors, base=""))
 
 

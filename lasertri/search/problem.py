@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.data.files import SampleSource, as_samples
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
+from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
@@ -85,6 +87,8 @@ def prepare(
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
         targets = find_linear_layers(model, settings.targets)
+        if settings.edit == "step" and importlib.util.find_spec("peft"):
+            targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
     rows = max(target.shape[0] for target in targets)
     if min(settings.blocks, default=1) > rows:

@@ -11,7 +11,15 @@ from tiny import auto_class, make_model
 from torch import nn
 
 from lasertri import LasertriError
-from lasertri.edit.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, as_peft_loads_it, read_adapter, write_adapter
+from lasertri.edit.adapter import (
+    CONFIG_NAME,
+    RANKS,
+    WEIGHTS_NAME,
+    as_peft_loads_it,
+    loadable,
+    read_adapter,
+    write_adapter,
+)
 from lasertri.edit.step import Step
 from lasertri.model.targets import find_linear_layers
 
@@ -167,3 +175,26 @@ def test_a_module_of_ones_own_has_an_adapter_too(tmp_path):
             expected = model(x)
         with as_peft_loads_it(model, tmp_path):
             torch.testing.assert_close(model(x), expected)
+
+
+def test_layers_that_peft_takes_for_experts_are_left_out_and_told(caplog):
+    """It has names of dense layers stand for the matrices of experts, which they were before transformers 5."""
+    layers = find_linear_layers(make_model("qwen3_moe"))
+    kept = loadable(make_model("qwen3_moe"), layers)
+    assert {target.role for target in layers} - {target.role for target in kept} == {
+        f"mlp.{name}_proj" for name in ("gate", "up", "down")
+    }
+    assert (
+        "3 layers that peft loads no adapter for are left out, model.layers.1.mlp.gate_proj among them" in caplog.text
+    )
+    with pytest.raises(LasertriError, match=r"none of 3, model\.layers\.1\.mlp\.gate_proj among them; name others"):
+        loadable(make_model("qwen3_moe"), [target for target in layers if target not in kept])
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "t5", "roberta"])
+def test_layers_of_all_others_are_kept(name, caplog):
+    model = make_model(name)
+    layers = find_linear_layers(model)
+    assert loadable(model, layers) == layers
+    assert not caplog.messages
+    assert not any(hasattr(module, "lora_A") for module in model.modules())

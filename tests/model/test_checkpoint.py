@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from stepping import encoded
 from tiny import CONFIGS, auto_class, make_model
 from torch import nn
+from transformers import BertModel
 
 from lasertri import LasertriError, adapt, save
 from lasertri.edit.verification import require_same_answers
@@ -30,12 +31,8 @@ def test_a_model_is_built_again_with_its_own_weights_and_answers(name, dtype):
     assert all(theirs[key].data_ptr() == tensor.data_ptr() for key, tensor in mine.items())
 
 
-def without_a_layer(model):
-    model.model.layers = model.model.layers[:2]
-
-
-def with_another_module(model):
-    model.extra = nn.Linear(3, 3)
+def with_a_wider_head(model):
+    model.lm_head = nn.Linear(16, 40, bias=False)
 
 
 def with_one_weight_twice(model):
@@ -49,8 +46,7 @@ def with_a_tied_head(model):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (without_a_layer, r"model\.layers\.2\.input_layernorm\.weight is absent, and by the configuration \[16\]"),
-        (with_another_module, r"extra\.bias is \[3\], and by the configuration absent"),
+        (with_a_wider_head, r"lm_head\.weight is \[40, 16\], and by the configuration \[30, 16\]"),
         (
             with_one_weight_twice,
             r"layers\.0\.mlp\.up_proj\.weight and .*layers\.2\.mlp\.up_proj\.weight are one weight",
@@ -163,3 +159,22 @@ def test_what_runs_in_memory_and_is_not_saved_runs_again(tmp_path):
     write_checkpoint(model, tmp_path, None)
     for again in (rebuilt(model, None), reloaded(model, tmp_path)):
         assert again.config._attn_implementation == "eager"
+
+
+def test_what_a_configuration_does_not_say_must_not_matter():
+    """A pooler that nobody asked for does not; a layer that was taken away does."""
+    bert = BertModel(make_model("bert").config, add_pooling_layer=False).eval()
+    ids = torch.arange(4, 16).reshape(2, 6)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(bert, None)(ids).last_hidden_state, bert(ids).last_hidden_state)
+    model = make_model("llama")
+    batch = encoded(model, "llama").batches()[0]
+    model.extra = nn.Linear(3, 3)
+    require_same_answers(rebuilt(model, None), model, batch)
+    del model.extra
+    model.model.layers = model.model.layers[:2]
+    with pytest.raises(
+        LasertriError,
+        match=r"off by .*: its model\.layers\.2\.input_layernorm\.weight is not what its configuration says",
+    ):
+        require_same_answers(rebuilt(model, None), model, batch)
