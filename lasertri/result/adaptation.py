@@ -39,7 +39,8 @@ class Adaptation:
     Attributes:
         model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
         rounds: what was searched; each after the first, on the model with the edits before it.
-        calibration, held_out: the model before and after all edits.
+        calibration, held_out: the model before and after all edits; None where a held-out sample gave NaN or Inf.
+        refused: why there are no held-out figures; None where there are.
         environment: versions and devices it was measured with.
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
@@ -49,11 +50,12 @@ class Adaptation:
     tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
     rounds: Sequence[Round]
     calibration: Comparison
-    held_out: Comparison
+    held_out: Comparison | None
     settings: Settings
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
     probe: SampleBatch | None = field(default=None, repr=False)
+    refused: str | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -76,7 +78,8 @@ class Adaptation:
             "further": [found.to_dict() for found in self.rounds[1:]],
             "matrices": sum(len(edit.targets) for edit in self.edits),
             "calibration": self.calibration.to_dict(),
-            "held_out": self.held_out.to_dict(),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "refused": self.refused,
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
             "settings": self.settings.to_dict(),

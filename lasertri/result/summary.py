@@ -17,6 +17,9 @@ def summarize(result: dict[str, Any]) -> str:
         lines += [what, f"  {found['reason']}"]
     made = "" if result["edit"] is None or kind(result) == "truncate" else ", which the edit was made from"
     for name, note in (("calibration", made), ("held_out", "")):
+        if result[name] is None:
+            lines.append(result["refused"])
+            continue
         lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
         lines += [f"  {row}" for row in measurements(result[name])]
     lines += differences(result["held_out"])
@@ -92,9 +95,9 @@ def measurement(measured: dict[str, Any]) -> str:
     )
 
 
-def differences(comparison: dict[str, Any]) -> list[str]:
+def differences(comparison: dict[str, Any] | None) -> list[str]:
     """What the edits change, with intervals: in accuracy, and in the loss that a step lowers."""
-    if comparison["interval"] is None:
+    if comparison is None or comparison["interval"] is None:
         return []
     before, after = comparison["baseline"], comparison["edited"]
     low, high = (100 * bound for bound in comparison["interval"])

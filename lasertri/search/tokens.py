@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.forwards import hidden_of
 from lasertri.model.targets import Target
@@ -136,7 +136,7 @@ def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> 
         overflown = [target.module for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
         if not overflown:
             return taken
-    raise LasertriError(
+    raise NonFiniteGradientError(
         f"the gradient at the output of {overflown[0]} has NaN or Inf; check the model on one sample, or load it in "
         "float32"
     )
