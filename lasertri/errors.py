@@ -3,3 +3,11 @@
 
 class LasertriError(ValueError):
     """A mistake the caller can correct; its message says what was expected, what was given and what to do."""
+
+
+class NotFiniteError(LasertriError):
+    """A model gave NaN or Inf, of which the sample is named."""
+
+
+class NonFiniteGradientError(NotFiniteError):
+    """A gradient has NaN or Inf; whose, its message says, but not of which sample."""

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Unpack
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
+from lasertri.errors import NonFiniteGradientError, NotFiniteError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
@@ -82,28 +84,47 @@ def adapt(
         tokenizer=tokenizer,
     )
     clock = Clock()
+    refused = on_held_out = None
     with preserved(problem.model):
-        preflight(problem)
-        rounds = SEARCHES[problem.settings.edit](problem, clock)
+        with samples_named(problem):
+            preflight(problem)
+            rounds = SEARCHES[problem.settings.edit](problem, clock)
         with clock("side effects"):
             rounds = with_side_effects(problem, rounds)
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
-            on_calibration = compare(problem.calibration)
-            on_held_out = compare(problem.held_out, progress=problem.settings.progress)
+            on_calibration = compare(problem.calibration, may_fail=True)  # as in trials
+            try:
+                on_held_out = compare(problem.held_out, progress=problem.settings.progress)
+            except NotFiniteError as error:  # what was found is not lost for it
+                refused = f"no held-out figures: {error}"
+                logger.warning(refused)
     return Adaptation(
         model=problem.model,
         tokenizer=problem.tokenizer,
         rounds=rounds,
         calibration=on_calibration,
         held_out=on_held_out,
+        refused=refused,
         settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
         asked=problem.asked,
     )
+
+
+@contextmanager
+def samples_named(problem: Problem) -> Iterator[None]:
+    """Within, an error about a gradient that is not finite names a sample whose outputs are not, if there is one."""
+    try:
+        yield
+    except NonFiniteGradientError:
+        with torch.no_grad():
+            for samples in (problem.first, problem.gradients):
+                samples.read(problem.model).check()
+        raise
 
 
 def search_truncations(problem: Problem, clock: Clock) -> list[Round]:

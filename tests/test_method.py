@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import logging
 import random
 
@@ -249,6 +250,58 @@ def test_nan_weights_are_named(model, tokenizer, samples):
         model.transformer.h[0].mlp.fc_in.weight[3, 4] = torch.nan
     with pytest.raises(LasertriError, match=r"NaN or Inf in transformer\.h\.0\.mlp\.fc_in\.weight"):
         adapt(model, samples, tokenizer=tokenizer, **SMALL)
+
+
+def overflowing(word):
+    """A model whose outputs are not finite after one word, though its weights are."""
+    model, tokenizer = make_model("gptj"), make_tokenizer()
+    with torch.no_grad():
+        model.transformer.wte.weight[tokenizer.convert_tokens_to_ids(word)] = 3e38
+    return model, tokenizer
+
+
+def rows(count, start, word=None):
+    """Samples of which the sixth has a word that no other has."""
+    found = [dataclasses.replace(s, source=f"rows:{start + i}") for i, s in enumerate(make_samples(count))]
+    found = [
+        dataclasses.replace(s, prompt=s.prompt.replace("z", "y"), group=f"{start}-{i}") for i, s in enumerate(found)
+    ]
+    if word is not None:
+        found[5] = dataclasses.replace(found[5], prompt=f"a {word}")
+    return found
+
+
+@pytest.mark.parametrize("edit", ["step", "shrink", "truncate"])
+def test_a_calibration_sample_with_outputs_that_are_not_finite_is_named(edit):
+    model, tokenizer = overflowing("z")
+    options = {"edit": edit, "batch_size": 3, "progress": False} | ({"calibration": 30} if edit == "truncate" else {})
+    with pytest.raises(
+        LasertriError, match=r"finite outputs of the model, got NaN or Inf for rows:105 \('a z'\); leave"
+    ):
+        adapt(model, rows(30, 100, "z"), held_out=rows(20, 200), tokenizer=tokenizer, **options)
+
+
+@pytest.mark.parametrize("edit", ["step", "truncate"])
+def test_a_held_out_sample_with_outputs_that_are_not_finite_costs_its_figures_alone(edit, tmp_path, caplog):
+    model, tokenizer = overflowing("z")
+    options = {"blocks": (1,), "ratios": (0.5,), "count": 1} if edit == "truncate" else {"direction": "plain"}
+    result = adapt(
+        model, rows(40, 100), held_out=rows(20, 200, "z"), tokenizer=tokenizer, batch_size=3, edit=edit,
+        accept="best", progress=False, **options,
+    )  # fmt: skip
+    assert result.held_out is None
+    assert result.refused.startswith(
+        "no held-out figures: expected finite outputs of the model, got NaN or Inf for rows:205"
+    )
+    assert result.refused in caplog.text
+    assert result.rounds[0].trials
+    assert result.edit is not None
+    assert result.calibration.edited is not None
+    assert result.refused in str(result)
+    result.save(tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / SUMMARY_NAME).read_text())
+    assert (summary["held_out"], summary["refused"]) == (None, result.refused)
+    assert "rows:205" in (tmp_path / "out" / REPORT_NAME).read_text()
 
 
 def test_a_model_without_a_tokenizer_asks_for_one(model, samples):

@@ -77,7 +77,7 @@ def run(
     *,
     factored: bool = False,
 ) -> Adaptation:
-    """Adapt, print, save; what would keep the output from being written is found before the long work."""
+    """Adapt, save, print; what would keep the output from being written is found before the long work."""
     from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.method import adapt
@@ -91,8 +91,11 @@ def run(
     if output is not None:
         check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
     result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **settings.keywords)
-    print_result(result.to_dict(), as_json, str(result))
+    try:
+        if output is not None:
+            result.save(output, overwrite=overwrite, factored=factored)
+    finally:  # the figures are worth as much without a folder
+        print_result(result.to_dict(), as_json, str(result))
     if output is not None:
-        result.save(output, overwrite=overwrite, factored=factored)
         typer.echo("\n".join(how_to_load(result, output, factored=factored)), err=True)
     return result

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lasertri.cli.grouped import grouped
+from lasertri.cli.streams import failure_of_output, guard
 from lasertri.errors import LasertriError
 from lasertri.version import __version__
 
@@ -35,7 +36,8 @@ def _version(wanted: bool) -> None:
 def main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Set up logging for every command."""
+    """Set up streams and logging for every command."""
+    guard()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     logging.getLogger("lasertri").setLevel(logging.INFO)
 
@@ -71,10 +73,15 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
             raise typer.Exit(130) from None
+        failure = failure_of_output()
+        if failure is not None:
+            if not isinstance(failure, BrokenPipeError):  # whoever closed it knows
+                typer.echo(f"lasertri: standard output cannot be written: {failure}; what was saved is whole", err=True)
+            raise typer.Exit(1)
 
     return wrapper
 
 
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """To standard output, as one JSON object or as text."""
-    typer.echo(json.dumps(result, allow_nan=False) if as_json else text)
+    print(json.dumps(result, allow_nan=False) if as_json else text)  # typer.echo goes round a stream's own encoding

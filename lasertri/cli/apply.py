@@ -41,6 +41,7 @@ def apply(
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {kinds.pop()}")
     check_writable(output, overwrite=overwrite)
     loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model)
+    checkpoint.rebuilt(loaded, tokenizer)
     for found in edits:
         found.apply(loaded)
     if save == "factored":

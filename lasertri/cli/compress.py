@@ -32,7 +32,7 @@ def compress_command(
 ) -> None:
     """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
     from lasertri.compression import Retention, compress
-    from lasertri.model.checkpoint import save
+    from lasertri.model.checkpoint import rebuilt, save
     from lasertri.support.atomic_files import check_writable
 
     with usage():
@@ -40,6 +40,7 @@ def compress_command(
     check_writable(output, overwrite=overwrite)
     loaded, tokenizer = loading.load(model)
     check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
+    rebuilt(loaded, tokenizer)
     result = compress(
         loaded,
         energy=energy,

@@ -50,7 +50,7 @@ def demo(
         return
     typer.echo(DEMO_WHY)
     step = adapt(result.model, data[0], held_out=data[1], tokenizer=result.tokenizer, edit="step")
-    truncated, stepped = result.held_out.edited, step.held_out.edited
+    truncated, stepped = (None if it.held_out is None else it.held_out.edited for it in (result, step))
     if step.edit is not None and truncated is not None and stepped is not None:
         typer.echo(
             DEMO_STEP.format(

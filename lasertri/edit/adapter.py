@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lasertri.edit.origin import Origin
+from lasertri.edit.origin import Origin, as_parameters
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
+from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+
+logger = logging.getLogger(__name__)
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64)  # those that serving engines take
@@ -116,6 +121,46 @@ def _names(target: Target, origin: Origin) -> tuple[str, str]:
     outside = len(wrapped) - 1 - wrapped.index(target.name) if target.name in wrapped else 0
     path = f"{PREFIX}{target.module}{outside * '.base_layer'}"
     return f"{path}.lora_A.weight", f"{path}.lora_B.weight"
+
+
+def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
+    """The layers that peft loads an adapter for, found out by having it do so; of the others a warning tells.
+
+    It will have nothing to do with what Mamba's kernels read for themselves. Parameters are given by their own paths.
+
+    Raises:
+        LasertriError: none is left.
+    """
+    parameters = as_parameters(targets, model)
+    layers = [target for target in targets if target.name not in parameters]
+    if not layers or _loads(model, layers):
+        return list(targets)
+    alike: dict[str, list[Target]] = {}
+    for target in layers:
+        alike.setdefault(target.module.rpartition(".")[2], []).append(target)
+    kept = [target for own in alike.values() if _loads(model, own) for target in own]
+    left = [target.module for target in layers if target not in kept]
+    if not kept and not parameters:
+        raise LasertriError(
+            f"expected layers that peft loads an adapter for, but it does for none of {len(left)}, {left[0]} among "
+            "them; name others with targets, or look for another kind of edit (edit='shrink')"
+        )
+    logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
+    return [target for target in targets if target in kept or target.name in parameters]
+
+
+def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
+    """Whether an adapter of these layers is loaded into them and no others."""
+    factors = {target: (torch.zeros(target.shape[0], 1), torch.zeros(1, target.shape[1])) for target in targets}
+    with preserved(model), tempfile.TemporaryDirectory(prefix="lasertri-") as directory, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it cannot place, which is looked for here
+        write_adapter(factors, Path(directory), Origin())
+        try:
+            with as_peft_loads_it(model, Path(directory)) as adapted:
+                found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
+        except (ValueError, RuntimeError):  # no such module, or none that it would change
+            return False
+    return found == {f"{PREFIX}{target.module}" for target in targets}
 
 
 @torch.no_grad()

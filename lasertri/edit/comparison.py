@@ -37,14 +37,24 @@ class Comparison:
         samples: Samples,
         *,
         normalize: bool = False,
+        may_fail: bool = False,
         progress: bool = False,
     ) -> Comparison:
-        """Evaluate the model, then the model with these edits, if there are any."""
+        """Evaluate the model, then the model with these edits, if there are any.
+
+        Args:
+            may_fail: of the edited model, see `evaluate`.
+
+        Raises:
+            NotFiniteError: a model gave NaN.
+        """
         baseline = evaluate(model, samples, normalize=normalize, progress="baseline" if progress else None)
         if not edits:
             return cls(baseline)
         with all_applied(edits, model):
-            edited = evaluate(model, samples, normalize=normalize, progress="edited" if progress else None)
+            edited = evaluate(
+                model, samples, normalize=normalize, may_fail=may_fail, progress="edited" if progress else None
+            )
         return cls(
             baseline,
             edited,

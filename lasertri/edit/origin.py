@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -11,8 +12,11 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.editable import require_plain
+from lasertri.model.files import changed_since
 from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import weight_sha256
+
+logger = logging.getLogger(__name__)
 
 # layers that peft, in a model whose experts share parameters, takes for experts of an older checkpoint
 OLDER_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -23,7 +27,7 @@ class Origin:
     """Where an edit is at home.
 
     Attributes:
-        base, revision: where the model came from; empty where that is not known.
+        base, revision: where the model came from; empty where that is not known, or the model is another by now.
         modules: names that end the paths of the edited layers and of no others; empty where there are none such.
         parameters: of every weight that peft is given by its own path, not its layer's, how many matrices it holds, and
             whether peft takes them for stored as [inputs, outputs].
@@ -37,12 +41,16 @@ class Origin:
     sha256: Mapping[Target, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, targets: Iterable[Target]) -> Self:
-        """Look at a model's layers."""
+    def of(cls, model: nn.Module, targets: Iterable[Target], *, base: str | None = None) -> Self:
+        """Look at a model's layers.
+
+        Args:
+            base: where it came from, if that need not be found out.
+        """
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
         return cls(
-            getattr(config, "_name_or_path", ""),
+            _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
             _endings({target.module for target in chosen if target.name not in parameters}, model),
             parameters,
@@ -105,6 +113,21 @@ def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tupl
         if name in chosen
         for transposed in [bool(getattr(model.get_submodule(chosen[name].module), "is_transposed", False))]
     }
+
+
+def _base(model: nn.Module) -> str:
+    """Where the model came from; empty where it was changed since, of which a warning tells."""
+    config = getattr(model, "config", None)
+    base: str = getattr(config, "_name_or_path", "")
+    changed = changed_since(model, base, getattr(config, "_commit_hash", None))
+    if changed is None:
+        return base
+    logger.warning(
+        "%s of the model is not what %s has: an adapter will not name its base; save the model, which is that base",
+        changed,
+        base,
+    )
+    return ""
 
 
 def _endings(paths: set[str], model: nn.Module) -> tuple[str, ...]:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,13 @@ from lasertri.model.loading import model_kind
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
+
+
+logger = logging.getLogger(__name__)
+
+TRIED = 3  # tokens: the state of some is right for the first alone
+CLOSE, CLOSE_IN_HALF = 1e-3, 0.1  # of log-probabilities, relative and in nats
+_ALIKE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what `_padded_alike` found
 
 
 def written(
@@ -42,16 +51,63 @@ def written(
                 texts = _filled(model, prompts, samples)
             else:
                 side, pad = ("left", 0) if kind == "causal" else ("right", samples.pad)
-                texts = _continued(model, prompts, window, _ends(model, samples), side=side, pad=pad)
+                together = [prompts] if _padded_alike(model, prompts, side, pad) else [[prompt] for prompt in prompts]
+                write = functools.partial(_continued, model, window=window, ends=_ends(model, samples))
+                texts = itertools.chain.from_iterable(write(part, side=side, pad=pad) for part in together)
             for i, tokens in zip(batch, texts, strict=True):
                 yield i, str(samples.tokenizer.decode(tokens))
 
 
-@torch.no_grad()
+def _padded_alike(model: nn.Module, prompts: list[Tensor], side: str, pad: int) -> bool:
+    """Whether a model writes the same after a prompt that is padded: not where its state has seen the padding.
+
+    It is tried once, on the most padded prompt of the first batch that has any.
+    """
+    if len({len(prompt) for prompt in prompts}) == 1:
+        return True
+    if model not in _ALIKE:
+        shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]))
+        _ALIKE[model] = _close(
+            _generated(model, prompts, TRIED, (), side, pad, logits=True), shortest,
+            _generated(model, [prompts[shortest]], TRIED, (), side, pad, logits=True),
+            CLOSE if next(model.parameters()).dtype.itemsize >= 4 else CLOSE_IN_HALF,
+        )  # fmt: skip
+        if not _ALIKE[model]:
+            logger.warning(
+                "%s answers otherwise where its prompt is padded: prompts are continued one by one",
+                type(model).__name__,
+            )
+    return _ALIKE[model]
+
+
+def _close(among: Any, row: int, alone: Any, close: float) -> bool:
+    """Whether the same text was written with the same probabilities, as far as it is the same."""
+    for one, other in zip(among.logits, alone.logits, strict=False):
+        here, there = (logits.float().log_softmax(-1) for logits in (one[row], other[0]))
+        if not torch.allclose(here, there, rtol=close, atol=close, equal_nan=True):
+            return False
+        if here.argmax() != there.argmax():  # a tie, and all that follows differs for it
+            return True
+    return True
+
+
 def _continued(
-    model: Any, prompts: list[Tensor], window: int, ends: Sequence[int], *, side: str, pad: int
+    model: Any, prompts: list[Tensor], *, window: int, ends: Sequence[int], side: str, pad: int
 ) -> Iterator[list[int]]:
     """The most probable next token again and again, up to `window` of them or to one that ends the text."""
+    sequences = _generated(model, prompts, window, ends, side, pad).sequences
+    width = max(map(len, prompts))
+    # a decoder of its own begins with a token that is not written
+    written_from = 1 if side == "right" else width
+    for row in sequences[:, written_from:].tolist():
+        yield list(itertools.takewhile(lambda token: token not in ends, row))
+
+
+@torch.no_grad()
+def _generated(
+    model: Any, prompts: list[Tensor], window: int, ends: Sequence[int], side: str, pad: int, *, logits: bool = False
+) -> Any:
+    """What `generate` gives for prompts padded to one length."""
     ids, mask = _padded(prompts, side, pad)
     greedy = GenerationConfig(
         do_sample=False,
@@ -60,13 +116,11 @@ def _continued(
         eos_token_id=list(ends) or None,
         pad_token_id=pad,
         decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
+        return_dict_in_generate=True,
+        output_logits=logits,
     )
     with _without_settings(model):
-        sequences = model.generate(ids, attention_mask=mask, generation_config=greedy)
-    # a decoder of its own begins with a token that is not written
-    written_from = 1 if side == "right" else ids.shape[1]
-    for row in sequences[:, written_from:].tolist():
-        yield list(itertools.takewhile(lambda token: token not in ends, row))
+        return model.generate(ids, attention_mask=mask, generation_config=greedy)
 
 
 @torch.no_grad()

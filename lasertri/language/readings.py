@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from lasertri.data.sample import Sample
-from lasertri.errors import LasertriError
+from lasertri.errors import NotFiniteError
 from lasertri.language.answer_table import AnswerTable
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import SampleBatch
@@ -60,9 +60,17 @@ class Readings:
         return Readings(self.table, self.log_probs[model], self.greedy[model], self.written[model])
 
     def check(self) -> None:
-        """Raise if a probability is NaN."""
-        if np.isnan(self.log_probs).any():
-            raise LasertriError("expected log-probabilities, got NaN; check the model's weights and dtype")
+        """Raise if a probability is NaN, as it is where an output is infinite."""
+        failed = np.flatnonzero(np.isnan(self.log_probs))
+        if failed.size:
+            table = self.table
+            samples = list(dict.fromkeys(table.sample_of[table.answer_of(failed)].tolist()))
+            first = table.samples[samples[0]]
+            more = f" and {len(samples) - 1} more" if len(samples) > 1 else ""
+            raise NotFiniteError(
+                f"expected finite outputs of the model, got NaN or Inf for {first.source}{more} "
+                f"({first.prompt[:60]!r}); leave the row out, or load the model in float32"
+            )
 
     def outcomes(
         self, chosen: Sequence[int] | None = None, *, normalize: bool = False

@@ -27,7 +27,7 @@ def evaluate(
         progress: name of a progress bar, if one is wanted.
 
     Raises:
-        LasertriError: the model gave NaN instead of probabilities.
+        NotFiniteError: the model gave NaN instead of probabilities.
     """
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
         readings = samples.read(model, advance=bar.update)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotFiniteError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
 
@@ -184,10 +184,11 @@ class ObjectiveReadings:
     def check(self) -> None:
         """Raise if a loss or a score is NaN."""
         for name, values in (("loss", self.losses), ("score", self.scores)):
-            if np.isnan(values).any():
-                raise LasertriError(
-                    f"expected a finite {name} of every sample, got NaN or Inf for {int(np.isnan(values).sum())}; "
-                    "check the objective on the model as it is"
+            failed = np.flatnonzero(np.isnan(values))
+            if failed.size:
+                raise NotFiniteError(
+                    f"expected a finite {name} of every sample, got NaN or Inf for {len(failed)}, at {failed[0]} of "
+                    f"{values.size} the first; check the objective on the model as it is, or leave the sample out"
                 )
 
     def outcomes(

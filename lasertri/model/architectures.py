@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 MLP_ROLES = ("fc_in", "fc_up", "fc_out")
+MIXES = r"att(n|ention)|router|mamba|conv\b|temporal"  # in the path of what mixes positions, or chooses experts
 
 
 @dataclass(frozen=True)
@@ -120,27 +121,36 @@ def layout(model: nn.Module) -> tuple[list[str], list[tuple[str, str]]]:
     known = ARCHITECTURES.get(model_type(model))
     if known and known.lists[0] in dict(model.named_modules()):  # not so of a model without its head
         return known.lists, [*known.roles.items(), *known.shared.items()]
-    repeated = {
+    lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len({type(item) for item in module}) == 1
+        if isinstance(module, nn.ModuleList)
+        and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
     }
-    if not repeated:
+    if not lists:
         return [], []
-    name = max(repeated, key=lambda n: sum(p.numel() for p in repeated[n].parameters()))
-    return [name], _guessed_roles(repeated[name][0])
+    name = max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
+    return [name], _guessed_roles(lists[name])
 
 
-def _guessed_roles(layer: nn.Module) -> list[tuple[str, str]]:
-    """An MLP is what widens and narrows the hidden state outside attention: first in, last out, between up."""
-    linear = [
-        re.escape(path)
-        for path, module in layer.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not re.search(r"att(n|ention)|router", path, re.IGNORECASE)
+def _guessed_roles(layers: nn.ModuleList) -> list[tuple[str, str]]:
+    """By the names that most families have, in whichever layers; else by their places.
+
+    An MLP is what widens and narrows the hidden state outside attention and its like: first in, last out, between up.
+    """
+    inside = [
+        [path for path, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)] for layer in layers
     ]
-    if len(linear) not in (2, 3):
-        return []
-    return list(zip(("fc_in", "fc_out") if len(linear) == 2 else MLP_ROLES, linear, strict=True))
+    inside = [[path for path in paths if not re.search(MIXES, path, re.IGNORECASE)] for paths in inside]
+    names = {path.rpartition(".")[2] for paths in inside for path in paths}
+    if "down_proj" in names:
+        first = next((name for name in ("gate_proj", "gate_up_proj") if name in names), "up_proj")
+        up = "gate_up_proj" if first == "gate_up_proj" else "up_proj"
+        chosen = {"fc_in": first} | ({} if first == up == "up_proj" else {"fc_up": up}) | {"fc_out": "down_proj"}
+        return [(role, rf"(?i)(?!.*({MIXES}))(.*\.)?{name}") for role, name in chosen.items()]
+    linear = next((paths for paths in inside if len(paths) in (2, 3)), [])
+    roles = ("fc_in", "fc_out") if len(linear) == 2 else MLP_ROLES
+    return list(zip(roles, map(re.escape, linear), strict=True)) if linear else []
 
 
 def layer_paths(model: nn.Module) -> list[str]:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import VARIANT, write_description
 from lasertri.factored.layer import FactoredLinear
+from lasertri.model.files import sentence
+from lasertri.model.loading import load_model
 from lasertri.support.atomic_files import whole_directory
+
+MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
 
 def save(
@@ -23,13 +37,14 @@ def save(
 ) -> None:
     """Write a model, with whatever layers of it are factored, for `load` to read.
 
-    Without any it is a plain Hugging Face checkpoint. The folder appears when it is complete.
+    Without any it is a plain Hugging Face checkpoint. The folder appears when it is complete and was read back.
 
     Raises:
-        LasertriError: the folder has something in it, or cannot be written.
+        LasertriError: the folder has something in it, or cannot be written, or does not load as what was saved.
     """
     with whole_directory(Path(directory), overwrite=overwrite) as folder:
         write_checkpoint(model, folder, tokenizer)
+        reloaded(model, folder)
 
 
 def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -37,15 +52,211 @@ def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokeni
 
     Of a module that cannot save itself it is `model.safetensors`.
     """
-    layers = {path: module for path, module in model.named_modules() if isinstance(module, FactoredLinear)}
+    layers = _factored(model)
     own: Any = getattr(model, "save_pretrained", None)
     if layers:
         own(folder, variant=VARIANT)
     elif own is not None:
         own(folder)
     else:
-        save_model(model, str(folder / "model.safetensors"))
+        save_model(model, str(folder / MODULE_NAME))
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if layers:
         write_description(layers, folder)
+
+
+def reloaded(model: nn.Module, folder: Path, *, strict: bool = True) -> nn.Module:
+    """What was written, as its users will load it, with the weights of `model` once they are known to be the same.
+
+    The files are mapped into memory, so that there is no second model.
+
+    Args:
+        strict: whether no tensor may be in one of them alone; else their answers must tell whether that matters.
+
+    Raises:
+        LasertriError: it has other tensors, or other values in them.
+    """
+    state, loaded = model.state_dict(), _loaded(model, folder)
+    found = _stored(folder / MODULE_NAME) if loaded is model else loaded.state_dict()
+    advice = "save the edit alone, and report this model's architecture"
+    if strict and state.keys() != found.keys():
+        name = min(state.keys() ^ found.keys())
+        raise LasertriError(
+            f"expected the checkpoint to load as what was saved, but {name} is only in what was "
+            f"{'saved' if name in state else 'loaded'}; {advice}"
+        )
+    for name, tensor in state.items():
+        if name in found and not _same(tensor, found[name]):
+            raise LasertriError(
+                f"expected the checkpoint to load as what was saved, but {name} has other values, or another shape or "
+                f"dtype; {advice}"
+            )
+    if loaded is model:
+        return model
+    return _with_weights_of(model, loaded)
+
+
+def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whole: bool = True) -> nn.Module:
+    """The model as it will load again, with the weights in memory; before the work what would go wrong is found out.
+
+    Args:
+        whole: whether the weights are to be saved too. Of these only those are written here that share memory or are
+            not contiguous: no others are refused.
+
+    Raises:
+        LasertriError: it will not be written, or not load as what it is.
+    """
+    own: Any = model
+    with tempfile.TemporaryDirectory(prefix="lasertri-") as directory, _quietly():
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+        if whole:
+            _save_in_part(model, directory)
+        devices = {parameter.device for parameter in model.parameters()}
+        if not hasattr(model, "save_pretrained") or _factored(model) or len(devices) > 1:
+            return model
+        own.config.save_pretrained(directory)
+        built = _built(model, directory)
+        if whole:
+            as_loaded = _class_of(model).from_pretrained(directory, dtype="auto", device_map="meta")
+            for name, parameter in as_loaded.named_parameters():
+                if name in dict(model.named_parameters()) and parameter.dtype != model.get_parameter(name).dtype:
+                    raise LasertriError(
+                        f"expected weights of the dtype that they will load with, {parameter.dtype} for {name}, got "
+                        f"{model.get_parameter(name).dtype}; convert the whole model (model.to)"
+                    )
+    return _with_weights_of(model, built)
+
+
+def _save_in_part(model: Any, directory: str) -> None:
+    settings = getattr(model, "generation_config", None)
+    try:
+        if settings is not None:
+            settings.save_pretrained(directory)
+    except ValueError as error:
+        problem = sentence(error).removeprefix("GenerationConfig is invalid: - ")
+        raise LasertriError(
+            f"expected settings of generation that can be saved: {problem}; correct generation_config.json, or "
+            "model.generation_config"
+        ) from error
+    try:
+        if not hasattr(model, "save_pretrained"):
+            save_model(model, f"{directory}/{MODULE_NAME}")
+        elif not _factored(model):
+            model.save_pretrained(directory, state_dict=_delicate(model))
+    except RuntimeError as error:
+        raise LasertriError(
+            f"expected a {type(model).__name__} that can be saved, but: {sentence(error)}; give every weight memory of "
+            "its own (weight.data.clone(memory_format=torch.contiguous_format)), or save a step without merge"
+        ) from error
+
+
+def _built(model: Any, directory: str) -> Any:
+    """What the configuration describes, without weights, once it is known to have the tensors that are in memory."""
+    advice = "no checkpoint of it would load; change model.config, or load the model again"
+    kind = _class_of(model)
+    with init_empty_weights(include_buffers=False):
+        built: Any = kind(type(model.config).from_pretrained(directory))
+    built.tie_weights()  # which moving its parameters to where they have no values has undone
+    own = model.state_dict()
+    for name, tensor in built.state_dict().items():
+        if name in own and own[name].shape != tensor.shape:
+            raise LasertriError(
+                f"expected a model that its configuration describes, but {name} is {list(own[name].shape)}, and by the "
+                f"configuration {list(tensor.shape)}: {advice}"
+            )
+    for names in _tied(model) - _tied(built):
+        raise LasertriError(
+            f"expected a model that its configuration describes, but {' and '.join(sorted(names)[:2])} are one weight, "
+            f"and by the configuration several: {advice}"
+        )
+    return _running_alike(built, model)
+
+
+def _with_weights_of(model: Any, built: Any) -> Any:
+    """The same with the weights of a model; those that it lacks are what they would be when it is loaded: anything."""
+    built.load_state_dict(model.state_dict(), assign=True, strict=False)
+    for module in built.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                module._parameters[name] = nn.Parameter(torch.randn_like(parameter, device=model.device))
+    return built.to(model.device).eval()
+
+
+def _class_of(model: nn.Module) -> Any:
+    """What others load it by: a class of transformers where it comes from one, else its own."""
+    classes = (base for base in type(model).__mro__ if base.__module__.startswith("transformers.models."))
+    return next(classes, type(model))
+
+
+def _running_alike(loaded: Any, model: Any) -> Any:
+    """With the kernels that run in a model, which are not saved."""
+    for how in ("_attn_implementation", "_experts_implementation"):
+        if hasattr(loaded.config, how):
+            setattr(loaded.config, how, getattr(model.config, how))
+    return loaded
+
+
+def _tied(model: nn.Module) -> set[frozenset[str]]:
+    """Names of parameters that are one."""
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return {frozenset(own) for own in names.values() if len(own) > 1}
+
+
+def _factored(model: nn.Module) -> dict[str, FactoredLinear]:
+    return {path: module for path, module in model.named_modules() if isinstance(module, FactoredLinear)}
+
+
+def _delicate(model: nn.Module) -> dict[str, Tensor]:
+    """Of the state what shares memory or is not contiguous; at least one tensor."""
+    state = model.state_dict()
+    uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
+    chosen = {
+        name: tensor
+        for name, tensor in state.items()
+        if uses[tensor.untyped_storage().data_ptr()] > 1 or not tensor.is_contiguous()
+    }
+    smallest = min(state, key=lambda name: state[name].nbytes)
+    return chosen or {smallest: state[smallest]}
+
+
+def _loaded(model: Any, folder: Path) -> Any:
+    """As its users will load it; a module that cannot load itself is returned as it is."""
+    if not hasattr(model, "save_pretrained"):
+        return model
+    if _factored(model):
+        return load_model(folder, device="cpu")
+    with _quietly():
+        return _running_alike(_class_of(model).from_pretrained(folder, dtype="auto"), model)
+
+
+def _stored(path: Path) -> dict[str, Tensor]:
+    """What `save_model` wrote, with the names of tensors that share memory with others."""
+    with safe_open(path, "pt") as file:
+        kept = {name: name for name in sorted(file.keys())} | (file.metadata() or {})
+        return {name: file.get_tensor(own) for name, own in kept.items() if name != "format"}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    here, there = (tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (one, other))
+    return torch.equal(here, there)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within, transformers shows no progress and says nothing: what it finds is looked at here."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
 from lasertri.ops import DTYPES
 
+MERGE = (
+    "write the adapter into the weights (PeftModel.from_pretrained(base, adapter).merge_and_unload()), save that model "
+    "and load it from there"
+)
 UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the result"
 
 
@@ -26,17 +31,58 @@ def require_unquantised(config: Any) -> None:
 
 
 def require_editable(model: nn.Module) -> None:
-    """Refuse a quantised model, and one with weights that are elsewhere.
+    """Refuse a quantised or compiled model, one with adapters in it, and one with weights that are elsewhere.
 
     Raises:
         LasertriError: saying what was found.
     """
+    if torch.is_inference_mode_enabled():
+        raise LasertriError(
+            "expected to be called outside of torch.inference_mode(), under which nothing has gradients"
+        )
     require_unquantised(getattr(model, "config", None))
     for name, module in model.named_modules():
         if "qweight" in module._buffers or "qweight" in module._parameters:  # GPTQ and AWQ, whatever their modules
             raise LasertriError(f"expected plain weights, got {name}, a {type(module).__name__}; {UNQUANTISED}")
+        if _of_peft(module):
+            raise LasertriError(
+                f"expected a model without adapters, got one with peft's in {name or type(module).__name__}, which "
+                f"would be saved without its base; {MERGE}"
+            )
+        if _compiled(module):
+            raise LasertriError(
+                f"expected a model that is not compiled, got {name or 'one'} that is; adapt it first, and compile "
+                "what is saved"
+            )
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_inference():
+            raise LasertriError(
+                f"expected weights that can have gradients, got {name} made under torch.inference_mode(); load the "
+                "model outside of it (torch.no_grad() does no harm)"
+            )
     for name, parameter in model.named_parameters():
         require_present(name, parameter)
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile(model)` wraps, which it shares weights with; any other as it is."""
+    return model._modules.get("_orig_mod") or model
+
+
+def _of_peft(module: nn.Module) -> bool:
+    """Whether it is a layer of peft's, or a model that peft has wrapped; peft need not be imported for that."""
+    known = {base.__name__ for base in type(module).__mro__ if base.__module__.split(".")[0] == "peft"}
+    return bool(known) or bool(getattr(module, "_hf_peft_config_loaded", False))
+
+
+def _compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` has wrapped it, its `forward` or, by `module.compile()`, how it is called."""
+    forward = module.__dict__.get("forward")
+    return (
+        "_orig_mod" in module._modules
+        or module.__dict__.get("_compiled_call_impl") is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 def require_present(name: str, parameter: nn.Parameter) -> None:

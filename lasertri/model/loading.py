@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -17,15 +18,22 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
-from lasertri.model.editable import require_unquantised
+from lasertri.model.editable import MERGE, require_unquantised
+from lasertri.model.files import COMPUTED, damaged, local_folder, reading, sentence, tensor_files
 from lasertri.support.shown import shown
+
+logger = logging.getLogger(__name__)
+
+CORRECT = "correct it, or take the one it was published with"
 
 Kind = Literal["causal", "masked", "encoder-decoder"]
 
@@ -70,23 +78,20 @@ def load_model(
     require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
     layouts = read_layouts(name, revision=revision)
+    _require_no_adapter(name, revision)
+    _require_consistent(name, kind, config, revision)
     loaded: Any
-    try:
+    with reading(name, "the checkpoint", "download it again", revision=revision):
         if layouts:
             base: Any = CLASSES[kind][1][type(config)]
             loaded = load_factored(base, layouts, name, **options)
         else:
-            loaded = CLASSES[kind][0].from_pretrained(name, output_loading_info=True, **options)
-    except (SafetensorError, OSError, RuntimeError) as error:  # damaged, absent, of other shapes
-        raise LasertriError(
-            f"{name}: the checkpoint cannot be read ({_first_line(error)}); download it again"
-        ) from error
+            loaded = CLASSES[kind][0].from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     model, report = loaded
-    if report["missing_keys"]:  # transformers would fill them with random numbers
-        raise LasertriError(
-            f"{name}: expected every weight of the model, {len(report['missing_keys'])} are missing, "
-            f"{min(report['missing_keys'])} among them; download the checkpoint again"
-        )
+    _require_all(name, model, report)
+    _say_unused(name, model, report, revision)
     return model.to(place).eval()
 
 
@@ -99,12 +104,18 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrain
     Raises:
         LasertriError: there is none.
     """
-    try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LasertriError(
-            f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass tokenizer=..."
-        ) from error
+    folder = local_folder(name, revision)
+    advice = "take the one it was published with"
+    with reading(name, "tokenizer_config.json or config.json", advice, revision=revision, tokenizer=True):
+        try:
+            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if folder is not None and damaged(folder, tokenizer=True):
+                raise
+            raise LasertriError(
+                f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass "
+                "tokenizer=..."
+            ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -124,12 +135,16 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
     """
     if str(name).startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise LasertriError(f"expected a hub id or a folder with a Hugging Face model, found no folder {str(name)!r}")
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise LasertriError(
-            f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {_first_line(error)}"
-        ) from error
+    folder = local_folder(name, revision)
+    with reading(name, "config.json", CORRECT, revision=revision):
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if folder is not None and damaged(folder):
+                raise
+            raise LasertriError(
+                f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {sentence(error)}"
+            ) from error
     kind = _configured_kind(config)
     if kind is None:
         raise LasertriError(f"{name}: expected a language model ({', '.join(CLASSES)}), got type {config.model_type!r}")
@@ -157,5 +172,55 @@ def _configured_kind(config: PreTrainedConfig) -> Kind | None:
     return fitting[0] if fitting else None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _require_no_adapter(name: str | Path, revision: str | None) -> None:
+    """Refuse a folder that transformers would load an adapter from, whatever its weights."""
+    if find_adapter_config_file(str(name), revision=revision) is not None:
+        raise LasertriError(
+            f"{name}: expected a model, got one with an adapter (adapter_config.json), which would be saved without "
+            f"its weights; {MERGE}, or take the file away to leave the adapter out"
+        )
+
+
+def _require_consistent(name: str | Path, kind: Kind, config: PreTrainedConfig, revision: str | None) -> None:
+    """Refuse a configuration that no model can be built of, or whose model cannot write, before weights are read."""
+    with reading(name, "config.json", CORRECT, revision=revision), torch.device("meta"):
+        built = CLASSES[kind][0].from_config(config)
+    if not any(True for _ in built.parameters()):
+        raise LasertriError(f"{name}: config.json describes a model without weights; {CORRECT}")
+    folder = local_folder(name, revision)
+    if folder is not None and (folder / "generation_config.json").exists():
+        with reading(name, "generation_config.json", CORRECT, revision=revision):
+            GenerationConfig.from_pretrained(name, revision=revision or "main")
+
+
+def _require_all(name: str | Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse what transformers would fill with random numbers."""
+    if report["mismatched_keys"]:
+        key, stored, built = min(report["mismatched_keys"])
+        raise LasertriError(
+            f"{name}: expected weights of the shapes that config.json says, got {key} as {list(stored)} for "
+            f"{list(built)}; take both of one model"
+        )
+    if report["missing_keys"]:
+        raise LasertriError(
+            f"{name}: expected every weight of the model, {len(report['missing_keys'])} are missing, "
+            f"{min(report['missing_keys'])} among them; download the checkpoint again"
+        )
+
+
+def _say_unused(name: str | Path, model: PreTrainedModel, report: dict[str, Any], revision: str | None) -> None:
+    """Warn of tensors that the checkpoint has and the model has no place for; some classes pass over them silently."""
+    folder, ignored = local_folder(name, revision), model._keys_to_ignore_on_load_unexpected or ()
+    unused = set(report["unexpected_keys"])
+    stored = {} if folder is None else tensor_files(folder)
+    unused |= {key for key in stored if any(re.search(pattern, key) for pattern in ignored)} - set(model.state_dict())
+    unused = {key for key in unused if not COMPUTED.search(key)}
+    if unused:
+        logger.warning(
+            "%s: %d tensors of the checkpoint have no place in %s and are left out, also of what is saved: %s%s",
+            name,
+            len(unused),
+            type(model).__name__,
+            min(unused),
+            "" if len(unused) == 1 else " and others",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
+
+logger = logging.getLogger(__name__)
 
 BY_TURNS = " (one matrix: its rows are q, k and v by turns, head by head)"  # GPT-NeoX, BLOOM and Falcon
 
@@ -116,6 +119,7 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
         wanted = f"a module path that matches {pattern!r}"
     else:
         chosen = [target for target in matrices.values() if target.role in roles]
+        _say_what_is_left_out(model)
         wanted = f"MLP matrices in a model of type {model_type(model)!r}"
     if not chosen:
         seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())
@@ -145,6 +149,7 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
     require_editable(model)
     found = {(target.name, target.expert): target for _, target in _matrices(model)}
     layers = layer_paths(model)
+    _say_what_is_left_out(model)
     whole = [
         replace(target, role=_inside(layers, target.name.removesuffix(".weight"))[1], shape=shape, rows=None)
         for target in found.values()
@@ -239,22 +244,38 @@ def _shares(model: nn.Module, roles: Sequence[str]) -> list[int]:
 def _stacks(module: nn.Module) -> dict[str, tuple[tuple[str, ...], bool]]:
     """Roles and orientation of the parameters that hold one matrix for every expert, as Transformers names them.
 
-    `[E, 2I, H]` beside `[E, H, I]`, or transposed `[E, H, 2I]` beside `[E, I, H]`: their shapes tell which. GPT-OSS, in
-    which gate and up take turns row by row, is left alone.
+    `[E, 2I, H]` beside `[E, H, I]`, or transposed `[E, H, 2I]` beside `[E, I, H]`: their shapes tell which;
+    without gates `[E, I, H]` beside `[E, H, I]`. GPT-OSS, in which gate and up take turns row by row, is left alone.
     """
-    gate_up, down = (module._parameters.get(name) for name in ("gate_up_proj", "down_proj"))
-    if gate_up is None or down is None or gate_up.dim() != 3 or not getattr(module, "is_concatenated", True):
+    gate_up, up, down = (module._parameters.get(name) for name in ("gate_up_proj", "up_proj", "down_proj"))
+    first = up if gate_up is None else gate_up
+    if first is None or down is None or first.dim() != 3 or not getattr(module, "is_concatenated", True):
         return {}
-    experts, first, second = gate_up.shape
-    for transposed, expected in ((False, (experts, second, first // 2)), (True, (experts, second // 2, first))):
+    parts = 1 if gate_up is None else 2
+    name, roles = ("up_proj", ("fc_in",)) if gate_up is None else ("gate_up_proj", ("fc_in", "fc_up"))
+    experts, one, other = first.shape
+    for transposed, expected in ((False, (experts, other, one // parts)), (True, (experts, other // parts, one))):
         if down.shape == expected:
-            return {"gate_up_proj": (("fc_in", "fc_up"), transposed), "down_proj": (("fc_out",), transposed)}
+            return {name: (roles, transposed), "down_proj": (("fc_out",), transposed)}
     return {}
 
 
 def has_experts(model: nn.Module) -> bool:
     """Whether it has experts that share a parameter."""
     return any(_stacks(module) for module in model.modules())
+
+
+def _say_what_is_left_out(model: nn.Module) -> None:
+    """Warn of experts whose matrices cannot be told apart."""
+    left = [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if re.search("expert", path, re.IGNORECASE)
+        for name, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() == 3 and name not in _stacks(module)
+    ]
+    if left:
+        logger.warning("experts' matrices in %d parameters are left out, %s among them", len(left), left[0])
 
 
 def _chooses_experts(model: nn.Module, name: str) -> bool:

@@ -11,6 +11,7 @@ from lasertri.data.papers.registry import described, task_samples
 from lasertri.data.sample import Sample
 from lasertri.data.split import Split, standard_split
 from lasertri.edit.comparison import Comparison
+from lasertri.errors import LasertriError
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.evaluate import evaluate
 from lasertri.method import adapt
@@ -72,6 +73,8 @@ def measure_column(
     own, laser = (sample_forwards(each, _trials(each, model), data.size) for each in (settings, plan.settings("laser")))
     options = replace(settings, held_out_limit=len(data.split.held_out)).keywords
     found = adapt(model, data.split.calibration, held_out=data.split.held_out, tokenizer=tokenizer, **options)
+    if found.refused is not None:
+        raise LasertriError(found.refused)
     counted = {"forwards": own, "speedup": laser / own}
     return {"samples": data.size, "counted": counted, "result": found.to_dict()}
 

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.truncation import factored_edits
+from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
-from lasertri.model.checkpoint import write_checkpoint
+from lasertri.model.checkpoint import reloaded, write_checkpoint
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import summarize
 from lasertri.search.round import Round
@@ -39,7 +40,8 @@ class Adaptation:
     Attributes:
         model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
         rounds: what was searched; each after the first, on the model with the edits before it.
-        calibration, held_out: the model before and after all edits.
+        calibration, held_out: the model before and after all edits; None where a held-out sample gave NaN or Inf.
+        refused: why there are no held-out figures; None where there are.
         environment: versions and devices it was measured with.
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
@@ -50,12 +52,13 @@ class Adaptation:
     tokenizer: PreTrainedTokenizerBase | None = field(repr=False)
     rounds: Sequence[Round]
     calibration: Comparison
-    held_out: Comparison
+    held_out: Comparison | None
     settings: Settings
     environment: dict[str, object] = field(repr=False)
     seconds: dict[str, float]
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
+    refused: str | None = None
 
     @property
     def edits(self) -> list[Edit]:
@@ -80,7 +83,8 @@ class Adaptation:
             "matrices": sum(len(edit.targets) for edit in self.edits),
             "instead": self.calibration.baseline.instead,
             "calibration": self.calibration.to_dict(),
-            "held_out": self.held_out.to_dict(),
+            "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "refused": self.refused,
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
             "settings": self.settings.to_dict(),
@@ -116,6 +120,9 @@ class Adaptation:
                 layers = factored_edits(self.edits, self.model) if factored else {}
                 with all_applied(self.edits, self.model), exchanged(self.model, layers):
                     write_checkpoint(self.model, folder, self.tokenizer)
+                    again = reloaded(self.model, folder, strict=self.probe is None)
+                    if self.probe is not None:
+                        require_same_answers(again, self.model, self.probe)
             elif self.edits and self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
             for number, edit in enumerate(self.edits, start=1):

@@ -38,7 +38,7 @@ def render(result: dict[str, Any]) -> str:
         pictures = {"heat_map": figures.heat_map(result), "curves": figures.curves(result)}
     else:
         pictures = {"sizes": figures.sizes(result)}
-    if result["held_out"]["interval"]:
+    if result["held_out"] and result["held_out"]["interval"]:
         pictures["difference"] = figures.difference(result["held_out"])
     template = Environment(loader=PackageLoader("lasertri.result", "."), autoescape=True).get_template("report.html.j2")
     drawn = {name: _svg(figure) for name, figure in pictures.items()}

@@ -26,6 +26,8 @@ def summarize(result: dict[str, Any]) -> str:
         if result[name] is not None:
             lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
             lines += [f"  {row}" for row in measurements(result[name])]
+    if result["refused"] is not None:
+        lines.append(result["refused"])
     lines += questions(result)
     lines += differences(result["held_out"])
     if result["side_effects"] is not None:
@@ -112,9 +114,9 @@ def measurement(measured: dict[str, Any]) -> str:
     )
 
 
-def differences(comparison: dict[str, Any]) -> list[str]:
+def differences(comparison: dict[str, Any] | None) -> list[str]:
     """What the edits change, with intervals: in accuracy, and in the loss that a step lowers."""
-    if comparison["interval"] is None:
+    if comparison is None or comparison["interval"] is None:
         return []
     before, after = comparison["baseline"], comparison["edited"]
     low, high = (100 * bound for bound in comparison["interval"])

@@ -13,9 +13,12 @@ import torch
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit
+from lasertri.edit.origin import Origin
 from lasertri.edit.shrink import Shrink
 from lasertri.edit.truncation import Truncation
+from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
+from lasertri.model.checkpoint import rebuilt
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
 from lasertri.search.directions import make_step
@@ -37,11 +40,9 @@ def preflight(problem: Problem) -> None:
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     target = min(problem.targets, key=_size)
     edit = TRIES[problem.settings.edit](problem, target)
+    again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
+    require_same_answers(again, model, problem.first.batches()[0])
     with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
-        # the checkpoint but for its weights
-        for part in (getattr(model, "config", None), getattr(model, "generation_config", None), problem.tokenizer):
-            if part is not None and hasattr(part, "save_pretrained"):
-                part.save_pretrained(directory)
         if edit.dense or importlib.util.find_spec("peft"):
             edit.save(directory)
             edit.check(model, Path(directory), problem.first.batches()[0])
@@ -63,21 +64,23 @@ def _truncation(problem: Problem, target: Target) -> Edit:
 
 
 def _step(problem: Problem, target: Target) -> Edit:
+    """Of the smallest layer that a gradient reaches: some have their weights read by kernels of the layer around."""
     batches = problem.first.loss_batches(range(len(problem.first)))
-    smallest = {t.expert is None: t.name for t in sorted(problem.targets, key=_size, reverse=True)}
-    targets = [t for t in problem.targets if t.name in smallest.values()]  # experts besides: any of them has tokens
-    tokens = gather_tokens(problem.model, targets, batches, Room(FEWEST_TOKENS))
-    step = make_step(tokens, "plain", rank=1, loss=1.0, samples=1)
+    tokens = gather_tokens(problem.model, problem.targets, batches, Room(FEWEST_TOKENS))
+    smallest = min(tokens, key=_size)
+    tried = {target.expert is None: target for target in sorted(tokens, key=_size, reverse=True)}  # and an expert
+    step = make_step({t: tokens[t] for t in tried.values()}, "plain", rank=1, loss=1.0, samples=1)
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be
-        rows, columns = target.shape
-        step = dataclasses.replace(step, factors={target: (torch.zeros(rows, 1), torch.zeros(1, columns))})
-    return step.known_by(problem.model)
+        rows, columns = smallest.shape
+        step = dataclasses.replace(step, factors={smallest: (torch.zeros(rows, 1), torch.zeros(1, columns))})
+    return dataclasses.replace(step, origin=Origin.of(problem.model, step.factors, base=""))
 
 
 def _shrink(problem: Problem, target: Target) -> Edit:
     _step(problem, target)
     sigma = problem.factors.of(target, 1).sigma
-    return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}).known_by(problem.model)
+    origin = Origin.of(problem.model, [target], base="")
+    return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}, origin=origin)
 
 
 TRIES: dict[str, Callable[[Problem, Target], Edit]] = {"truncate": _truncation, "step": _step, "shrink": _shrink}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from lasertri.data.files import SampleSource, as_samples
 from lasertri.data.neutral import neutral_text
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
+from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
@@ -26,6 +28,7 @@ from lasertri.language.text import EncodedText
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
+from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
@@ -84,6 +87,8 @@ def prepare(
     split = _split(given, None if held_out is None else listed(held_out), objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
+    model = uncompiled(model)
+    require_editable(model)
     if objective is None:
         tokenizer = _tokenizer(model, tokenizer)
     encode = _encoder(model, tokenizer, objective, settings)
@@ -101,6 +106,8 @@ def prepare(
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
         targets = find_linear_layers(model, settings.targets)
+        if settings.edit == "step" and importlib.util.find_spec("peft"):
+            targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
     rows = max(target.shape[0] for target in targets)
     if min(settings.blocks, default=1) > rows:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.factors.store import FactorStore
 from lasertri.measure.protocol import SampleBatch, Samples
 from lasertri.model.forwards import forwards, fused_activations
@@ -57,10 +57,6 @@ def score_targets(
     }
 
 
-class _NonFiniteGradientError(LasertriError):
-    """Raised on the way out of a backward pass."""
-
-
 class _Scorer:
     """Adds up the scores of micro-batches, one gradient at a time.
 
@@ -92,7 +88,7 @@ class _Scorer:
 
     def _scaled(self, batch: SampleBatch) -> Scores:
         for scale in self._larger_scales:
-            with suppress(_NonFiniteGradientError):
+            with suppress(NonFiniteGradientError):
                 return self._scores(batch, scale)
         return self._scores(batch, 1.0)
 
@@ -103,6 +99,7 @@ class _Scorer:
         with (
             forwards(self.model, fused_activations(self.model)),
             _gradients_streamed(self.model, self.targets, contract),
+            torch.enable_grad(),
         ):
             loss = batch.loss(self.model)
             if loss.requires_grad:
@@ -119,7 +116,7 @@ class _Scorer:
         """Put a target's scores to those of its batch."""
         gradient = target.view(gradient)
         if not all_finite(gradient):
-            raise _NonFiniteGradientError(
+            raise NonFiniteGradientError(
                 f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it in float32"
             )
         weight = target.view(target.parameter(self.model))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.targets import Target
@@ -149,7 +149,7 @@ def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> 
         overflown = [str(target) for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
         if not overflown:
             return taken
-    raise LasertriError(
+    raise NonFiniteGradientError(
         f"the gradient at the output of {overflown[0]} has NaN or Inf; check the model on one sample, or load it in "
         "float32"
     )

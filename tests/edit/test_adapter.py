@@ -12,7 +12,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri import LasertriError
-from lasertri.edit.adapter import CONFIG_NAME, RANKS, WEIGHTS_NAME, as_peft_loads_it, read_adapter, write_adapter
+from lasertri.edit.adapter import (
+    CONFIG_NAME,
+    RANKS,
+    WEIGHTS_NAME,
+    as_peft_loads_it,
+    loadable,
+    read_adapter,
+    write_adapter,
+)
 from lasertri.edit.origin import Origin
 from lasertri.edit.step import Step
 from lasertri.model.targets import find_linear_layers
@@ -247,3 +255,12 @@ def test_an_expert_alone_that_peft_would_turn_is_refused(tmp_path):
     factors = {t: (torch.randn(t.shape[0], 2), torch.randn(2, t.shape[1])) for t in find_linear_layers(model)}
     with pytest.raises(LasertriError, match=r"got 1\.gate_up_proj, one alone that is stored as \[inputs, outputs\]"):
         Step("plain", 2, 1.0, factors).known_by(model).save(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gptj", "gpt2", "t5", "roberta", "qwen3_moe"])
+def test_layers_that_peft_loads_are_kept(name, caplog):
+    model = make_model(name)
+    layers = find_linear_layers(model)
+    assert loadable(model, layers) == layers
+    assert not caplog.messages
+    assert not any(hasattr(module, "lora_A") for module in model.modules())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import make_model
+from tiny import auto_class, make_model
 from torch import nn
 
 from lasertri import LasertriError
@@ -102,3 +102,17 @@ def test_a_quantised_weight_is_told_as_such():
     model[0].weight = nn.Parameter(model[0].weight.to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(LasertriError, match=r"expected 0\.weight as a plain tensor"):
         origin.require(model)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_model_that_is_not_what_its_base_holds_names_no_base(name, tmp_path, caplog):
+    """After `merge_and_unload`, say, or with an edit applied: the base that it names would give other answers."""
+    make_model(name).save_pretrained(tmp_path, max_shard_size="8KB")
+    model = auto_class(name).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert Origin.of(model, find_linear_layers(model)).base == str(tmp_path)
+    assert not caplog.messages
+    with torch.no_grad():
+        model.get_input_embeddings().weight[3, 2] += 1
+    assert Origin.of(model, find_linear_layers(model)).base == ""
+    assert "is not what" in caplog.text
+    assert "save the model, which is that base" in caplog.text

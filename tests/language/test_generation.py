@@ -316,3 +316,24 @@ def test_adapting_by_another_rule(rule):
         with all_applied(edits, result.model):
             right = [s.accepts(slowly(result.model, result.tokenizer, s, window=1)) for s in held_out]
         assert measured.correct.sum() == sum(right)
+
+
+STATEFUL = {
+    "rwkv": {"context_length": 64, "attention_hidden_size": 16},
+    "recurrent_gemma": {"lru_width": 16, "attention_window_size": 64, "num_key_value_heads": 2, "head_dim": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"), [("rwkv", False), ("recurrent_gemma", False), ("gptj", True), ("opt", True)]
+)
+def test_a_model_whose_state_sees_padding_is_asked_one_by_one(name, alike, caplog):
+    own = {"hidden_size": 16, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 3}
+    model = make_model(name, **own | STATEFUL[name]) if name in STATEFUL else make_model(name)
+    samples = [Sample("a b c d e f g h i j k"[: 3 + 4 * (i % 4)], "yes", match="contains", window=3) for i in range(9)]
+    encoded = {n: EncodedSamples(samples, model=model, tokenizer=make_tokenizer(), batch_size=n) for n in (1, 4)}
+    alone, together, again = (dict(written(model, encoded[n])) for n in (1, 4, 4))
+    assert together == alone == again
+    assert caplog.text.count("answers otherwise where its prompt is padded: prompts are continued one by one") == (
+        not alike
+    )

@@ -171,7 +171,7 @@ def test_length_normalisation_is_by_characters(tokenizer):
 
 
 def test_nan_probabilities_are_an_error_unless_a_trial_may_fail(tokenizer):
-    with pytest.raises(LasertriError, match="log-probabilities, got NaN"):
+    with pytest.raises(LasertriError, match="got NaN or Inf for a sample and 1 more"):
         measured(tokenizer, yes_no(0, 1), yes=float("nan"))
     model = Fixed(tokenizer, yes=float("nan"))
     failed = evaluate(model, EncodedSamples(yes_no(0, 1), model=model, tokenizer=tokenizer), may_fail=True)

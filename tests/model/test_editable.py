@@ -3,12 +3,13 @@
 import json
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from tiny import make_model
 from torch import nn
 
-from lasertri import LasertriError, adapt, load_model
+from lasertri import LasertriError, adapt, compress, load_model
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
@@ -97,3 +98,83 @@ def test_a_model_in_one_place_with_a_device_map_is_welcome():
     model = make_model("gptj")
     model.hf_device_map = {"": "cpu"}
     assert find_targets(model)
+
+
+def with_peft(model, config):
+    """As `get_peft_model` wraps it."""
+    return peft.get_peft_model(model, config)
+
+
+def with_adapter(model, config):
+    """As transformers' own method leaves it."""
+    model.add_adapter(config)
+    return model
+
+
+@pytest.mark.parametrize("inserted", [with_peft, with_adapter, lambda *a: with_peft(*a).base_model.model])
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(target_modules=["q_proj", "v_proj"]),
+        peft.LoraConfig(target_modules=["fc_in"], use_dora=True),
+        peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
+    ],
+)
+def test_models_with_adapters_in_them_are_refused(model, tokenizer, samples, inserted, config):
+    adapted = inserted(model, config)
+    for work in (
+        lambda: adapt(adapted, samples, tokenizer=tokenizer, progress=False),
+        lambda: compress(adapted, rank=0.1, progress=False),
+    ):
+        with pytest.raises(LasertriError, match=r"without adapters, got one with peft's in .*merge_and_unload"):
+            work()
+
+
+def test_a_model_under_prompt_tuning_is_refused(model):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(LasertriError, match="without adapters"):
+        find_targets(peft.get_peft_model(model, config))
+
+
+def test_a_model_that_its_adapter_was_merged_into_is_welcome(model):
+    merged = peft.get_peft_model(model, peft.LoraConfig(target_modules=["fc_in"])).merge_and_unload()
+    assert len(find_targets(merged)) == 6
+
+
+def test_weights_made_under_inference_mode_are_refused(folder, samples):
+    with torch.inference_mode():
+        model = load_model(folder, device="cpu")
+    with pytest.raises(
+        LasertriError, match=r"got transformer\.\S+ made under torch\.inference_mode\(\); load the model"
+    ):
+        adapt(model, samples, progress=False)
+    with torch.inference_mode(), pytest.raises(LasertriError, match="to be called outside of torch.inference_mode"):
+        adapt(load_model(folder, device="cpu"), samples, progress=False)
+
+
+def test_without_gradients_outside_a_model_is_adapted_all_the_same(model, tokenizer, samples):
+    with torch.no_grad():
+        for options in ({"edit": "step"}, {"edit": "truncate", "blocks": (1,), "ratios": (0.5,), "count": 1}):
+            assert adapt(model, samples, tokenizer=tokenizer, progress=False, **options).rounds[0].trials
+
+
+@pytest.mark.parametrize("kind", ["module", "call", "forward"])
+def test_compiled_parts_are_refused(model, tokenizer, samples, kind):
+    mlp = model.transformer.h[1].mlp
+    if kind == "module":
+        model.transformer.h[1].mlp = torch.compile(mlp)
+    elif kind == "call":
+        mlp.compile()
+    else:
+        mlp.forward = torch.compile(mlp.forward)
+    with pytest.raises(LasertriError, match=r"not compiled, got transformer\.h\.1\.mlp.* that is; adapt it first"):
+        adapt(model, samples, tokenizer=tokenizer, progress=False)
+
+
+def test_a_compiled_model_is_adapted_as_the_one_it_wraps(model, tokenizer, samples):
+    compiled = torch.compile(model)
+    options = {"edit": "truncate", "blocks": (1,), "ratios": (0.5,), "count": 1, "accept": "best", "progress": False}
+    results = [adapt(own, samples, tokenizer=tokenizer, **options) for own in (model, compiled)]
+    assert results[1].model is model
+    plain, wrapped = (result.rounds[0].trials[0].measurement for result in results)
+    assert plain == wrapped

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -53,3 +55,41 @@ def test_a_checkpoint_without_the_language_models_head_is_refused(tmp_path):
     model.bert.save_pretrained(tmp_path)
     with pytest.raises(LasertriError, match="expected every weight of the model, .* missing"):
         load_model(tmp_path, device="cpu")
+
+
+def test_a_folder_with_an_adapter_in_it_is_refused(tmp_path):
+    """Transformers would load it into the model, and save the adapter alone."""
+    make_model("llama").save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(LasertriError, match=r"adapter_config\.json.*merge_and_unload"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_tensors_without_a_place_in_the_model_are_told(tmp_path, caplog):
+    make_model("llama", num_hidden_layers=3).save_pretrained(tmp_path)
+    load_model(tmp_path, device="cpu")
+    assert not caplog.messages
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    load_model(tmp_path, device="cpu")
+    assert "9 tensors of the checkpoint have no place in LlamaForCausalLM" in caplog.text
+    assert "model.layers.2.input_layernorm.weight and others" in caplog.text
+
+
+def test_tensors_that_a_class_passes_over_silently_are_told_too(tmp_path, caplog):
+    """DeepSeek's layer for predicting further tokens is one that transformers never reads."""
+    model = make_model("llama")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights |= {"mtp.proj.weight": torch.ones(2, 2), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    model = load_model(tmp_path, device="cpu")
+    assert "1 tensors of the checkpoint have no place" in caplog.text
+    caplog.clear()
+    type(model)._keys_to_ignore_on_load_unexpected, before = [r"^mtp\."], type(model)._keys_to_ignore_on_load_unexpected
+    try:
+        load_model(tmp_path, device="cpu")
+    finally:
+        type(model)._keys_to_ignore_on_load_unexpected = before
+    assert "1 tensors of the checkpoint have no place" in caplog.text
+    assert "mtp.proj.weight" in caplog.text

@@ -1,0 +1,189 @@
+"""The files of a model's folder: which of them is at fault, and how, where a library cannot read them."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from lasertri.errors import LasertriError
+
+LFS = b"version https://git-lfs"
+INDEX_NAME = "model.safetensors.index.json"
+TOKENIZERS = re.compile(r"tokenizer|vocab|merges|special_tokens|added_tokens|\.model$")  # names of a tokenizer's files
+LONGEST = 240  # of what a library says, in characters
+COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\.bias)$")  # buffers of old checkpoints
+
+
+def local_folder(name: str | Path, revision: str | None = None) -> Path | None:
+    """The folder itself, or where the hub's files are kept once they were downloaded."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        cached = try_to_load_from_cache(str(name), "config.json", revision=revision)
+    except ValueError:  # no hub id
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+@contextmanager
+def reading(
+    name: str | Path, what: str, advice: str, *, revision: str | None = None, tokenizer: bool = False
+) -> Iterator[None]:
+    """Within, whatever a library makes of a model's files is one sentence.
+
+    Args:
+        what: the file, or the files, that are read.
+        advice: what to do where no file is damaged.
+        tokenizer: whether they are the tokenizer's.
+
+    Raises:
+        LasertriError: in place of any other error but those of memory.
+    """
+    try:
+        yield
+    except (LasertriError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # each library has its own, and tokenizers raises no more than this
+        folder = local_folder(name, revision)
+        damage = None if folder is None else damaged(folder, tokenizer=tokenizer)
+        if damage is not None:
+            raise LasertriError(f"{name}: {damage}") from error
+        value = None if folder is None else _unknown_value(folder, error)
+        raise LasertriError(f"{name}: {what} cannot be used: {value or sentence(error)}; {advice}") from error
+
+
+def sentence(error: Exception) -> str:
+    """What a library says, in a line of bearable length."""
+    text = " ".join(str(error).split()).removesuffix(".")
+    text = re.sub(r"^(Class v|V)alidation error for [^:]*: \w+: ", "", text)
+    if not text or isinstance(error, KeyError | ArithmeticError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(' ', 1)[0]} …"
+
+
+def damaged(folder: Path, *, tokenizer: bool = False) -> str | None:
+    """Which file of a model, or of its tokenizer, cannot be what it is called, and why; None where all can."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in READERS or path.is_dir() or bool(TOKENIZERS.search(path.name)) != tokenizer:
+            continue
+        with path.open("rb") as file:
+            begin = file.read(len(LFS))
+        if begin == LFS:
+            return f"{path.name} is a Git LFS pointer, not the file itself; run git lfs pull there, or download it"
+        problem = "it is empty" if not begin else READERS[path.suffix](path)
+        if problem:
+            return f"{path.name} cannot be read ({problem}); download it again"
+    return None if tokenizer else _missing_shard(folder)
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Names of the tensors in a folder's safetensors files, as they are stored, and the file of each."""
+    index, path = folder / INDEX_NAME, folder / "model.safetensors"
+    if index.exists():
+        content = json.loads(index.read_text(encoding="utf-8"))
+        return {name: folder / file for name, file in content["weight_map"].items()}
+    if not path.exists():
+        return {}
+    with safe_open(path, "pt") as file:
+        return dict.fromkeys(file.keys(), path)
+
+
+def changed_since(model: nn.Module, base: str, revision: str | None = None) -> str | None:
+    """A parameter with other values than where the model came from; None where none is known to have.
+
+    One that is stored under another name, as experts are, is not looked at.
+    """
+    folder, parameters = local_folder(base, revision) if base else None, dict(model.named_parameters())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    for name, path in (tensor_files(folder) if folder is not None else {}).items():
+        own = next((key for key in (name, prefix + name) if key in parameters), None)
+        if own is None or not path.exists():
+            continue
+        parameter = parameters[own].detach().cpu()
+        with safe_open(path, "pt") as file:
+            stored = file.get_tensor(name).to(parameter.dtype)
+        if not torch.equal(parameter, stored):
+            return own
+    return None
+
+
+def _json_problem(path: Path) -> str | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return f"it is not JSON: {sentence(error)}"
+    if path.name in ("config.json", "generation_config.json", "tokenizer_config.json", INDEX_NAME) and not isinstance(
+        content, dict
+    ):
+        return f"expected a JSON object, got a {type(content).__name__}"
+    if path.name == "tokenizer.json":
+        try:
+            tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # it raises no more than this
+            return f"it is damaged, or later than tokenizers {tokenizers.__version__} reads: {sentence(error)}"
+    if path.name == INDEX_NAME and not isinstance(content.get("weight_map"), dict):
+        return "it has no weight_map"
+    return None
+
+
+def _safetensors_problem(path: Path) -> str | None:
+    try:
+        with safe_open(path, "pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return f"it was cut, or is no safetensors file: {sentence(error)}"
+
+
+def _pickle_problem(path: Path) -> str | None:
+    begin = path.open("rb").read(2)
+    if zipfile.is_zipfile(path) or begin == b"\x80\x02":  # of before torch 1.6
+        return None
+    return "it was cut, or is no PyTorch file"
+
+
+READERS: dict[str, Any] = {
+    ".json": _json_problem,
+    ".safetensors": _safetensors_problem,
+    ".bin": _pickle_problem,
+    ".model": lambda _: None,
+}
+
+
+def _missing_shard(folder: Path) -> str | None:
+    index = folder / INDEX_NAME
+    if not index.exists():
+        return None
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    absent = sorted(name for name in names if not (folder / name).exists())
+    return f"{absent[0]} is missing, which {INDEX_NAME} names; download it" if absent else None
+
+
+def _unknown_value(folder: Path, error: Exception) -> str | None:
+    """Of a `KeyError`, which field of the configuration has that value: an activation, a kind of rotary embedding."""
+    path = folder / "config.json"
+    if not isinstance(error, KeyError) or not error.args or not path.exists():
+        return None
+    for field, value in _fields(json.loads(path.read_text(encoding="utf-8"))):
+        if value == error.args[0]:
+            return f"{field} is {value!r}, which transformers {transformers.__version__} does not know"
+    return None
+
+
+def _fields(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _fields(value, f"{path}.{name}".removeprefix("."))
+    else:
+        yield path, config
