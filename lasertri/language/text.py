@@ -93,4 +93,5 @@ def _windows(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         else:
             second = own[len(own) // 2 :]
             row, tokens = tuple(t for i, t in enumerate(ids) if i not in second), [ids[i] for i in second]
-            yield TokenRow.of([row], (decoder_start(model), *tokens[:-1])), [Read(i, token, 0) for i, token in enumerate(tokens)]
+            reads = [Read(i, token, 0) for i, token in enumerate(tokens)]
+            yield TokenRow.of([row], (decoder_start(model), *tokens[:-1])), reads
