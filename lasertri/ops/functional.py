@@ -24,7 +24,7 @@ def block_svd(
     *,
     blocks: int | Partition = 1,
     inputs: Tensor | None = None,
-    damping: float = 0.1,
+    damping: float = 0.01,
     backend: str = "auto",
     method: str = "auto",
 ) -> BlockFactors:
@@ -114,7 +114,7 @@ def reduce_blocks(
     ratios: float | Sequence[float] | None = None,
     blocks: int | Partition = 1,
     inputs: Tensor | None = None,
-    damping: float = 0.1,
+    damping: float = 0.01,
     factors: BlockFactors | None = None,
     backend: str = "auto",
     precision: str = "float64",

@@ -1,0 +1,94 @@
+"""The second moments of what linear layers are given, from one forward pass of some batches for every group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lasertri.language.encoding import Batch
+from lasertri.model.forwards import hidden_of
+from lasertri.model.preserve import preserved
+from lasertri.model.targets import Target
+from lasertri.ops.full_fp32 import full_fp32
+
+
+class InputMoments:
+    """C = XᵀX of every target's inputs X, made when asked for, for as many targets at once as the memory allows.
+
+    Args:
+        targets: whole linear layers, in the order in which they will be asked for.
+        batches: without padding.
+
+    Attributes:
+        budget: bytes of the moments that are there at once; those of one target are in any case.
+    """
+
+    def __init__(self, model: nn.Module, targets: Sequence[Target], batches: Sequence[Batch]) -> None:
+        self.model, self.targets, self.batches, self.budget = model, targets, batches, 0
+        self._kept: dict[Target, Tensor] = {}
+
+    def of(self, target: Target) -> Tensor:
+        """C `[n, n]`, FP64; zeros for a layer that does not run."""
+        if target not in self._kept:
+            self._kept = {}
+            self._kept = self._gathered(self._group(target))
+        return self._kept[target]
+
+    def _group(self, first: Target) -> list[Target]:
+        """This target and those after it that fit."""
+        group, free = list[Target](), self.budget
+        for target in self.targets[self.targets.index(first) :]:
+            free -= 8 * target.shape[1] ** 2
+            if group and free < 0:
+                break
+            group.append(target)
+        return group
+
+    @torch.no_grad()
+    def _gathered(self, group: Sequence[Target]) -> dict[Target, Tensor]:
+        kept: dict[Target, Tensor] = {}
+        last: tuple[Tensor, Target] | None = None
+
+        def add(target: Target, hidden: Tensor) -> None:
+            nonlocal last
+            if last is not None and hidden is last[0]:  # as gate and up, or q, k and v: one matrix for all
+                kept[target] = kept[last[1]]
+                return
+            last = hidden, target
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            if target not in kept:
+                kept[target] = rows.new_zeros(rows.shape[-1], rows.shape[-1], dtype=torch.float64)
+            with full_fp32(rows.device):
+                kept[target] += rows.mT @ rows
+
+        with preserved(self.model), _watched(self.model, group, add):
+            for batch in self.batches:
+                last = None
+                batch.log_probs(self.model)
+        for target in group:
+            if target not in kept:
+                weight = target.parameter(self.model)
+                kept[target] = weight.new_zeros(target.shape[1], target.shape[1], dtype=torch.float64)
+        return kept
+
+
+@contextmanager
+def _watched(model: nn.Module, targets: Sequence[Target], add: Any) -> Iterator[None]:
+    """Within, every target's inputs are handed to `add` whenever its layer runs."""
+
+    def watch(target: Target) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+            add(target, hidden_of(arguments, options).detach())
+
+        return hook
+
+    with ExitStack() as stack:
+        for target in targets:
+            module = model.get_submodule(target.module)
+            stack.callback(module.register_forward_pre_hook(watch(target), with_kwargs=True).remove)
+        yield
