@@ -50,31 +50,26 @@ class InputMoments:
 
     @torch.no_grad()
     def _gathered(self, group: Sequence[Target]) -> dict[Target, Tensor]:
-        kept: dict[Target, Tensor] = {}
-        last: tuple[Tensor, Target] | None = None
+        moments = {target: self._zeros(target) for target in group}
+        last: tuple[Tensor, Tensor] | None = None  # what a layer was given, and its product
 
         def add(target: Target, hidden: Tensor) -> None:
             nonlocal last
-            if last is not None and hidden is last[0]:  # as gate and up, or q, k and v: one matrix for all
-                kept[target] = kept[last[1]]
-                return
-            last = hidden, target
-            rows = hidden.reshape(-1, hidden.shape[-1])
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            if target not in kept:
-                kept[target] = rows.new_zeros(rows.shape[-1], rows.shape[-1], dtype=torch.float64)
-            with full_fp32(rows.device):
-                kept[target] += rows.mT @ rows
+            if last is None or hidden is not last[0]:  # gate and up are given the same, as are q, k and v
+                rows = hidden.reshape(-1, hidden.shape[-1])
+                rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+                with full_fp32(rows.device):
+                    last = hidden, rows.mT @ rows
+            moments[target] += last[1]
 
         with preserved(self.model), _watched(self.model, group, add):
             for batch in self.batches:
-                last = None
                 batch.log_probs(self.model)
-        for target in group:
-            if target not in kept:
-                weight = target.parameter(self.model)
-                kept[target] = weight.new_zeros(target.shape[1], target.shape[1], dtype=torch.float64)
-        return kept
+        return moments
+
+    def _zeros(self, target: Target) -> Tensor:
+        columns = target.shape[1]
+        return target.parameter(self.model).new_zeros(columns, columns, dtype=torch.float64)
 
 
 @contextmanager
@@ -83,7 +78,7 @@ def _watched(model: nn.Module, targets: Sequence[Target], add: Any) -> Iterator[
 
     def watch(target: Target) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-            add(target, hidden_of(arguments, options).detach())
+            add(target, hidden_of(arguments, options))
 
         return hook
 
