@@ -25,6 +25,7 @@ from lasertri.ops import BlockFactors, Partition
 from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
+from lasertri.ops.reference import gradient_floor
 
 FACTORS = ("whitened", "plain")
 KEEP = 0.8
@@ -147,7 +148,8 @@ def _within(
     priced: list[Priced] = []
     for target, own in spectra.items():
         width = target.parameter(model).element_size()
-        squares = own.sigma.square()
+        resolved = own.sigma > gradient_floor(own.sigma, own.sigma.shape[-1])  # the rest is rounding, worth nothing
+        squares = own.sigma.square() * resolved
         scale = 1 / max(float(squares.sum()), torch.finfo(torch.float64).tiny) if worth is None else worth[target]
         for errors, height, length in zip(squares, own.partition.heights, own.lengths, strict=True):
             rank, whole = width * (height + own.columns), width * height * own.columns
