@@ -1,9 +1,9 @@
-"""What `compress` costs a model, whitened factors beside plain ones: `python -m benchmarks.bench_compress --model FOLDER`.
+"""What `compress` costs a model, whitened factors beside plain ones: `python -m benchmarks.bench_compress --model DIR`.
 
-Both spend one budget over all MLP matrices. A row is appended for every kind of factors and share of bytes kept: mean KL
-to the model as it was and perplexity on text that neither saw, and with --data the accuracy on CounterFact. Rows that
-the record has are left out: a run goes on where it stopped. The text is the package's neutral one, or what the model
-itself writes (--sampled), which is nearer to what a model of a narrow world was trained on.
+One budget over all MLP matrices is spent for each kind of factors and share of bytes, and a row appended: mean KL to
+the model as it was, perplexity on text that neither saw, and with --data accuracy on CounterFact. Rows that the record
+has are left out: a run goes on where it stopped. The text is the package's neutral one, or what the model itself writes
+(--sampled), which is nearer to what a small model has seen.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from lasertri.compression.result import CompressedMatrix, Compression
 from lasertri.compression.sensitivity import output_sensitivity
 from lasertri.data.neutral import neutral_text
 from lasertri.errors import LasertriError
-from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, pays
+from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
@@ -30,7 +30,7 @@ from lasertri.ops.reference import gradient_floor
 FACTORS = ("whitened", "plain")
 KEEP = 0.8
 
-Ranks = list[int | None]  # of every block of one matrix; None for a block that stays whole
+Ranks = list[int]  # of every block of one matrix
 
 
 def check_options(keep: float | None, rank: float | None, factors: str, max_kl: float | None) -> None:
@@ -63,15 +63,16 @@ def compress(
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
 
     Whitened factors lose the least of each layer's outputs on a text, and one budget over all matrices is spent where
-    a byte saves most of what the text's loss would rise by. Every fourth part of the text is left out of that; what
-    becomes of its predictions is measured. Blocks that are better left whole than factored stay as they are, as do
-    experts, the parts of matrices stored as one, and layers that the text does not reach. The exchange is made when all
-    is computed: until then the model, and after a failure, is as it was.
+    a byte saves most of what the text's loss would rise by. A factored block of b rows keeps k of them, and what makes
+    the others of these: k (b + n − k) numbers. Every fourth part of the text is left out; what becomes of its
+    predictions is measured. Blocks of which nothing can be saved stay as they are, as do experts, the parts of matrices
+    stored as one, and layers that the text does not reach. The exchange is made when all is computed: until then the
+    model, and after a failure, is as it was.
 
     Args:
         tokenizer: the model's; without one nothing is measured, and the factors can only be plain.
         keep: share of the bytes of the targets to keep, 0.8 by default.
-        rank: or rank `int(min(b, n) * rank)` of every block, where that is smaller than the block.
+        rank: or rank `int(min(b, n) * rank)` of every block.
         factors: "whitened" by the second moments of each layer's inputs, or "plain", which look at no text.
         text: what the model is run on, 1,000 tokens or more; by default the neutral text that comes with the package.
         max_kl: refuse to change the model where its predictions on the text would move by a larger mean KL, in nats.
@@ -151,10 +152,11 @@ def _within(
         resolved = own.sigma > gradient_floor(own.sigma, own.sigma.shape[-1])  # the rest is rounding, worth nothing
         squares = own.sigma.square() * resolved
         scale = 1 / max(float(squares.sum()), torch.finfo(torch.float64).tiny) if worth is None else worth[target]
-        for errors, height, length in zip(squares, own.partition.heights, own.lengths, strict=True):
-            rank, whole = width * (height + own.columns), width * height * own.columns
-            priced.append(Priced(scale * errors[:length], rank, whole))
-    ranks = iter(cheapest_ranks(priced, int(keep * sum(block.whole for block in priced))))
+        for each, height, length in zip(scale * squares, own.partition.heights, own.lengths, strict=True):
+            left = each[:length].flip(0).cumsum(0).flip(0).tolist()
+            costs = [width * numbers(k, height, own.columns, pivot=True) for k in range(length + 1)]
+            priced.append(Priced([*left, 0.0], costs))
+    ranks = iter(cheapest_ranks(priced, int(keep * sum(block.costs[-1] for block in priced))))
     return {target: [next(ranks) for _ in own.lengths] for target, own in spectra.items()}
 
 
@@ -163,10 +165,10 @@ def _compressed(
 ) -> tuple[FactoredLinear | None, CompressedMatrix]:
     """A target's new layer, if any of its blocks is to be factored."""
     weight, heights = target.view(target.parameter(model)), factors.partition.heights
-    full = [length if rank is None else rank for rank, length in zip(ranks, factors.lengths, strict=True)]
     layer = None
-    if any(pays(rank, height, factors.columns) for rank, height in zip(full, heights, strict=True)):
-        layer = factored(linear_at(model, target.module), truncated_factors(weight, factors, full), weight)
+    if any(pays(rank, height, factors.columns, pivot=True) for rank, height in zip(ranks, heights, strict=True)):
+        pairs = truncated_factors(weight, factors, ranks)
+        layer = factored(linear_at(model, target.module), pairs, weight, pivot=True)
     if layer is None:
         return None, _left(target, model, len(ranks))
     outputs = None

@@ -171,7 +171,7 @@ def test_a_zero_block_has_rank_zero(model):
 
 
 def test_sizes_are_those_of_the_model(model_of, tmp_path):
-    model = decaying(model_of("llama", dtype=torch.bfloat16))
+    model = decaying(model_of("llama", dtype=torch.bfloat16, hidden_size=64, head_dim=16))
     lasertri.save(model, tmp_path / "before")
     report = squeezed(model, keep=0.6, targets=".")
     assert report.bytes[1] == sum(p.nbytes for p in model.parameters()) < report.bytes[0]
@@ -199,10 +199,10 @@ def test_a_failure_leaves_the_model_as_it_was(model, monkeypatch):
     calls = iter(range(2))
     factored = compression.factored
 
-    def stop(*arguments):
+    def stop(*arguments, **options):
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return factored(*arguments)
+        return factored(*arguments, **options)
 
     monkeypatch.setattr("lasertri.compression.compress.factored", stop)
     with pytest.raises(KeyboardInterrupt):
