@@ -49,7 +49,7 @@ def main(
     for keep in map(float, keeps.split(",")):
         for factors in FACTORS:
             row: Row = {
-                "model": model.resolve().name,
+                "model": model.name,
                 "text": f"sampled {sampled}" if sampled else "neutral",
                 "factors": factors,
                 "keep": keep,

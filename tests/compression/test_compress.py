@@ -171,7 +171,7 @@ def test_a_zero_block_has_rank_zero(model):
 
 
 def test_sizes_are_those_of_the_model(model_of, tmp_path):
-    model = decaying(model_of("llama", dtype=torch.bfloat16, hidden_size=64, head_dim=16))
+    model = decaying(model_of("llama", dtype=torch.bfloat16, hidden_size=64))
     lasertri.save(model, tmp_path / "before")
     report = squeezed(model, keep=0.6, targets=".")
     assert report.bytes[1] == sum(p.nbytes for p in model.parameters()) < report.bytes[0]
