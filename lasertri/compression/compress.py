@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from tqdm import tqdm
@@ -29,8 +29,6 @@ from lasertri.ops.reference import gradient_floor
 
 FACTORS = ("whitened", "plain")
 KEEP = 0.8
-
-Ranks = list[int]  # of every block of one matrix
 
 
 def check_options(keep: float | None, rank: float | None, factors: str, max_kl: float | None) -> None:
@@ -109,15 +107,12 @@ def compress(
         moments.budget = store.budget.free // 2  # the other half is for factors
         store.budget.take(moments.budget)
     with tqdm(total=2 * len(layers), desc="compress", disable=not progress) as bar:
-        spectra = {}
+        priced: dict[Target, list[Priced]] = {}
         for target in layers:
-            own = store.of(target, blocks)
-            spectra[target] = own._replace(basis=own.basis[..., :0, :])
+            width = target.parameter(model).element_size()
+            priced[target] = _priced(store.of(target, blocks), width, None if worth is None else worth[target])
             bar.update()
-        if rank is None:
-            ranks = _within(model, spectra, worth, KEEP if keep is None else keep)
-        else:
-            ranks = {target: [retained_rank(length, rank) for length in own.lengths] for target, own in spectra.items()}
+        ranks = _ranks(priced, KEEP if keep is None else keep, rank)
         made: dict[str, FactoredLinear] = {}
         found: dict[Target, CompressedMatrix] = {}
         for i, target in enumerate(layers):
@@ -139,29 +134,31 @@ def compress(
     return Compression(factors, matrices, parameters, nbytes, measured)
 
 
-def _within(
-    model: PreTrainedModel,
-    spectra: Mapping[Target, BlockFactors],
-    worth: Mapping[Target, float] | None,
-    keep: float,
-) -> dict[Target, Ranks]:
-    """The ranks that a share of the bytes buys: errors of outputs by what they cost, of weights relative to them."""
-    priced: list[Priced] = []
-    for target, own in spectra.items():
-        width = target.parameter(model).element_size()
-        resolved = own.sigma > gradient_floor(own.sigma, own.sigma.shape[-1])  # the rest is rounding, worth nothing
-        squares = own.sigma.square() * resolved
-        scale = 1 / max(float(squares.sum()), torch.finfo(torch.float64).tiny) if worth is None else worth[target]
-        for each, height, length in zip(scale * squares, own.partition.heights, own.lengths, strict=True):
-            left = each[:length].flip(0).cumsum(0).flip(0).tolist()
-            costs = [width * numbers(k, height, own.columns, pivot=True) for k in range(length + 1)]
-            priced.append(Priced([*left, 0.0], costs))
-    ranks = iter(cheapest_ranks(priced, int(keep * sum(block.costs[-1] for block in priced))))
-    return {target: [next(ranks) for _ in own.lengths] for target, own in spectra.items()}
+def _priced(factors: BlockFactors, width: int, worth: float | None) -> list[Priced]:
+    """Every block of a matrix of numbers this wide: errors of its outputs by what they cost, or relative to it."""
+    resolved = factors.sigma > gradient_floor(factors.sigma, factors.sigma.shape[-1])  # the rest is rounding
+    squares = factors.sigma.square() * resolved
+    if worth is None:
+        worth = 1 / max(float(squares.sum()), torch.finfo(torch.float64).tiny)
+    found = []
+    for each, height, length in zip(worth * squares, factors.partition.heights, factors.lengths, strict=True):
+        left = each[:length].flip(0).cumsum(0).flip(0).tolist()
+        costs = [width * numbers(k, height, factors.columns, pivot=True) for k in range(length + 1)]
+        found.append(Priced([*left, 0.0], costs))
+    return found
+
+
+def _ranks(priced: Mapping[Target, Sequence[Priced]], keep: float, rank: float | None) -> dict[Target, list[int]]:
+    """The rank of every block: what a share of the bytes buys, or where that is given a share of its full rank."""
+    if rank is not None:
+        return {t: [retained_rank(len(block.errors) - 1, rank) for block in own] for t, own in priced.items()}
+    together = [block for own in priced.values() for block in own]
+    ranks = iter(cheapest_ranks(together, int(keep * sum(block.costs[-1] for block in together))))
+    return {target: [next(ranks) for _ in own] for target, own in priced.items()}
 
 
 def _compressed(
-    model: PreTrainedModel, target: Target, factors: BlockFactors, ranks: Ranks
+    model: PreTrainedModel, target: Target, factors: BlockFactors, ranks: Sequence[int]
 ) -> tuple[FactoredLinear | None, CompressedMatrix]:
     """A target's new layer, if any of its blocks is to be factored."""
     weight, heights = target.view(target.parameter(model)), factors.partition.heights
