@@ -17,7 +17,7 @@ from lasertri.search.settings import Settings
 
 
 @command(
-    "lasertri compress Qwen/Qwen3-0.6B -o smaller --keep 0.8",
+    "lasertri compress Qwen/Qwen3-0.6B -o smaller --keep 0.9",
     "lasertri compress Qwen/Qwen3-0.6B -o smaller --text mine.txt --max-kl 0.1",
     name="compress",
 )
@@ -29,7 +29,7 @@ def compress_command(
     loading: Loading,
     settings: Annotated[Settings, Only("targets", "memory_budget", "progress")],
     keep: Annotated[
-        float | None, typer.Option(help="Share of the targets' bytes to keep, over all of them; by default 0.8.")
+        float | None, typer.Option(help="Share of the targets' bytes to keep, over all of them; by default 0.9.")
     ] = None,
     rank: Annotated[
         float | None, typer.Option(help="Or the same rank int(min(b, n) ρ) in every block.", metavar="RHO")

@@ -28,7 +28,7 @@ from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
 
 FACTORS = ("whitened", "plain")
-KEEP = 0.8
+KEEP = 0.9
 
 
 def check_options(keep: float | None, rank: float | None, factors: str, max_kl: float | None) -> None:
@@ -69,7 +69,7 @@ def compress(
 
     Args:
         tokenizer: the model's; without one nothing is measured, and the factors can only be plain.
-        keep: share of the bytes of the targets to keep, 0.8 by default.
+        keep: share of the bytes of the targets to keep, 0.9 by default.
         rank: or rank `int(min(b, n) * rank)` of every block.
         factors: "whitened" by the second moments of each layer's inputs, or "plain", which look at no text.
         text: what the model is run on, 1,000 tokens or more; by default the neutral text that comes with the package.
