@@ -11,7 +11,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +21,11 @@ from record import machine_record, write_record
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lasertri import block_svd, compress, save
-from lasertri.factored.exchange import factored
+from lasertri import block_svd, save
+from lasertri.factored.exchange import exchange, factored, linear_at
 from lasertri.factored.layer import FactoredLinear
+from lasertri.model.targets import find_targets
+from lasertri.ops.blocks import retained_rank
 from lasertri.ops.pairs import truncated_factors
 
 SHAPES = ((4096, 1024), (1024, 4096))  # rows, columns
@@ -86,10 +88,11 @@ def model_rows(layers: int, width: int, dtype: str) -> list[dict[str, object]]:
     found = []
     for ratio in RATIOS:
         model = copy.deepcopy(dense)
-        report = compress(model, rank=ratio, progress=False)
-        if not report.count:
+        smaller = {path: layer for path, layer in factored_mlp(model, ratio) if layer is not None}
+        exchange(model, smaller)
+        if not smaller:
             continue
-        row: dict[str, object] = {"ratio": ratio, "factored": report.count, "bytes": size(model) / size(dense)}
+        row: dict[str, object] = {"ratio": ratio, "factored": len(smaller), "bytes": size(model) / size(dense)}
         row["disk"] = disk(model) / disk(dense)
         truncated = multiplied(model)
         for tokens in TOKENS:
@@ -99,6 +102,14 @@ def model_rows(layers: int, width: int, dtype: str) -> list[dict[str, object]]:
         found.append(row)
         echo(f"ρ = {ratio:<4} disk {row['disk']:.2f}", row)
     return found
+
+
+def factored_mlp(model: LlamaForCausalLM, ratio: float) -> Iterator[tuple[str, FactoredLinear | None]]:
+    """The MLP matrices at this ratio, as `adapt --save factored` stores an edit."""
+    for target in find_targets(model):
+        weight, linear = target.view(target.parameter(model)), linear_at(model, target.module)
+        ranks = [retained_rank(min(weight.shape), ratio)]
+        yield target.module, factored(linear, truncated_factors(weight, block_svd(weight), ranks), weight)
 
 
 def multiplied(model: LlamaForCausalLM) -> LlamaForCausalLM:

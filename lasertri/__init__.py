@@ -9,7 +9,8 @@ from lasertri.errors import LasertriError
 from lasertri.version import __version__
 
 if TYPE_CHECKING:
-    from lasertri.compression import Compression, compress
+    from lasertri.compression.compress import compress
+    from lasertri.compression.result import Compression
     from lasertri.data.files import Fields, as_samples
     from lasertri.data.papers.registry import task_samples
     from lasertri.data.sample import Sample
@@ -75,7 +76,7 @@ __all__ = [
 
 _MODULES = {  # of names that are imported when first used, for torch and transformers are slow to import
     "Adaptation": "lasertri.result.adaptation",
-    "Compression": "lasertri.compression",
+    "Compression": "lasertri.compression.result",
     "Edit": "lasertri.edit.edit",
     "Fields": "lasertri.data.files",
     "Objective": "lasertri.measure.objective",
@@ -85,7 +86,7 @@ _MODULES = {  # of names that are imported when first used, for torch and transf
     "Truncation": "lasertri.edit.truncation",
     "adapt": "lasertri.method",
     "as_samples": "lasertri.data.files",
-    "compress": "lasertri.compression",
+    "compress": "lasertri.compression.compress",
     "load": "lasertri.model.loading",
     "load_model": "lasertri.model.loading",
     "load_tokenizer": "lasertri.model.loading",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,40 +11,63 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only, usage
 from lasertri.cli.loading import Loading
+from lasertri.cli.samples import TextSource
+from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
 
 
-@command("lasertri compress Qwen/Qwen3-0.6B -o smaller --energy 0.99", name="compress")
+@command(
+    "lasertri compress Qwen/Qwen3-0.6B -o smaller --keep 0.9",
+    "lasertri compress Qwen/Qwen3-0.6B -o smaller --text mine.txt --max-kl 0.1",
+    name="compress",
+)
 def compress_command(
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, for lasertri.load alone.")],
+    source: TextSource,
+    fields: Fields,
     loading: Loading,
     settings: Annotated[Settings, Only("targets", "memory_budget", "progress")],
-    energy: Annotated[
-        float | None, typer.Option(help="Share of its squared singular values that every block keeps, such as 0.99.")
+    keep: Annotated[
+        float | None, typer.Option(help="Share of the targets' bytes to keep, over all of them; by default 0.9.")
     ] = None,
     rank: Annotated[
-        float | None, typer.Option(help="Or the share ρ of their number: rank int(min(b, n) ρ).", metavar="RHO")
+        float | None, typer.Option(help="Or the same rank int(min(b, n) ρ) in every block.", metavar="RHO")
+    ] = None,
+    factors: Annotated[
+        Literal["whitened", "plain"],
+        typer.Option(help="whitened: the least error of what layers give for the text; plain: of their weights."),
+    ] = "whitened",
+    max_kl: Annotated[
+        float | None, typer.Option(help="Write nothing where predictions on the text move by more, in nats.")
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="Number of row blocks K.")] = 1,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write MODEL with many matrices as factors of lower rank. It looks at no data: measure it with lasertri eval."""
-    from lasertri.compression import Retention, compress
+    """Write MODEL with many matrices as factors of lower rank, and say what that does to its predictions on a text.
+
+    How well it still does a task lasertri eval measures.
+    """
+    from lasertri.compression.compress import check_options, compress
     from lasertri.model.checkpoint import rebuilt, save
     from lasertri.support.atomic_files import check_writable
 
     with usage():
-        Retention(energy, rank)
+        check_options(keep, rank, factors, max_kl)
     check_writable(output, overwrite=overwrite)
+    text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model)
     check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,
-        energy=energy,
+        tokenizer,
+        keep=keep,
         rank=rank,
+        factors=factors,
+        text=text,
+        max_kl=max_kl,
         targets=settings.targets,
         blocks=blocks,
         memory_budget=settings.memory_budget,

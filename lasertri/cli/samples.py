@@ -11,6 +11,7 @@ import typer
 
 from lasertri.data.files import Fields
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
+from lasertri.errors import LasertriError
 from lasertri.support.options import Option, nearest
 
 if TYPE_CHECKING:
@@ -100,6 +101,36 @@ class Source:
             )
         typer.echo(described(self.task, found), err=True)
         return found
+
+
+@dataclass(frozen=True)
+class TextSource(Source):
+    """Which text a model is run on: a file's, that of samples, or the neutral one."""
+
+    text: Annotated[
+        Path | None, Option("Plain text, 1,000 tokens or more; by default one of the package's own.", section="Text")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.data is not None or self.task:
+            super().__post_init__()
+            if self.text is not None:
+                raise typer.BadParameter("expected one of --text, --data and --task, got --text and samples")
+
+    def read(self, model: str, fields: Fields, *, revision: str | None) -> str | None:
+        """The text, None for the neutral one; of samples their prompts with the right answers.
+
+        Raises:
+            LasertriError: a file that cannot be read.
+        """
+        if self.data is not None or self.task:
+            return "\n\n".join(s.text for s in self.samples(model, fields, revision=revision, chat=False))
+        if self.text is None:
+            return None
+        try:
+            return self.text.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LasertriError(f"{self.text}: expected a text file in UTF-8: {error}") from error
 
 
 def as_typed(fields: Fields) -> Fields:

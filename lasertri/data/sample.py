@@ -83,6 +83,15 @@ class Sample:
         """Index of the right one of `answers`."""
         return self.label or 0
 
+    @property
+    def text(self) -> str:
+        """The prompt with its right answer, as a text to read."""
+        answer = self.answers[self.gold]
+        if MASK in self.prompt:
+            return self.prompt.replace(MASK, answer)
+        space = " " if self.delimiter is None and not self.prompt[-1:].isspace() else self.delimiter or ""
+        return self.prompt + space + answer
+
     def accepts(self, text: str, read_back: Callable[[str], str] = str) -> bool:
         """Whether a text that a model gave counts as the completion, by any rule but "tokens".
 

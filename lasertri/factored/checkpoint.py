@@ -49,7 +49,9 @@ def read_layouts(name: str | Path, *, revision: str | None = None) -> dict[str, 
         expected = description.pop("sha256")
         files = dict(description["files"])
         layouts = {
-            layer: Layout(tuple(fields["offsets"]), tuple(fields["ranks"]), bool(fields["ordered"]))
+            layer: Layout(
+                tuple(fields["offsets"]), tuple(fields["ranks"]), bool(fields["ordered"]), bool(fields["pivoted"])
+            )
             for layer, fields in description["layers"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,17 +9,27 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Block, FactoredLinear, Linear
-from lasertri.ops.pairs import balanced
+from lasertri.ops.pairs import balanced, pivoted
 from lasertri.support.parameters import parameter_uses
 
 
-def pays(rank: int, rows: int, columns: int) -> bool:
-    """Whether factors of this rank have fewer numbers than the block they stand for: k (b + n) < b n."""
-    return rank * (rows + columns) < rows * columns
+def numbers(rank: int, rows: int, columns: int, *, pivot: bool = False) -> int:
+    """How many numbers factors of this rank have, k (b + n), and pivoted k² fewer."""
+    return rank * (rows + columns - (rank if pivot else 0))
+
+
+def pays(rank: int, rows: int, columns: int, *, pivot: bool = False) -> bool:
+    """Whether factors of this rank have fewer numbers than the block they stand for: pivoted all but of its own."""
+    return numbers(rank, rows, columns, pivot=pivot) < rows * columns
 
 
 def factored(
-    linear: Linear, pairs: Iterable[tuple[Tensor, Tensor]], whole: Tensor, order: Tensor | None = None
+    linear: Linear,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    whole: Tensor,
+    order: Tensor | None = None,
+    *,
+    pivot: bool = False,
 ) -> FactoredLinear | None:
     """A layer in place of `linear`, decided block by block; None where no block pays.
 
@@ -27,18 +37,19 @@ def factored(
         pairs: factors of every block, `[b, k]` and `[k, n]`, the columns of one and the rows of the other orthogonal.
         whole: `[m, n]`, whose rows a block has that does not pay.
         order: rows of the weight in the order of the blocks' rows; None for consecutive blocks.
+        pivot: keep some of a block's own rows for one of the factors: smaller, and rounded less well.
     """
     blocks: list[Block] = []
     start = 0
     for left, right in pairs:
         (height, rank), columns = left.shape, right.shape[1]
         rows = slice(start, start + height)
-        if pays(rank, height, columns):
-            blocks.append(balanced(left, right))
+        if pays(rank, height, columns, pivot=pivot):
+            blocks.append(Block(*(pivoted if pivot else balanced)(left, right)))
         else:
-            blocks.append((None, whole[rows if order is None else order[rows].to(whole.device)]))
+            blocks.append(Block(None, whole[rows if order is None else order[rows].to(whole.device)]))
         start += height
-    if all(left is None for left, _ in blocks):
+    if all(block.left is None for block in blocks):
         return None
     return FactoredLinear.build(linear, blocks, order)
 

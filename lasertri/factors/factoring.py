@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,18 @@ class Factoring:
     Args:
         backend: that makes them.
         cache: where those of consecutive rows are read and written; None for nowhere.
+        inputs: a target -> the second moment of its inputs, for whitened factors; these are not cached.
     """
 
-    def __init__(self, model: nn.Module, backend: str, cache: FactorCache | None) -> None:
-        self.model, self.backend, self.cache = model, backend, cache
+    def __init__(
+        self,
+        model: nn.Module,
+        backend: str,
+        cache: FactorCache | None,
+        inputs: Callable[[Target], Tensor] | None = None,
+    ) -> None:
+        self.model, self.backend, self.inputs = model, backend, inputs
+        self.cache = cache if inputs is None else None
         self._hashes: dict[Target, str] = {}
 
     def weight(self, target: Target) -> Tensor:
@@ -35,7 +43,9 @@ class Factoring:
         """FP64 bytes for factoring and scoring one weight, beside its own."""
         (rows, columns), device = target.shape, self.weight(target).device
         height = Partition.consecutive(rows, blocks).heights[0]
-        return choose_backend(self.backend, device).module.workspace_bytes(blocks, height, columns, device)
+        whitening = 0 if self.inputs is None else 8 * (5 * rows * columns + 3 * columns**2)
+        plain: int = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, columns, device)
+        return plain + whitening
 
     def alike(self, targets: Iterable[Target]) -> list[list[Target]]:
         """Those whose weights `consecutive` takes together."""
@@ -49,7 +59,8 @@ class Factoring:
         """Factors of weights of one shape, each split into K blocks of consecutive rows, made as one batch."""
         weights = [self.weight(target) for target in targets]
         stack = weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(weights)
-        made = _narrow(block_svd(stack, blocks=blocks, backend=self.backend), stack.dtype)
+        inputs = None if self.inputs is None else torch.stack([self.inputs(target) for target in targets])
+        made = _narrow(block_svd(stack, blocks=blocks, inputs=inputs, backend=self.backend), stack.dtype)
         each = [made._replace(basis=basis, sigma=sigma) for basis, sigma in zip(made.basis, made.sigma, strict=True)]
         if self.cache is not None:
             for target, factors in zip(targets, each, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ class FactorStore:
         budget: bytes for the FP64 workspace of one matrix and for what is kept together.
         targets, block_counts: what will be asked for.
         cache: keeps factors of consecutive rows on disk.
+        inputs: a target -> the second moment of its inputs, for whitened factors of consecutive rows.
 
     Raises:
         LasertriError: the budget is below the workspace that one of them needs, or the backend cannot run.
@@ -40,8 +41,9 @@ class FactorStore:
         budget: int,
         backend: str = "auto",
         cache: FactorCache | None = None,
+        inputs: Callable[[Target], Tensor] | None = None,
     ) -> None:
-        self.backend, self._factoring = backend, Factoring(model, backend, cache)
+        self.backend, self._factoring = backend, Factoring(model, backend, cache, inputs)
         workspace = 0
         for target, blocks in ((t, k) for t in targets for k in block_counts if k <= t.shape[0]):
             needed = self._factoring.workspace_bytes(target, blocks)

@@ -15,9 +15,11 @@ from lasertri.language.asking import decoder_start
 from lasertri.language.encoding import Batch, Read, TokenRow, batched
 from lasertri.measure.side_effects import NextTokens
 from lasertri.model.loading import context_length, model_kind
+from lasertri.model.preserve import preserved
 
 WINDOW = 128  # tokens at most
 HELD_OUT_TOKENS = 512  # read at about so many places
+GRADED = 16  # windows
 MASK_EVERY = 7  # a masked model predicts every seventh token, about as many as it was trained on
 
 Window = tuple[TokenRow, list[Read]]
@@ -28,6 +30,7 @@ class EncodedText:
 
     Attributes:
         calibration: batches of windows of one length each, so that nothing in them is padding.
+        graded: some of the same windows, one a batch, with everything that is read: for a loss.
         held_out: the other windows, one a batch, with everything that is read.
 
     Raises:
@@ -38,7 +41,7 @@ class EncodedText:
         self, text: str, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 16
     ) -> None:
         rest: dict[int, dict[TokenRow, list[Read]]] = {}
-        self.held_out: list[Batch] = []
+        self.held_out, self.graded = list[Batch](), list[Batch]()
         windows, places = list(_windows(text, model, tokenizer)), 0
         if len(windows) < 4:
             raise LasertriError(
@@ -51,6 +54,8 @@ class EncodedText:
                 places += len(reads)
             else:  # the head runs at one place, for nothing is read
                 rest.setdefault(row.length, {})[row] = reads[-1:]
+                if len(self.graded) < GRADED:
+                    self.graded.append(Batch.of({row: reads}, 0, model.device))
         several = (batched(rows, 0, model.device, rows=batch_size) for rows in rest.values())
         self.calibration = list(itertools.chain.from_iterable(several))
 
@@ -58,9 +63,10 @@ class EncodedText:
     def read(self, model: nn.Module) -> NextTokens:
         """What a model, as it is now, expects at all places of the held-out windows."""
         log_probs, tokens = [], []
-        for batch in self.held_out:
-            log_probs.append(batch.log_probs(model).cpu())
-            tokens.append(batch.token[batch.places[2].argsort()].cpu())  # in the order of the places
+        with preserved(model):
+            for batch in self.held_out:
+                log_probs.append(batch.log_probs(model).cpu())
+                tokens.append(batch.token[batch.places[2].argsort()].cpu())  # in the order of the places
         return NextTokens(torch.cat(log_probs), torch.cat(tokens))
 
 

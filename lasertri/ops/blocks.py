@@ -81,9 +81,9 @@ def lengths(offsets: Sequence[int], columns: int) -> tuple[int, ...]:
     return tuple(min(height, columns) for height in heights(offsets))
 
 
-def side_of(offsets: Sequence[int], columns: int) -> Side:
-    """The side whose singular vectors are kept: the shorter one of the tallest block."""
-    return "left" if max(heights(offsets)) <= columns else "right"
+def side_of(offsets: Sequence[int], columns: int, whitened: bool = False) -> Side:
+    """The side whose singular vectors are kept: the shorter one of the tallest block, or the outputs' if whitened."""
+    return "left" if whitened or max(heights(offsets)) <= columns else "right"
 
 
 def retained_rank(length: int, ratio: float) -> int:
@@ -121,16 +121,18 @@ class BlockFactors(NamedTuple):
         sigma: singular values `[…, K, r]`, descending. Shorter blocks are padded with zeros.
         partition: the rows each block consists of.
         columns: n of the factored matrix.
+        whitened: whether they are of A (C + λ)^½, C the second moment of its inputs; then the side is always "left".
     """
 
     basis: Tensor
     sigma: Tensor
     partition: Partition
     columns: int
+    whitened: bool = False
 
     @property
     def side(self) -> Side:
-        return side_of(self.partition.offsets, self.columns)
+        return side_of(self.partition.offsets, self.columns, self.whitened)
 
     @property
     def lengths(self) -> tuple[int, ...]:

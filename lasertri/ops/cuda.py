@@ -65,6 +65,7 @@ def reduce_blocks(
 
 linear_blocks = gram.linear_blocks
 lowrank_blocks = gram.lowrank_blocks
+moment_root = gram.moment_root
 scale_blocks = gram.scale_blocks
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments

@@ -20,7 +20,13 @@ PRECISIONS = ("float64", "float32")
 
 
 def block_svd(
-    weight: Tensor, *, blocks: int | Partition = 1, backend: str = "auto", method: str = "auto"
+    weight: Tensor,
+    *,
+    blocks: int | Partition = 1,
+    inputs: Tensor | None = None,
+    damping: float = 0.01,
+    backend: str = "auto",
+    method: str = "auto",
 ) -> BlockFactors:
     """Factor every block of rows of a matrix, short side only.
 
@@ -28,20 +34,38 @@ def block_svd(
         weight: `[…, m, n]`, rows = output features; fp32, fp64, bf16 or fp16, any strides, CPU or CUDA. Leading
             dimensions are a stack of equal matrices. It is detached: the op is not differentiable.
         blocks: number K of consecutive blocks, or a `Partition` of the rows.
+        inputs: C = XᵀX, the second moment of the layer's inputs X `[T, n]`, as `[n, n]` for all matrices or `[…, n, n]`
+            for each; its lower triangle is read. Truncating by the factors is then best for these inputs: of all
+            matrices of rank k, A_k = U_k U_kᵀ A has the least ‖(A − A_k) (C + λ)^½‖, the error of the outputs, U being
+            the left singular vectors of A (C + λ)^½.
+        damping: λ as a share of C's mean eigenvalue.
         backend: "auto", "reference", "gram", "triton" or "cuda".
         method: "gram", an eigenproblem of the short side; "direct", an SVD of the block itself, slower, for a condition
             number above 1e4; "auto", which is the first, but where `cuda` finds that a block is too ill-conditioned
             for it (its σ² and the eigenvalues disagree) the second.
 
     Returns:
-        `BlockFactors` in FP64, to be passed as `factors` to the other ops.
+        `BlockFactors` in FP64, to be passed as `factors` to the other ops; with `inputs` to `reduce_blocks` and
+        `linear_blocks` alone.
 
     Raises:
-        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
+        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight or the inputs.
     """
     weight, partition = _checked(weight, blocks, backend, method=method)
-    basis, sigma = library.block_svd(weight, partition.offsets, _order(partition, weight), backend, method)
-    return BlockFactors(basis, sigma, partition, weight.shape[-1])
+    options = partition.offsets, _order(partition, weight), backend, method
+    if inputs is None:
+        return BlockFactors(*library.block_svd(weight, *options), partition, weight.shape[-1])
+    _check_matrices(inputs=inputs)
+    _check_damping(damping)
+    columns = weight.shape[-1]
+    shapes = [(columns, columns), (*weight.shape[:-2], columns, columns)]
+    if inputs.shape not in shapes or inputs.device != weight.device:
+        raise LasertriError(
+            f"expected inputs {' or '.join(str(list(s)) for s in dict.fromkeys(shapes))} on {weight.device}, the "
+            f"second moment XᵀX of what the layer is given, got {list(inputs.shape)} on {inputs.device}"
+        )
+    basis, sigma = library.block_svd(weight, *options, inputs.detach(), float(damping))
+    return BlockFactors(basis, sigma, partition, columns, whitened=True)
 
 
 def score_blocks(
@@ -71,6 +95,7 @@ def score_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in weight or gradient.
     """
     weight, partition = _checked(weight, blocks, backend, factors)
+    _check_plain(factors)
     if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
         raise LasertriError(
             f"expected a gradient like the weight, {list(weight.shape)} on {weight.device} in a floating dtype, "
@@ -88,6 +113,8 @@ def reduce_blocks(
     ranks: int | Sequence[int] | None = None,
     ratios: float | Sequence[float] | None = None,
     blocks: int | Partition = 1,
+    inputs: Tensor | None = None,
+    damping: float = 0.01,
     factors: BlockFactors | None = None,
     backend: str = "auto",
     precision: str = "float64",
@@ -99,6 +126,8 @@ def reduce_blocks(
         ranks: retained rank of each block; a block with fewer singular values is kept whole.
         ratios: retained ratio ρ instead, rank `int(min(b, n) * ρ)` for a block of b rows; ρ = 0 gives zeros.
         blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
+        inputs, damping: as in `block_svd`, for the least error of the outputs instead of the weight's; ignored where
+            `factors` are given.
         factors: what `block_svd` returned for this weight, to skip the factorisation.
         backend: "auto", "reference", "gram", "triton" or "cuda".
         precision: "float64", or "float32", faster on wide and tall blocks: `gram` then returns to FP64 for each block
@@ -113,6 +142,8 @@ def reduce_blocks(
     weight, partition = _checked(weight, blocks, backend, factors)
     _check_precision(precision)
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
+    if inputs is not None and factors is None:
+        factors = block_svd(weight, blocks=partition, inputs=inputs, damping=damping, backend=backend)
     stack = library.reduce_blocks(
         weight,
         None if factors is None else factors.basis,
@@ -163,6 +194,7 @@ def scale_blocks(
     if not isinstance(factors, BlockFactors):
         raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
     weight, partition = _checked(weight, 1, backend, factors)
+    _check_plain(factors)
     _check_precision(precision)
     shape = factors.sigma.shape
     if not isinstance(scales, Tensor) or scales.shape != shape or scales.device != weight.device:
@@ -412,6 +444,11 @@ def _check_matrices(**matrices: Tensor) -> None:
             raise LasertriError(f"expected {name} in {_listed(DTYPES)}, got {got}")
         if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
             raise LasertriError(f"expected {name} [..., rows, columns] with both positive, got {list(matrix.shape)}")
+
+
+def _check_plain(factors: BlockFactors | None) -> None:
+    if factors is not None and factors.whitened:
+        raise LasertriError("expected factors of the weight itself, got whitened ones; call block_svd without inputs")
 
 
 def _check_damping(damping: float) -> None:

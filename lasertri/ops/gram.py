@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lasertri.ops import reference
 from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.krylov import leading_vectors
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
@@ -28,6 +29,7 @@ __all__ = [
     "block_svd",
     "linear_blocks",
     "lowrank_blocks",
+    "moment_root",
     "reduce_blocks",
     "scale_blocks",
     "score_blocks",
@@ -202,6 +204,17 @@ def _lowrank(blocks: Tensor, side: Side, rank: int, precision: str, products: Pr
     across = coordinates * torch.where(root > 0, 1 / root, 0)
     kept = basis * root.mT
     return (kept, across, sigma) if side == "left" else (across.mT, kept.mT, sigma)
+
+
+def moment_root(moment: Tensor, damping: float) -> Tensor:
+    """R with R Rᵀ = C + λ, λ = damping · tr(C) / n, of second moments `[…, n, n]` in FP64; of zeros I."""
+    damped = moment.clone()
+    diagonal = damped.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    diagonal += torch.where(mean > 0, damping * mean, 1)
+    root, failed = torch.linalg.cholesky_ex(damped)
+    # one rounded to BF16, say, may have negative eigenvalues larger than λ
+    return reference.moment_root(moment, damping) if failed.any() else root
 
 
 def short_first(blocks: Tensor, side: Side) -> Tensor:

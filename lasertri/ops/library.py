@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
-from lasertri.ops.blocks import BlockError, equal_blocks, gather, heights, lengths, neighbours, side_of
+from lasertri.ops.blocks import BlockError, Side, equal_blocks, gather, heights, lengths, neighbours, side_of
 from lasertri.ops.finite import all_finite
 from lasertri.ops.full_fp32 import full_fp32
 
@@ -41,17 +41,31 @@ def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return registered
 
 
-@_op(lambda weight, offsets, *_: _empty_factors(weight, offsets))
+@_op(lambda weight, offsets, order, backend, method, inputs=None, *_: _empty_factors(weight, offsets, inputs))
 def block_svd(
-    weight: Tensor, offsets: Sequence[int], order: Tensor | None, backend: str, method: str
+    weight: Tensor,
+    offsets: Sequence[int],
+    order: Tensor | None,
+    backend: str,
+    method: str,
+    inputs: Tensor | None = None,
+    damping: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """`[…, m, n]` -> basis `[…, K, s, r]` and σ `[…, K, r]`, FP64."""
-    basis, sigma = _empty_factors(weight, offsets)
+    """`[…, m, n]` -> basis `[…, K, s, r]` and σ `[…, K, r]`, FP64; of A (C + λ)^½ where C `[…, n, n]` is given."""
+    basis, sigma = _empty_factors(weight, offsets, inputs)
     chosen = choose_backend(backend, weight.device, method)
     side, matrix = side_of(offsets, weight.shape[-1]), _rows(weight, order, "weight", checked=not chosen.checks_values)
+    root = None if inputs is None else _root(inputs, damping, chosen.module.moment_root)
     for members in equal_blocks(offsets):
+        blocks = gather(matrix, offsets, members)
         with _blocks_named(members), full_fp32(weight.device):
-            q, s = chosen.module.block_svd(_flat(gather(matrix, offsets, members)), side, method)
+            if root is None:
+                q, s = chosen.module.block_svd(_flat(blocks), side, method)
+            else:
+                whitened = _flat(blocks.double() @ root)
+                q, s = chosen.module.block_svd(whitened, side, method)
+                if side == "right":  # A (C + λ)^½ V = U Σ, and orthonormal where σ is small too
+                    q = torch.linalg.qr(whitened @ q).Q
         _scatter(basis, members, q, (-2, -1))
         _scatter(sigma, members, s, (-1,))
     return basis, sigma
@@ -98,7 +112,7 @@ def reduce_blocks(
 ) -> Tensor:
     """`[…, m, n]` and the rank of every block, R·K of them -> `[R, …, m, n]` in the weight's dtype."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
-    side, matrix = side_of(offsets, columns), _rows(weight, order, "weight")
+    side, matrix = _side_of_basis(basis, offsets, columns), _rows(weight, order, "weight")
     chosen = choose_backend(backend, weight.device)
 
     def reduced(members: Sequence[int]) -> Tensor:
@@ -162,7 +176,7 @@ def linear_blocks(
 ) -> Tensor:
     """x `[T, n]`, weight `[m, n]`, bias `[m]`, projected `[m, r]` -> `[R, T, m]`."""
     columns, per_block = weight.shape[-1], _ranks_of_blocks(ranks, offsets)
-    chosen, side = choose_backend(backend, x.device), side_of(offsets, columns)
+    chosen, side = choose_backend(backend, x.device), _side_of_basis(basis, offsets, columns)
     places = torch.arange(offsets[-1], device=x.device) if order is None else order
     matrix = weight if order is None else weight[order]
 
@@ -246,10 +260,18 @@ def whiten_moments(
     return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
 
 
-def _empty_factors(weight: Tensor, offsets: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _root(inputs: Tensor, damping: float, moment_root: Callable[[Tensor, float], Tensor]) -> Tensor:
+    """R `[…, 1, n, n]` with R Rᵀ = C + λ, once C is known to be finite, and λ not to be negative."""
+    moment = _rows(inputs, None, "inputs").double()
+    if (moment.diagonal(dim1=-2, dim2=-1) < 0).any():
+        raise LasertriError("expected a second moment XᵀX as `inputs`, got negative squares on its diagonal")
+    return moment_root(moment, damping).unsqueeze(-3)
+
+
+def _empty_factors(weight: Tensor, offsets: Sequence[int], inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
     sigma = _empty_scores(weight, offsets)
     columns = weight.shape[-1]
-    short = max(heights(offsets)) if side_of(offsets, columns) == "left" else columns
+    short = max(heights(offsets)) if side_of(offsets, columns, inputs is not None) == "left" else columns
     return sigma.new_zeros(*sigma.shape[:-1], short, sigma.shape[-1]), sigma
 
 
@@ -304,8 +326,13 @@ def _blocks_named(members: Sequence[int]) -> Iterator[None]:
 def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:
     """The bases of equal blocks without padding, `[B, s, r]`."""
     height = heights(offsets)[members[0]]
-    short = height if side_of(offsets, columns) == "left" else columns
+    short = height if _side_of_basis(basis, offsets, columns) == "left" else columns
     return _flat(basis[..., neighbours(members), :short, : min(height, columns)])
+
+
+def _side_of_basis(basis: Tensor | None, offsets: Sequence[int], columns: int) -> Side:
+    """The side of factors, whitened or not: a basis on the longer side has the tallest block's rows."""
+    return side_of(offsets, columns, basis is not None and basis.shape[-2] == max(heights(offsets)))
 
 
 def _stacked(blocks: Tensor, matrices: int) -> Tensor:

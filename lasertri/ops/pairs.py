@@ -48,6 +48,30 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left * scale, right / scale[:, None]
 
 
+def pivoted(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same product as k of its own rows, and what makes its other rows of these: k² numbers fewer.
+
+    The rows are the pivots of an LU factorisation of an orthonormal basis of the columns, so that what makes the others
+    of them has no large values.
+
+    Args:
+        left, right: `[b, k]` and `[k, n]`.
+
+    Returns:
+        In FP64 the others of these `[b − k, k]` and the k rows `[k, n]`; and which rows they are, those k first `[b]`.
+    """
+    basis, rest = torch.linalg.qr(left.double())
+    count, rank = basis.shape
+    rows = list(range(count))
+    factors, swaps = torch.linalg.lu_factor(basis)
+    for i, other in enumerate(swaps.tolist()):  # LAPACK's, from 1, one after the other
+        rows[i], rows[other - 1] = rows[other - 1], rows[i]
+    order = torch.tensor(rows, dtype=torch.int64, device=left.device)
+    lower = factors.tril(-1)
+    others = torch.linalg.solve_triangular(lower[:rank], lower[rank:], upper=False, left=False, unitriangular=True)
+    return others, basis[order[:rank]] @ (rest @ right.double()), order
+
+
 def multiplied(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype, order: Tensor | None = None) -> Tensor:
     """The matrix `[m, n]` that pairs of factors stand for, multiplied in FP64 and rounded once.
 

@@ -123,9 +123,21 @@ def svd_by_qr(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.linalg.svd(a, full_matrices=False, driver="gesvd" if a.is_cuda else None)
 
 
+def moment_root(moment: Tensor, damping: float) -> Tensor:
+    """R with R Rᵀ = C + λ, λ = damping · tr(C) / n, of second moments `[…, n, n]` in FP64; of zeros I."""
+    damped, vectors = _damped(moment, damping)
+    return vectors * damped.sqrt().unsqueeze(-2)
+
+
 def _inverse_root(moment: Tensor, damping: float) -> Tensor:
     """(B + λ)^-½ with λ = damping · tr(B) / m for `[…, m, m]`; of zeros I, as any would do."""
+    damped, vectors = _damped(moment, damping)
+    return vectors * damped.rsqrt().unsqueeze(-2) @ vectors.mT
+
+
+def _damped(moment: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Eigenvalues with λ, 1 in place of 0, and eigenvectors."""
     squares, vectors = torch.linalg.eigh(moment)
     squares = squares.clamp(min=0)
     damped = squares + damping * squares.mean(-1, keepdim=True)
-    return vectors * torch.where(damped > 0, damped, 1).rsqrt().unsqueeze(-2) @ vectors.mT
+    return torch.where(damped > 0, damped, 1), vectors

@@ -23,6 +23,7 @@ __all__ = [
     "block_svd",
     "linear_blocks",
     "lowrank_blocks",
+    "moment_root",
     "reduce_blocks",
     "scale_blocks",
     "score_blocks",
@@ -53,5 +54,6 @@ reduce_blocks = functools.partial(gram.reduce_blocks, products=FUSED)
 linear_blocks = functools.partial(gram.linear_blocks, products=FUSED)
 lowrank_blocks = functools.partial(gram.lowrank_blocks, products=FUSED)
 scale_blocks = functools.partial(gram.scale_blocks, products=FUSED)
+moment_root = gram.moment_root
 whiten_blocks = gram.whiten_blocks
 whiten_moments = gram.whiten_moments

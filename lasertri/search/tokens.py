@@ -109,7 +109,7 @@ def gather_tokens(
     """
     tokens: dict[Target, Tokens] = {target: Tokens() for target in targets}
     for batch in batches:
-        taken = _finite(model, targets, batch)
+        taken = batch_tokens(model, targets, batch)
         narrowed: dict[int, Tensor] = {}  # once for layers that share it
         for target, (inputs, deltas) in taken.items():
             if room.narrow and inputs.dtype == deltas.dtype == torch.float32:
@@ -140,8 +140,16 @@ def _share(model: nn.Module, targets: Sequence[Target]) -> float:
     return (getattr(getattr(model, "config", None), "num_experts_per_tok", None) or experts) / experts
 
 
-def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
-    """See `_taken`; an fp16 model's loss is scaled as far up as it goes."""
+def batch_tokens(
+    model: nn.Module, targets: Sequence[Target], batch: SampleBatch
+) -> dict[Target, tuple[Tensor, Tensor]]:
+    """Inputs and output gradients of every layer that one batch's loss depends on, without the tokens it does not.
+
+    The model must be frozen and in evaluation mode; of an FP16 one the loss is scaled as far up as it goes.
+
+    Raises:
+        LasertriError: a gradient is NaN or Inf.
+    """
     half = any(target.parameter(model).dtype == torch.float16 for target in targets)
     overflown: list[str] = []
     for scale in FP16_LOSS_SCALES if half else (1.0,):
@@ -158,7 +166,7 @@ def _finite(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> 
 def _taken(
     model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float
 ) -> dict[Target, tuple[Tensor, Tensor]]:
-    """Inputs and output gradients of every layer that one batch's loss depends on, without the tokens it does not."""
+    """See `batch_tokens`."""
     taken: dict[Target, tuple[Tensor, Tensor]] = {}
     kept: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by view: inputs, which tokens, those of them
 

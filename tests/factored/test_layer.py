@@ -30,18 +30,18 @@ def weight_of(linear):
     return linear.weight.detach().mT if isinstance(linear, Conv1D) else linear.weight.detach()
 
 
-def make_factored(linear, partition, ranks):
+def make_factored(linear, partition, ranks, pivot=False):
     weight = weight_of(linear)
     pairs = truncated_factors(weight, block_svd(weight, blocks=partition), ranks)
-    return factored(linear, pairs, weight, partition.order)
+    return factored(linear, pairs, weight, partition.order, pivot=pivot)
 
 
-def expected_weight(weight, partition, ranks):
+def expected_weight(weight, partition, ranks, pivot=False):
     """FP64 truncation by plain SVD of the blocks whose factors are smaller; the others as they are."""
     result, order = weight.double().clone(), partition.order
     for (start, stop), rank in zip(itertools.pairwise(partition.offsets), ranks, strict=True):
         rows = torch.arange(start, stop) if order is None else order[start:stop]
-        if rank * (stop - start + weight.shape[1]) < (stop - start) * weight.shape[1]:
+        if rank * (stop - start + weight.shape[1] - rank * pivot) < (stop - start) * weight.shape[1]:
             u, s, vh = torch.linalg.svd(weight.double()[rows], full_matrices=False)
             result[rows] = (u[:, :rank] * s[:rank]) @ vh[:rank]
     return result
@@ -66,13 +66,14 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("pivot", [False, True], ids=["two factors", "pivoted"])
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_output_is_that_of_the_fp64_truncation(case, conv):
+def test_the_output_is_that_of_the_fp64_truncation(case, conv, pivot):
     rows, columns, partition, ranks = CASES[case]
     linear = make_linear(rows, columns, conv=conv)
-    layer = make_factored(linear, partition, ranks)
-    expected = expected_weight(weight_of(linear), partition, ranks)
+    layer = make_factored(linear, partition, ranks, pivot)
+    expected = expected_weight(weight_of(linear), partition, ranks, pivot)
     x = torch.randn(2, 3, columns, generator=torch.Generator().manual_seed(2))
     output = F.linear(x.double(), expected, linear.bias.double())
     assert layer(x).dtype == torch.float32
@@ -80,7 +81,8 @@ def test_the_output_is_that_of_the_fp64_truncation(case, conv):
     torch.testing.assert_close(layer(x).double(), output, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(layer.product(), expected, rtol=1e-6, atol=1e-6)
     stored = layer.weight.numel() + sum(left.numel() for left in layer.left)
-    assert stored == sum(min(k * (b + columns), b * columns) for k, b in zip(ranks, partition.heights, strict=True))
+    sizes = (k * (b + columns - k * pivot) for k, b in zip(ranks, partition.heights, strict=True))
+    assert stored == sum(min(size, b * columns) for size, b in zip(sizes, partition.heights, strict=True))
     assert stored < linear.weight.numel()
     assert layer.weight.shape != linear.weight.shape  # what makes transformers refuse it
 
@@ -112,6 +114,15 @@ def test_the_bf16_output_is_as_exact_as_the_dense_layers(blocks):
     assert (layer(x) - output).norm() <= 2 * (dense - output).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_pivoted_factors_are_rounded_a_few_times_as_much(dtype, blocks):
+    linear, partition = make_linear(131, 61, dtype=dtype), Partition.consecutive(131, blocks)
+    layer = make_factored(linear, partition, [20] * blocks, pivot=True)
+    exact = expected_weight(linear.weight.detach(), partition, [20] * blocks, pivot=True)
+    assert (layer.product() - exact).norm() <= 6 * (exact.to(dtype).double() - exact).norm()
+
+
 def test_factors_are_balanced():
     layer = make_factored(make_linear(31, 23), Partition.consecutive(31, 1), [4])
     sigma = torch.linalg.svdvals(make_linear(31, 23).weight.detach().double())[:4]
@@ -124,6 +135,8 @@ def test_where_no_block_pays_there_is_no_layer():
     assert make_factored(linear, Partition.consecutive(31, 3), [8, 8, 8]) is None
     assert not pays(6, 12, 12)  # as many numbers, twice the products
     assert pays(5, 12, 12)
+    assert pays(11, 12, 12, pivot=True)
+    assert not pays(12, 12, 12, pivot=True)
 
 
 def test_equal_blocks_share_one_product():
@@ -132,9 +145,10 @@ def test_equal_blocks_share_one_product():
     assert layer.index is None
 
 
-def test_it_is_a_module_like_the_one_it_replaces():
+@pytest.mark.parametrize("pivot", [False, True], ids=["two factors", "pivoted"])
+def test_it_is_a_module_like_the_one_it_replaces(pivot):
     linear = make_linear(31, 23, bias=False).eval().requires_grad_(False)
-    layer = make_factored(linear, shuffled(31, (0, 5, 19, 31)), [2, 4, 3])
+    layer = make_factored(linear, shuffled(31, (0, 5, 19, 31)), [2, 4, 3], pivot)
     assert layer.bias is None
     assert not layer.training
     assert not any(p.requires_grad for p in layer.parameters())
@@ -148,8 +162,9 @@ def test_it_is_a_module_like_the_one_it_replaces():
     assert half(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_gradients_flow_through_it():
-    layer = make_factored(make_linear(31, 23), Partition.consecutive(31, 3), [2, 2, 2])
+@pytest.mark.parametrize("pivot", [False, True], ids=["two factors", "pivoted"])
+def test_gradients_flow_through_it(pivot):
+    layer = make_factored(make_linear(31, 23), Partition.consecutive(31, 3), [2, 2, 2], pivot)
     x = torch.randn(5, 23, requires_grad=True)
     layer(x).sum().backward()
     torch.testing.assert_close(x.grad, layer.product(torch.float32).sum(0).expand(5, -1))

@@ -135,3 +135,21 @@ def test_cached_factors_score_as_fresh_ones(tmp_path):
     fresh, cached = (store.of(target, 2) for store in stores)
     assert torch.equal(fresh.basis, cached.basis)
     assert torch.equal(fresh.sigma, cached.sigma)
+
+
+def test_whitened_factors_are_those_of_the_inputs_and_never_on_disk(tmp_path, counted):
+    model = make_model("llama")
+    targets, cache = find_targets(model), FactorCache(tmp_path)
+    moments = {target: torch.diag(torch.arange(1.0, 1 + target.shape[1])).double() for target in targets}
+    FactorStore(model, targets, [3], budget=1 << 30, cache=cache).prepare(targets, 3)
+    stored = sorted(tmp_path.iterdir())
+    assert len(stored) == len(targets)
+    store = FactorStore(model, targets, [3], budget=1 << 30, cache=cache, inputs=moments.get)
+    store.prepare(targets[:4], 3)
+    for target in targets:
+        found = store.of(target, 3)
+        exact = block_svd(weight_of(model, target), blocks=3, inputs=moments[target])
+        assert found.whitened
+        torch.testing.assert_close(found.sigma, exact.sigma)
+    assert sum(counted) == 2 * len(targets)
+    assert sorted(tmp_path.iterdir()) == stored

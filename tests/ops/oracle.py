@@ -52,3 +52,18 @@ def whitened(deltas: Tensor, inputs: Tensor, block: Sequence[int], damping: floa
         sides.append((u, s / damped.sqrt() if s.any() else s, vh))
     (u, f, vh), (u_x, f_x, vh_x) = sides
     return (vh.mT * f) @ (u.mT @ u_x) @ (f_x.unsqueeze(-1) * vh_x)
+
+
+def moment_root(moment: Tensor, damping: float) -> Tensor:
+    """The symmetric (C + λ)^½, λ a share of the mean eigenvalue; of zeros the identity."""
+    squares, vectors = torch.linalg.eigh(moment.double())
+    damped = squares.clamp(min=0) + damping * squares.clamp(min=0).mean()
+    return (vectors * (damped.sqrt() if damped.any() else torch.ones_like(damped))) @ vectors.mT
+
+
+def whitened_reduction(
+    weight: Tensor, moment: Tensor, damping: float, ranks: Sequence[int], blocks: Sequence[Sequence[int]]
+) -> Tensor:
+    """One matrix with every block the best of its rank in the norm ‖(A − A_k) (C + λ)^½‖, by way of the inverse."""
+    root = moment_root(moment, damping)
+    return reduction(weight.double() @ root, ranks, blocks) @ torch.linalg.inv(root)

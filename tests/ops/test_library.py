@@ -95,6 +95,7 @@ def everything(weight, grad, blocks):
     scores = score_blocks(weight, grad, factors=factors)
     reduced = reduce_blocks(weight, ratios=[0.5, 0.25], factors=factors)
     alone = reduce_blocks(weight * 2, ranks=1, blocks=blocks)
+    alone += reduce_blocks(weight, ranks=1, blocks=blocks, inputs=grad.mT @ grad)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
     shrunk = scale_blocks(weight, 1 - 0.01 * scores.grad, factors=factors)
     steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)

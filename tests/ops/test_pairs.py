@@ -7,7 +7,7 @@ from spectra import gapped, gaussian
 
 from lasertri import Partition, block_svd
 from lasertri.ops import pairs
-from lasertri.ops.pairs import balanced, multiplied, truncated_factors
+from lasertri.ops.pairs import balanced, multiplied, pivoted, truncated_factors
 
 ORDER = torch.randperm(12, generator=torch.Generator().manual_seed(2))
 PARTITIONS = [Partition((0, 12)), Partition((0, 2, 9, 12)), Partition((0, 2, 9, 12), ORDER)]
@@ -67,3 +67,21 @@ def test_a_component_of_nothing_stays_nothing():
 def test_products_are_rounded_once():
     left, right = gaussian(7, 3), gaussian(3, 9)
     assert torch.equal(multiplied([(left, right)], torch.bfloat16), (left @ right).bfloat16())
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(13, 7, 5), (7, 13, 5), (7, 7, 7), (5, 9, 0), (1, 3, 1)])
+def test_pivoted_rows_make_the_others(rows, columns, rank):
+    left, right = 1e6 * gaussian(rows, rank), gaussian(rank, columns, seed=1)
+    others, own, order = pivoted(left, right)
+    assert (others.shape, own.shape) == ((rows - rank, rank), (rank, columns))
+    assert order.sort().values.tolist() == list(range(rows))
+    torch.testing.assert_close(torch.cat([own, others @ own]), (left @ right)[order], rtol=1e-9, atol=1e-6)
+
+
+def test_pivots_are_chosen_so_that_nothing_grows_though_the_first_rows_and_columns_hardly_count():
+    left = gaussian(40, 8)
+    left[:8] *= 1e-9
+    left[:, 7] = left[:, 6] + 1e-9 * left[:, 7]
+    others, _, order = pivoted(left, gaussian(8, 11))
+    assert others.abs().max() < 10
+    assert order[:8].min() >= 8

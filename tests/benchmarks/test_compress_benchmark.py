@@ -1,0 +1,35 @@
+"""The record of compression on a tiny model: plain beside whitened, and a second run that measures nothing twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, out, *options):
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_compress", "--model", str(folder), "--out", str(out), *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.slow
+def test_every_row_is_whole_and_measured_once(folder, tmp_path):
+    rows = run(folder, tmp_path / "rows.jsonl", "--keeps", "0.5")
+    assert [(row["factors"], row["keep"]) for row in rows] == [("plain", 0.5), ("whitened", 0.5)]
+    for row in rows:
+        assert row["bytes"][1] < row["bytes"][0]
+        assert row["side_effects"]["kl"] > 0
+        assert row["machine"]["commit"]
+    assert run(folder, tmp_path / "rows.jsonl", "--keeps", "0.5,0.25")[:2] == rows

@@ -1,0 +1,18 @@
+"""A sample as a text to read."""
+
+import pytest
+
+from lasertri import Sample
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (Sample("The capital of France is", "Paris"), "The capital of France is Paris"),
+        (Sample("Q: 1 + 1?\nA: ", choices=("3", "2"), label=1), "Q: 1 + 1?\nA: 2"),
+        (Sample('The opposite of "hot" is "', "cold", delimiter=""), 'The opposite of "hot" is "cold'),
+        (Sample("Paris is the <mask> of France.", "capital"), "Paris is the capital of France."),
+    ],
+)
+def test_its_text_is_the_prompt_with_the_right_answer(sample, text):
+    assert sample.text == text
