@@ -391,7 +391,7 @@ def test_experts_are_edited_with_all_layers(architecture, kind, dtype, tmp_path,
     result = adapt(model, samples, tokenizer=tokenizer, accept="best", edit=kind, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.config._experts_implementation == how
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     experts = {target for target in result.edit.targets if target.expert is not None}
     assert {(target.layer, target.expert) for target in experts} >= {(2, expert) for expert in range(3)}
     assert len(experts) < len(result.edit.targets)

@@ -67,7 +67,7 @@ def _step(problem: Problem, target: Target) -> Edit:
     """Of the smallest layer that a gradient reaches: some have their weights read by kernels of the layer around."""
     batches = problem.first.loss_batches(range(len(problem.first)))
     tokens = gather_tokens(problem.model, problem.targets, batches, Room(FEWEST_TOKENS))
-    smallest = min(tokens, key=_size)
+    smallest = min(tokens or problem.targets, key=_size)  # experts may have none of this sample
     tried = {target.expert is None: target for target in sorted(tokens, key=_size, reverse=True)}  # and an expert
     step = make_step({t: tokens[t] for t in tried.values()}, "plain", rank=1, loss=1.0, samples=1)
     if not step.factors:  # a first token has no use for queries, which is all that a prompt may be

@@ -124,7 +124,7 @@ def test_models_with_adapters_in_them_are_refused(model, tokenizer, samples, ins
     adapted = inserted(model, config)
     for work in (
         lambda: adapt(adapted, samples, tokenizer=tokenizer, progress=False),
-        lambda: compress(adapted, rank=0.1, progress=False),
+        lambda: compress(adapted, rank=0.1, factors="plain", progress=False),
     ):
         with pytest.raises(LasertriError, match=r"without adapters, got one with peft's in .*merge_and_unload"):
             work()
