@@ -404,7 +404,8 @@ def test_experts_are_edited_with_all_layers(architecture, kind, dtype, tmp_path,
         assert evaluate(model, held_out).log_loss == pytest.approx(expected, abs=1e-5 if dtype.itemsize > 2 else 0.02)
 
 
-def test_experts_that_no_sample_reaches_are_named(tokenizer):
+def test_experts_that_no_sample_reaches_are_named(tokenizer, monkeypatch):
+    monkeypatch.setattr("lasertri.search.preflight.require_same_answers", lambda *_: None)  # nobody saves these hooks
     model = make_model("mixtral")
     for layer in model.model.layers:
         layer.mlp.gate.register_forward_hook(lambda _, __, out: (*out[:2], out[2] % 2))
