@@ -13,6 +13,7 @@ from lasertri.factors.factoring import Factoring
 from lasertri.factors.memo import Memo
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, project_blocks
+from lasertri.ops.backends import named
 
 Key = tuple[Target, int, int | None]
 
@@ -43,7 +44,8 @@ class FactorStore:
         cache: FactorCache | None = None,
         inputs: Callable[[Target], Tensor] | None = None,
     ) -> None:
-        self.backend, self._factoring = backend, Factoring(model, backend, cache, inputs)
+        self.backend = named(backend)
+        self._factoring = Factoring(model, self.backend, cache, inputs)
         workspace = 0
         for target, blocks in ((t, k) for t in targets for k in block_counts if k <= t.shape[0]):
             needed = self._factoring.workspace_bytes(target, blocks)

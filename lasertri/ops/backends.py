@@ -115,6 +115,11 @@ def use_backend(name: str) -> Iterator[None]:
         _AUTO.reset(token)
 
 
+def named(name: str) -> str:
+    """What "auto" means in this thread or task; to be asked before another thread, such as autograd's, does the work."""
+    return _AUTO.get() if name == "auto" else name
+
+
 def choose_backend(name: str, device: torch.device, method: str = "auto") -> Backend:
     """The backend for a request.
 
@@ -125,8 +130,7 @@ def choose_backend(name: str, device: torch.device, method: str = "auto") -> Bac
     Raises:
         LasertriError: the name is unknown, or that backend cannot run here or has no such method.
     """
-    if name == "auto":
-        name = _AUTO.get()
+    name = named(name)
     if name == "auto":
         able = (BACKENDS[n] for n in AUTO if method in ("auto", *BACKENDS[n].methods))
         found = next((backend for backend in able if backend.why_not(device) is None), None)

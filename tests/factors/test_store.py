@@ -1,12 +1,13 @@
 """Factors are made once, together where shapes agree, kept within the budget, and found on disk the next time."""
 
 import logging
+import threading
 
 import pytest
 import torch
 from tiny import make_model, make_samples
 
-from lasertri import adapt, block_svd
+from lasertri import adapt, block_svd, use_backend
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
@@ -24,6 +25,23 @@ def counted(monkeypatch):
 
     monkeypatch.setattr("lasertri.factors.factoring.block_svd", count)
     return made
+
+
+def test_what_auto_means_where_a_store_is_made_holds_in_threads_that_use_it(monkeypatch):
+    """Autograd runs its hooks in a thread of its own on a GPU."""
+    asked = []
+    monkeypatch.setattr(
+        "lasertri.factors.factoring.block_svd", lambda *a, backend, **o: asked.append(backend) or block_svd(*a, **o)
+    )
+    model = make_model("gptj")
+    [target, *_] = find_targets(model)
+    with use_backend("reference"):
+        store = FactorStore(model, [target], [2], budget=1 << 30)
+    thread = threading.Thread(target=store.of, args=(target, 2))
+    thread.start()
+    thread.join()
+    assert store.backend == "reference"
+    assert asked == ["reference"]
 
 
 def weight_of(model, target):
