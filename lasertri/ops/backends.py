@@ -116,7 +116,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def named(name: str) -> str:
-    """What "auto" means in this thread or task; to be asked before another thread, such as autograd's, does the work."""
+    """What "auto" means in this thread or task: asked before another thread, such as autograd's, does the work."""
     return _AUTO.get() if name == "auto" else name
 
 
