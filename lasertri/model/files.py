@@ -175,15 +175,16 @@ def _unknown_value(folder: Path, error: Exception) -> str | None:
     path = folder / "config.json"
     if not isinstance(error, KeyError) or not error.args or not path.exists():
         return None
-    for field, value in _fields(json.loads(path.read_text(encoding="utf-8"))):
+    for field, value in config_fields(json.loads(path.read_text(encoding="utf-8"))):
         if value == error.args[0]:
             return f"{field} is {value!r}, which transformers {transformers.__version__} does not know"
     return None
 
 
-def _fields(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def config_fields(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a configuration, with its path."""
     if isinstance(config, dict):
         for name, value in config.items():
-            yield from _fields(value, f"{path}.{name}".removeprefix("."))
+            yield from config_fields(value, f"{path}.{name}".removeprefix("."))
     else:
         yield path, config

@@ -28,7 +28,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
-from lasertri.model.files import COMPUTED, damaged, local_folder, reading, sentence, tensor_files
+from lasertri.model.files import COMPUTED, config_fields, damaged, local_folder, reading, sentence, tensor_files
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -183,6 +183,9 @@ def _require_no_adapter(name: str | Path, revision: str | None) -> None:
 
 def _require_consistent(name: str | Path, kind: Kind, config: PreTrainedConfig, revision: str | None) -> None:
     """Refuse a configuration that no model can be built of, or whose model cannot write, before weights are read."""
+    for field, value in config_fields(config.to_dict()):
+        if value != value:  # NaN, which classes take for a dropout, say
+            raise LasertriError(f"{name}: expected a number for {field} in config.json, got NaN; {CORRECT}")
     with reading(name, "config.json", CORRECT, revision=revision), torch.device("meta"):
         built = CLASSES[kind][0].from_config(config)
     if not any(True for _ in built.parameters()):

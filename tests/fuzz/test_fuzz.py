@@ -1,10 +1,10 @@
-"""The first generated cases, checkpoints aside; `python -m tests.fuzz` runs as many as are wanted."""
+"""The first generated cases; `python -m tests.fuzz` runs as many as are wanted."""
 
 import pytest
 
 from fuzz.run import run
 
-CASES = {"rows": 80, "options": 80, "edits": 60}
+CASES = {"rows": 80, "options": 80, "edits": 60, "checkpoints": 20}
 
 
 @pytest.mark.parametrize("kind", CASES)

@@ -93,3 +93,11 @@ def test_tensors_that_a_class_passes_over_silently_are_told_too(tmp_path, caplog
         type(model)._keys_to_ignore_on_load_unexpected = before
     assert "1 tensors of the checkpoint have no place" in caplog.text
     assert "mtp.proj.weight" in caplog.text
+
+
+def test_a_configuration_with_nan_is_refused_by_field(tmp_path):
+    make_model("bert").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"attention_probs_dropout_prob": float("nan")}))
+    with pytest.raises(LasertriError, match=r"a number for attention_probs_dropout_prob in config\.json, got NaN"):
+        load_model(tmp_path)
