@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import VARIANT, write_description
 from lasertri.factored.layer import FactoredLinear
-from lasertri.model.files import sentence
 from lasertri.model.loading import load_model
 from lasertri.support.atomic_files import whole_directory
+from lasertri.support.shown import reason
 
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
@@ -135,7 +135,7 @@ def _save_in_part(model: Any, directory: str) -> None:
         if settings is not None:
             settings.save_pretrained(directory)
     except ValueError as error:
-        problem = sentence(error).removeprefix("GenerationConfig is invalid: - ")
+        problem = reason(error).removeprefix("GenerationConfig is invalid: - ")
         raise LasertriError(
             f"expected settings of generation that can be saved: {problem}; correct generation_config.json, or "
             "model.generation_config"
@@ -147,7 +147,7 @@ def _save_in_part(model: Any, directory: str) -> None:
             model.save_pretrained(directory, state_dict=_delicate(model))
     except RuntimeError as error:
         raise LasertriError(
-            f"expected a {type(model).__name__} that can be saved, but: {sentence(error)}; give every weight memory of "
+            f"expected a {type(model).__name__} that can be saved, but: {reason(error)}; give every weight memory of "
             "its own (weight.data.clone(memory_format=torch.contiguous_format)), or save a step without merge"
         ) from error
 
