@@ -87,8 +87,8 @@ def decide(
     together = combined_p_value([p_value, confirmation.p_value], [len(set(groups)), confirmation.independent])
     accepted, fresh = together <= LEVEL, confirmation.comparison.baseline.n
     reason = (
-        f"the joint test over {len(trials)} candidates (p = {p_value:.4f}) and that of the best alone on {fresh} fresh "
-        f"samples, in accuracy or log loss (p = {confirmation.p_value:.4f}), together give p = {together:.4f}, "
+        f"the joint test over {len(trials)} candidates ({_p(p_value)}) and that of the best alone on {fresh} fresh "
+        f"samples, in accuracy or log loss ({_p(confirmation.p_value)}), together give {_p(together)}, "
         f"{_side(accepted)}"
     )
     return Decision(winner if accepted else None, None if accepted else winner, together, reason, confirmation)
@@ -138,8 +138,12 @@ def _decision(
         accepted, reason = True, "the best candidate beats the baseline (no test asked for)"
     else:
         accepted = p_value <= LEVEL
-        reason = f"the joint test over {count} candidates gives p = {p_value:.4f}, {_side(accepted)}"
+        reason = f"the joint test over {count} candidates gives {_p(p_value)}, {_side(accepted)}"
     return Decision(winner if accepted else None, None if accepted else winner, p_value, reason)
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.4f}" if value >= 5e-5 else "p < 0.0001"
 
 
 def _side(accepted: bool) -> str:

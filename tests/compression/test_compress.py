@@ -103,7 +103,7 @@ def test_side_effects_are_those_of_the_model_before_and_after_on_text_held_out(m
     expected = side_effects(before, text.read(model))
     assert report.side_effects == expected
     assert report.side_effects.kl > 0
-    assert f"mean KL {expected.kl:.3g}" in str(report)
+    assert f"mean KL {expected.kl:.4g} nats" in str(report)
     assert report.to_dict()["side_effects"]["kl"] == expected.kl
 
 
