@@ -211,8 +211,14 @@ def _factored(model: nn.Module) -> dict[str, FactoredLinear]:
 
 
 def _delicate(model: nn.Module) -> dict[str, Tensor]:
-    """Of the state what shares memory or is not contiguous; at least one tensor."""
-    state = model.state_dict()
+    """Of the state what shares memory or is not contiguous; at least one tensor.
+
+    Weights that transformers ties, and so writes once, count as one: an embedding is large.
+    """
+    tied: Any = getattr(model, "all_tied_weights_keys", {})
+    own = dict(model.named_parameters(remove_duplicate=False))
+    twins = {name for name, first in tied.items() if name in own and own[name] is own.get(first)}
+    state = {name: t for name, t in model.state_dict().items() if name not in twins or not t.is_contiguous()}
     uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
     chosen = {
         name: tensor
