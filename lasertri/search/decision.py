@@ -56,7 +56,7 @@ def decide(
     *,
     accept: str = "test",
     seed: int = 0,
-    confirm: Callable[[Trial], Confirmation] | None = None,
+    confirm: Callable[[Trial], Confirmation | None] | None = None,
 ) -> Decision[Trial]:
     """Take the winner if it passes.
 
@@ -72,7 +72,8 @@ def decide(
         groups: the calibration samples' groups.
         accept: "test" asks that the winner is `eligible` and that the joint test, with the confirmation if there is
             one, gives p ≤ 0.05; "best" only that it beats the baseline.
-        confirm: tries a winner on fresh samples, if there are any; asked only where the test is to decide.
+        confirm: tries a winner on fresh samples, if there are any; asked only where the test is to
+            decide. Where it has None to say, that test decides alone.
     """
     finished = [trial for trial in trials if trial.finished]
     able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
@@ -81,9 +82,9 @@ def decide(
     p_value = max_t_p_value(gains, trials.index(winner), groups, seed=seed)
     measured = winner.measurement
     beats = (measured.accuracy, -measured.log_loss) > (baseline.accuracy, -baseline.log_loss)
-    if confirm is None or not (able and beats and accept == "test"):
+    confirmation = confirm(winner) if confirm is not None and able and beats and accept == "test" else None
+    if confirmation is None:
         return _decision(winner, bool(able), beats, p_value, len(trials), accept)
-    confirmation = confirm(winner)
     together = combined_p_value([p_value, confirmation.p_value], [len(set(groups)), confirmation.independent])
     accepted, fresh = together <= LEVEL, confirmation.comparison.baseline.n
     reason = (

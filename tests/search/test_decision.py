@@ -254,6 +254,10 @@ def test_one_that_it_would_accept_is_refused_where_they_speak_against():
     assert decision.reason.endswith("above 0.05")
 
 
+def test_where_fresh_samples_cannot_be_read_the_joint_test_decides():
+    assert decide([trial(26)], BASELINE, GROUPS, confirm=lambda winner: None) == decide([trial(26)], BASELINE, GROUPS)
+
+
 @pytest.mark.parametrize(
     ("found", "accept"), [(trial(20), "test"), (trial(35, collapsed=True), "test"), (trial(35), "best")]
 )
