@@ -37,7 +37,7 @@ def evaluate_command(
     MODEL may be the folder of an adapter; its base is loaded, and the adapter
     measured with it.
     """
-    from lasertri.cli.saved import base_of_adapter, edited, load_edits
+    from lasertri.cli.saved import base_of_adapter, load_edits
 
     base = base_of_adapter(Path(model))
     if base is not None:
@@ -47,6 +47,7 @@ def evaluate_command(
         loading = dataclasses.replace(loading, revision=loading.revision or revision)
     edits = [] if edit is None else load_edits(edit)
     samples = source.samples(model, fields, revision=loading.revision, chat=settings.chat)[:limit]
+    from lasertri.edit.edit import all_applied
     from lasertri.language.samples import EncodedSamples
     from lasertri.measure.evaluate import evaluate
     from lasertri.result.summary import measurement
@@ -61,7 +62,7 @@ def evaluate_command(
         batch_size=settings.batch_size,
     )
     progress = "eval" if settings.progress else None
-    with edited(loaded, edits):
+    with all_applied(edits, loaded):
         typer.echo(f"the first sample is asked so: {encoded.asked}", err=True)
         measured = evaluate(loaded, encoded, normalize=settings.normalize, progress=progress)
     if measured.warning:

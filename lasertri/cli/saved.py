@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +10,6 @@ from lasertri.errors import LasertriError
 from lasertri.support.shown import reason
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lasertri.edit.edit import Edit
     from lasertri.result.adaptation import Adaptation
 
@@ -31,24 +27,6 @@ def load_edits(folder: Path) -> list[Edit]:
     beside_checkpoint = folder / "adapter"  # a merged step's
     first = beside_checkpoint if (beside_checkpoint / ADAPTER).exists() else folder
     return [Edit.load(place) for place in (first, *sorted(folder.glob("edit-*")))]
-
-
-@contextmanager
-def edited(model: nn.Module, edits: Sequence[Edit]) -> Iterator[None]:
-    """Within, a model answers with these edits.
-
-    Raises:
-        LasertriError: it is not the model that they were made of.
-    """
-    from lasertri.edit.edit import all_applied
-    from lasertri.edit.shrink import Shrink
-    from lasertri.edit.step import Step
-
-    for edit in edits:
-        if isinstance(edit, Step | Shrink) and edit.origin is not None:
-            edit.origin.require(model)
-    with all_applied(edits, model):
-        yield
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:

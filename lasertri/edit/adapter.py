@@ -41,8 +41,8 @@ def require_peft() -> Any:
         import peft
     except ImportError as error:
         raise LasertriError(
-            "expected peft, which a step is written for, but it is not installed; pip install peft, or write a plain "
-            "checkpoint with merge"
+            "expected peft, which a step is written by, merged or not, but it is not installed; pip install peft, or "
+            "look for another kind of edit (edit='shrink')"
         ) from error
     return peft
 
@@ -182,8 +182,8 @@ def check_adapter(model: nn.Module, folder: Path, expected: Tensor, batch: Sampl
         close = max(close, SHARE * float((expected - before).abs().max()))
     if not worst <= close:
         raise LasertriError(
-            f"expected the adapter to give what was measured, but loaded by peft it is off by {worst:.2g}; save with "
-            "merge=True, and report this model's architecture"
+            f"expected the adapter to give what was measured, but loaded by peft it is off by {worst:.2g}; report "
+            "this model's architecture, and look for another kind of edit (edit='shrink')"
         )
 
 

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.editable import require_plain
 from lasertri.model.files import changed_since
 from lasertri.model.targets import Target, has_experts
-from lasertri.support.checksum import weight_sha256
+from lasertri.support.checksum import content_key, weight_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ class Origin:
         modules: names that end the paths of the edited layers and of no others; empty where there are none such.
         parameters: of every weight that peft is given by its own path, not its layer's, how many matrices it holds, and
             whether peft takes them for stored as [inputs, outputs].
-        sha256: `weight_sha256` of every layer's weight.
+        sha256: `weight_sha256` of every layer's weight. It is slow, and a search asks several times: what was found to
+            have it is known again by its `content_key`.
     """
 
     base: str = ""
@@ -39,6 +40,7 @@ class Origin:
     modules: tuple[str, ...] = ()
     parameters: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
     sha256: Mapping[Target, str] = field(default_factory=dict, repr=False)
+    _known: dict[Target, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, model: nn.Module, targets: Iterable[Target], *, base: str | None = None) -> Self:
@@ -49,13 +51,16 @@ class Origin:
         """
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
-        return cls(
+        weights = {target: target.part(target.parameter(model)) for target in chosen}
+        found = cls(
             _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
             _endings({target.module for target in chosen if target.name not in parameters}, model),
             parameters,
-            {target: weight_sha256(target.part(target.parameter(model))) for target in chosen},
+            {target: weight_sha256(weight) for target, weight in weights.items()},
         )
+        found._known.update({target: content_key(weight) for target, weight in weights.items()})
+        return found
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], targets: Sequence[Target]) -> Self:
@@ -86,12 +91,21 @@ class Origin:
             except (AttributeError, IndexError) as error:
                 raise LasertriError(f"expected a model with {target}, a target of the edit, but it has none") from error
             require_plain(target.name, stored)
-            if shape != target.shape or weight_sha256(target.part(stored)) != checksum:
+            if shape != target.shape or not self._has(target, target.part(stored), checksum):
                 origin = f" ({self.base})" if self.base else ""
                 raise LasertriError(
                     f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
                     "values or another dtype; apply the edit to its own base, once"
                 )
+
+    def _has(self, target: Target, stored: Tensor, checksum: str) -> bool:
+        """Whether a weight has this checksum."""
+        key = content_key(stored)
+        if self._known.get(target) != key:
+            if weight_sha256(stored) != checksum:
+                return False
+            self._known[target] = key
+        return True
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
 from lasertri.ops.blocks import retained_rank
-from lasertri.support.checksum import tensor_hash, weight_fingerprint
+from lasertri.support.checksum import content_key
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def do_low_rank(weight: Tensor, k: float, debug: bool = False, niter: int = 2) -
     """
     if weight.dim() != 2:
         raise LasertriError(f"expected a matrix, got a tensor of shape {list(weight.shape)}")
-    content = weight_fingerprint(weight) if weight.is_cuda else tensor_hash(weight)  # a GPU's weight stays there
-    key = content, tuple(weight.shape), weight.dtype, weight.device
+    key = content_key(weight), tuple(weight.shape), weight.dtype, weight.device
     reduced = reduce_blocks(weight, ratios=k, factors=_factors(_Weight(key, weight)))
     if debug:
         rank = retained_rank(min(weight.shape), k)

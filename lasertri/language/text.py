@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from tokenizers.models import WordLevel, WordPiece
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from lasertri.model.preserve import preserved
 WINDOW = 128  # tokens at most
 HELD_OUT_TOKENS = 512  # read at about so many places
 GRADED = 16  # windows
+BEGIN = 20_000  # characters, by which a text is judged
 MASK_EVERY = 7  # a masked model predicts every seventh token, about as many as it was trained on
 
 Window = tuple[TokenRow, list[Read]]
@@ -34,7 +36,7 @@ class EncodedText:
         held_out: the other windows, one a batch, with everything that is read.
 
     Raises:
-        LasertriError: the text has fewer than four windows, or the tokenizer cannot cut it.
+        LasertriError: the text has fewer than four windows, or the tokenizer cannot cut it or knows little of it.
     """
 
     def __init__(
@@ -70,6 +72,16 @@ class EncodedText:
         return NextTokens(torch.cat(log_probs), torch.cat(tokens))
 
 
+def knows(text: str, tokenizer: Any) -> bool:
+    """Whether a fast tokenizer has most of a text, as one of a closed list of symbols has not."""
+    core, begin = tokenizer.backend_tokenizer, text[:BEGIN]
+    unknown = getattr(core.model, "unk_token", None)
+    if isinstance(core.model, WordLevel | WordPiece) and core.token_to_id(unknown) is None:
+        return False  # it would raise
+    ids = core.encode(begin, add_special_tokens=False).ids
+    return len(ids) >= len(begin) // 20 and 2 * ids.count(tokenizer.unk_token_id) < max(len(ids), 1)
+
+
 def _windows(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[Window]:
     """Every window with what is read in it: the next token, a masked one, or of its second half the decoder's next."""
     kind, context = model_kind(model), context_length(model) or WINDOW
@@ -78,6 +90,11 @@ def _windows(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         raise LasertriError(
             f"expected a fast tokenizer, with a mask for a masked model, got {type(tokenizer).__name__}; "
             "pass the model's own"
+        )
+    if not knows(text, tokenizer):
+        raise LasertriError(
+            "expected a text that the model can read, got one that its tokenizer has hardly a token for; give one like "
+            "what it was trained on (--text)"
         )
     encoded = tokenizer(
         text,

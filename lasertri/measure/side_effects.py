@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,8 +60,17 @@ class SideEffects:
         return {"tokens": self.tokens, "kl": finite[0], "perplexity": {"before": finite[1], "after": finite[2]}}
 
     def __str__(self) -> str:
-        before, after = self.perplexity
-        return f"mean KL {self.kl:.3g}, perplexity {before:.4g} -> {after:.4g} on {self.tokens} tokens of other text"
+        return f"{described(self.to_dict())}, on {self.tokens} tokens of text that took no part"
+
+
+def described(effects: dict[str, Any]) -> str:
+    """The figures of `SideEffects.to_dict` in words."""
+    before, after = (_number(effects["perplexity"][name]) for name in ("before", "after"))
+    return f"mean KL {_number(effects['kl'])} nats, perplexity {before} before, {after} after"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def side_effects(before: NextTokens, after: NextTokens) -> SideEffects:

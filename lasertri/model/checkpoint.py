@@ -21,9 +21,9 @@ from transformers.utils import logging as transformers_logging
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import VARIANT, write_description
 from lasertri.factored.layer import FactoredLinear
-from lasertri.model.files import sentence
 from lasertri.model.loading import load_model
 from lasertri.support.atomic_files import whole_directory
+from lasertri.support.shown import reason
 
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
@@ -135,7 +135,7 @@ def _save_in_part(model: Any, directory: str) -> None:
         if settings is not None:
             settings.save_pretrained(directory)
     except ValueError as error:
-        problem = sentence(error).removeprefix("GenerationConfig is invalid: - ")
+        problem = reason(error).removeprefix("GenerationConfig is invalid: - ")
         raise LasertriError(
             f"expected settings of generation that can be saved: {problem}; correct generation_config.json, or "
             "model.generation_config"
@@ -147,7 +147,7 @@ def _save_in_part(model: Any, directory: str) -> None:
             model.save_pretrained(directory, state_dict=_delicate(model))
     except RuntimeError as error:
         raise LasertriError(
-            f"expected a {type(model).__name__} that can be saved, but: {sentence(error)}; give every weight memory of "
+            f"expected a {type(model).__name__} that can be saved, but: {reason(error)}; give every weight memory of "
             "its own (weight.data.clone(memory_format=torch.contiguous_format)), or save a step without merge"
         ) from error
 
@@ -211,8 +211,14 @@ def _factored(model: nn.Module) -> dict[str, FactoredLinear]:
 
 
 def _delicate(model: nn.Module) -> dict[str, Tensor]:
-    """Of the state what shares memory or is not contiguous; at least one tensor."""
-    state = model.state_dict()
+    """Of the state what shares memory or is not contiguous; at least one tensor.
+
+    Weights that transformers ties, and so writes once, count as one: an embedding is large.
+    """
+    tied: Any = getattr(model, "all_tied_weights_keys", {})
+    own = dict(model.named_parameters(remove_duplicate=False))
+    twins = {name for name, first in tied.items() if name in own and own[name] is own.get(first)}
+    state = {name: t for name, t in model.state_dict().items() if name not in twins or not t.is_contiguous()}
     uses = Counter(tensor.untyped_storage().data_ptr() for tensor in state.values())
     chosen = {
         name: tensor

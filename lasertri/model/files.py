@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import reason
 
 LFS = b"version https://git-lfs"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZERS = re.compile(r"tokenizer|vocab|merges|special_tokens|added_tokens|\.model$")  # names of a tokenizer's files
-LONGEST = 240  # of what a library says, in characters
 COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\.bias)$")  # buffers of old checkpoints
 
 
@@ -61,16 +61,7 @@ def reading(
         if damage is not None:
             raise LasertriError(f"{name}: {damage}") from error
         value = None if folder is None else _unknown_value(folder, error)
-        raise LasertriError(f"{name}: {what} cannot be used: {value or sentence(error)}; {advice}") from error
-
-
-def sentence(error: Exception) -> str:
-    """What a library says, in a line of bearable length."""
-    text = " ".join(str(error).split()).removesuffix(".")
-    text = re.sub(r"^(Class v|V)alidation error for [^:]*: \w+: ", "", text)
-    if not text or isinstance(error, KeyError | ArithmeticError):
-        text = f"{type(error).__name__} {text}".strip()
-    return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(' ', 1)[0]} …"
+        raise LasertriError(f"{name}: {what} cannot be used: {value or reason(error)}; {advice}") from error
 
 
 def damaged(folder: Path, *, tokenizer: bool = False) -> str | None:
@@ -123,7 +114,7 @@ def _json_problem(path: Path) -> str | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        return f"it is not JSON: {sentence(error)}"
+        return f"it is not JSON: {reason(error)}"
     if path.name in ("config.json", "generation_config.json", "tokenizer_config.json", INDEX_NAME) and not isinstance(
         content, dict
     ):
@@ -132,7 +123,7 @@ def _json_problem(path: Path) -> str | None:
         try:
             tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # it raises no more than this
-            return f"it is damaged, or later than tokenizers {tokenizers.__version__} reads: {sentence(error)}"
+            return f"it is damaged, or later than tokenizers {tokenizers.__version__} reads: {reason(error)}"
     if path.name == INDEX_NAME and not isinstance(content.get("weight_map"), dict):
         return "it has no weight_map"
     return None
@@ -143,7 +134,7 @@ def _safetensors_problem(path: Path) -> str | None:
         with safe_open(path, "pt"):
             return None
     except (SafetensorError, OSError) as error:
-        return f"it was cut, or is no safetensors file: {sentence(error)}"
+        return f"it was cut, or is no safetensors file: {reason(error)}"
 
 
 def _pickle_problem(path: Path) -> str | None:

@@ -28,8 +28,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
-from lasertri.model.files import COMPUTED, config_fields, damaged, local_folder, reading, sentence, tensor_files
-from lasertri.support.shown import shown
+from lasertri.model.files import COMPUTED, config_fields, damaged, local_folder, reading, tensor_files
+from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
             if folder is not None and damaged(folder):
                 raise
             raise LasertriError(
-                f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {sentence(error)}"
+                f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {reason(error)}"
             ) from error
     kind = _configured_kind(config)
     if kind is None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from lasertri.language.asking import Asked
 from lasertri.measure.measurement import none_right
+from lasertri.measure.side_effects import described
 
 
 def summarize(result: dict[str, Any]) -> str:
     """What was measured, what was edited, and whether it helps on held-out samples."""
-    lines = searched(result)
+    lines = questions(result) + searched(result)
     if result["edit"] is not None:
         lines += [f"edit: {describe(result['edit'], result['matrices'])}", f"  accepted: {result['reason']}"]
     else:
@@ -28,7 +29,6 @@ def summarize(result: dict[str, Any]) -> str:
             lines += [f"  {row}" for row in measurements(result[name])]
     if result["refused"] is not None:
         lines.append(result["refused"])
-    lines += questions(result)
     lines += differences(result["held_out"])
     if result["side_effects"] is not None:
         lines.append(aside([result, *result["further"]]))
@@ -145,15 +145,7 @@ def loss_of(measured: dict[str, Any]) -> tuple[str, Any]:
 def aside(rounds: list[dict[str, Any]]) -> str:
     """What the last edit, with those before it, does to the predictions on neutral text."""
     effects = next(found["side_effects"] for found in reversed(rounds) if found["side_effects"] is not None)
-    before, after = (effects["perplexity"][name] for name in ("before", "after"))
-    return (
-        f"on {effects['tokens']} tokens of neutral text: mean KL {_number(effects['kl'])} nats, perplexity "
-        f"{_number(before)} before, {_number(after)} after"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "infinite" if value is None else f"{value:.4g}"
+    return f"on {effects['tokens']} tokens of neutral text: {described(effects)}"
 
 
 def nats(loss: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -9,10 +10,13 @@ import numpy as np
 
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
+from lasertri.errors import NotFiniteError
 from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import max_t_p_value, relief
 from lasertri.search.problem import Problem
 from lasertri.search.trial import Trial
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,20 @@ class Confirmation:
     independent: int
 
     @classmethod
-    def of(cls, problem: Problem, samples: Samples, winner: Trial) -> Self:
-        """Read the samples with the model as it is, and with the winner's edit."""
+    def of(cls, problem: Problem, samples: Samples, winner: Trial) -> Self | None:
+        """Read the samples with the model as it is, and with the winner's edit.
+
+        None, with a warning, where the model gives NaN or Inf for one: the trials are not lost for it.
+        """
         settings, model = problem.settings, problem.model
         edit = Truncation.build(winner.candidate, model, problem.factors)
-        found = Comparison.of(model, [edit], samples, normalize=settings.normalize, progress=settings.progress)
+        try:
+            found = Comparison.of(
+                model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
+            )
+        except NotFiniteError as error:
+            logger.warning("no confirmation on fresh samples: %s", error)
+            return None
         before, after = found.baseline, found.edited or found.baseline
         rows = np.stack([after.correct.astype(float) - before.correct, relief(before.losses, after.losses)])
         p_value = max_t_p_value(rows, [0, 1], samples.groups, seed=settings.seed)

@@ -56,7 +56,7 @@ def decide(
     *,
     accept: str = "test",
     seed: int = 0,
-    confirm: Callable[[Trial], Confirmation] | None = None,
+    confirm: Callable[[Trial], Confirmation | None] | None = None,
 ) -> Decision[Trial]:
     """Take the winner if it passes.
 
@@ -72,7 +72,8 @@ def decide(
         groups: the calibration samples' groups.
         accept: "test" asks that the winner is `eligible` and that the joint test, with the confirmation if there is
             one, gives p ≤ 0.05; "best" only that it beats the baseline.
-        confirm: tries a winner on fresh samples, if there are any; asked only where the test is to decide.
+        confirm: tries a winner on fresh samples, if there are any; asked only where the test is to
+            decide. Where it has None to say, that test decides alone.
     """
     finished = [trial for trial in trials if trial.finished]
     able = [trial for trial in finished if eligible(trial.measurement, baseline, accept)]
@@ -81,14 +82,14 @@ def decide(
     p_value = max_t_p_value(gains, trials.index(winner), groups, seed=seed)
     measured = winner.measurement
     beats = (measured.accuracy, -measured.log_loss) > (baseline.accuracy, -baseline.log_loss)
-    if confirm is None or not (able and beats and accept == "test"):
+    confirmation = confirm(winner) if confirm is not None and able and beats and accept == "test" else None
+    if confirmation is None:
         return _decision(winner, bool(able), beats, p_value, len(trials), accept)
-    confirmation = confirm(winner)
     together = combined_p_value([p_value, confirmation.p_value], [len(set(groups)), confirmation.independent])
     accepted, fresh = together <= LEVEL, confirmation.comparison.baseline.n
     reason = (
-        f"the joint test over {len(trials)} candidates (p = {p_value:.4f}) and that of the best alone on {fresh} fresh "
-        f"samples, in accuracy or log loss (p = {confirmation.p_value:.4f}), together give p = {together:.4f}, "
+        f"the joint test over {len(trials)} candidates ({_p(p_value)}) and that of the best alone on {fresh} fresh "
+        f"samples, in accuracy or log loss ({_p(confirmation.p_value)}), together give {_p(together)}, "
         f"{_side(accepted)}"
     )
     return Decision(winner if accepted else None, None if accepted else winner, together, reason, confirmation)
@@ -138,8 +139,12 @@ def _decision(
         accepted, reason = True, "the best candidate beats the baseline (no test asked for)"
     else:
         accepted = p_value <= LEVEL
-        reason = f"the joint test over {count} candidates gives p = {p_value:.4f}, {_side(accepted)}"
+        reason = f"the joint test over {count} candidates gives {_p(p_value)}, {_side(accepted)}"
     return Decision(winner if accepted else None, None if accepted else winner, p_value, reason)
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.4f}" if value >= 5e-5 else "p < 0.0001"
 
 
 def _side(accepted: bool) -> str:

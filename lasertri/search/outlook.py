@@ -56,7 +56,8 @@ def no_step_can_help(baseline: Measurement, settings: Settings) -> str | None:
     loss = float(baseline.losses.mean())
     if loss > SURE:
         return None
-    return f"{_of(baseline)} none is {_wrong(baseline)}, and a log loss of {loss:.4f} leaves a step nothing to lower"
+    among = "" if baseline.choice_log_loss is None else " among the choices"
+    return f"{_of(baseline)} none is {_wrong(baseline)}, and a log loss{among} of {loss:.2g} leaves nothing to lower"
 
 
 def announce_trials(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tokenizers.models import WordLevel, WordPiece
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -24,7 +23,7 @@ from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
-from lasertri.language.text import EncodedText
+from lasertri.language.text import EncodedText, knows
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
@@ -154,19 +153,9 @@ def _split(
 def _neutral(model: Any, tokenizer: Any) -> EncodedText | None:
     """The neutral text that comes with the package, for a model that continues text and knows English."""
     text = neutral_text()
-    if model_kind(model) != "causal" or not tokenizer.is_fast or not _knows(text, tokenizer):
+    if model_kind(model) != "causal" or not tokenizer.is_fast or not knows(text, tokenizer):
         return None
     return EncodedText(text, model=model, tokenizer=tokenizer)
-
-
-def _knows(text: str, tokenizer: Any) -> bool:
-    """Whether a tokenizer has most of a text, as one of a closed list of symbols has not."""
-    core = tokenizer.backend_tokenizer
-    unknown = getattr(core.model, "unk_token", None)
-    if isinstance(core.model, WordLevel | WordPiece) and core.token_to_id(unknown) is None:
-        return False  # it would raise
-    ids = core.encode(text).ids
-    return len(ids) >= len(text) // 20 and 2 * ids.count(tokenizer.unk_token_id) < len(ids)
 
 
 def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:

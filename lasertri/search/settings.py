@@ -57,7 +57,7 @@ class Settings:
     targets: Annotated[
         str | None,
         Option(
-            "Regular expression for module paths; by default all linear layers, for a truncation the MLPs'.",
+            "Regular expression for module paths; by default the MLPs', for a step or shrink all linear layers.",
             section="Model",
         ),
     ] = None
@@ -197,6 +197,8 @@ class Settings:
             raise LasertriError(
                 f"expected a retained ratio below 1, at which something is left out, got {list(self.ratios)}"
             )
+        if self.confirm and self.accept == "best":
+            raise LasertriError("expected no confirm with accept='best', which takes the best untested; leave one out")
         if self.svd == "laser-compat" and self.plan.several_blocks:
             single = [name for name, strategy in STRATEGIES.items() if not strategy.several_blocks]
             raise LasertriError(f"expected svd 'exact' with {self.strategy}; 'laser-compat' goes with {single}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 
 import torch
 from torch import Tensor
@@ -18,9 +19,16 @@ def weight_sha256(stored: Tensor) -> str:
 
 def tensor_hash(stored: Tensor) -> str:
     """128 bits of the same values (XXH3), as fast as memory is read: against accidents, not against forgery."""
-    import xxhash  # only the cache needs it, which does without where it is not installed
+    import xxhash  # whoever needs it does without where it is not installed
 
     return xxhash.xxh3_128_hexdigest(_bytes(stored))
+
+
+def content_key(weight: Tensor) -> object:
+    """Equal for equal values, made as fast as they are read where the weight is: for this process alone."""
+    if weight.is_cuda:
+        return weight_fingerprint(weight)
+    return tensor_hash(weight) if importlib.util.find_spec("xxhash") else weight_sha256(weight)
 
 
 def weight_fingerprint(weight: Tensor) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -93,6 +94,8 @@ class Declared:
             if (least is not None and not each >= least) or (most is not None and not each <= most):
                 bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
                 raise LasertriError(f"expected {self.name} {bounds}, got {shown(each)}")
+            if isinstance(each, float) and not math.isfinite(each):  # which JSON has no word for
+                raise LasertriError(f"expected a finite {self.name}, got {each}")
 
     def read(self, text: str) -> Any:
         """A number, or values separated by commas (and in the brackets of a list, if need be), from a command line."""

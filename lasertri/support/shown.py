@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-LONGEST = 160  # characters
+import re
+
+LONGEST = 200  # characters
 
 
 def shown(value: object) -> str:
@@ -11,13 +13,13 @@ def shown(value: object) -> str:
         text = repr(value).replace("\n", " ")
     except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
         return f"something too large to show ({type(value).__name__})"
-    return _cut(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, or its kind where it says nothing."""
-    return _cut(" ".join(str(error).split()) or type(error).__name__)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    """What an error of a library says, with its kind where it says little."""
+    text = " ".join(str(error).split()).removesuffix(".")
+    text = re.sub(r"^(Class v|V)alidation error for [^:]*: \w+: ", "", text)  # of huggingface_hub
+    if not text or isinstance(error, KeyError | ArithmeticError):
+        text = f"{type(error).__name__} {text}".strip()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(' ', 1)[0]} …"

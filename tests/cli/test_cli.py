@@ -118,11 +118,11 @@ def test_an_adapter_that_names_no_model_asks_for_one(tmp_path, data):
     assert "found no lasertri_config.json" in failure("eval", tmp_path, "--data", data)
 
 
-def test_without_peft_an_adapter_is_refused_before_the_work(folder, data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("merge", [[], ["--merge"]])
+def test_without_peft_a_step_is_refused_before_the_work(folder, data, tmp_path, monkeypatch, merge):
     monkeypatch.setitem(sys.modules, "peft", None)
-    message = failure("adapt", folder, "--data", data, "-o", tmp_path / "out")
-    assert "pip install peft" in message
-    assert "merge" in message
+    message = failure("adapt", folder, "--data", data, "-o", tmp_path / "out", *merge)
+    assert "pip install peft, or look for another kind of edit (edit='shrink')" in message
 
 
 def test_eval_reads_other_fields(folder, tmp_path):

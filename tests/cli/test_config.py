@@ -24,7 +24,7 @@ GIVEN = {
     "race": (False, False),
     "calibration": (40, 40),
     "held_out_limit": (50, 50),
-    "confirm": (50, 50),
+    "confirm": (0, 0),
     "score": ("paper", "paper"),
     "accept": ("best", "best"),
     "max_kl": (0.5, 0.5),

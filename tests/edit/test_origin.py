@@ -96,6 +96,20 @@ def test_any_other_weight_is_told():
         origin.require(model)
 
 
+def test_a_weight_that_was_found_to_be_the_same_is_not_summed_again(monkeypatch):
+    model, summed = make_model("gptj"), []
+    targets = find_linear_layers(model)
+    origin = Origin.of(model, targets)
+    read = Origin.from_dict(origin.to_dict(), targets)
+    monkeypatch.setattr("lasertri.edit.origin.weight_sha256", lambda weight: summed.append(1) or weight_sha256(weight))
+    for _ in range(2):
+        origin.require(model)
+    assert not summed
+    for _ in range(2):
+        read.require(model)
+    assert len(summed) == len(targets)
+
+
 def test_a_quantised_weight_is_told_as_such():
     model = nn.Sequential(nn.Linear(3, 4))
     origin = Origin.of(model, find_linear_layers(model))

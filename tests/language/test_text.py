@@ -6,7 +6,9 @@ from tiny import PAD, make_model, make_tokenizer
 
 from lasertri import LasertriError
 from lasertri.data.neutral import neutral_text
-from lasertri.language.text import EncodedText
+from lasertri.demo import MODEL_DIR
+from lasertri.language.text import EncodedText, knows
+from lasertri.model.loading import load_tokenizer
 
 TEXT = " ".join(["yes no a b c d e f g h i j k l m n o p q r s t u v w x y z"] * 20)
 
@@ -57,10 +59,26 @@ def test_an_encoder_decoder_goes_on_from_the_first_half():
     assert batch.input_ids[0, -1] == make_tokenizer("t5").eos_token_id
 
 
-def test_the_neutral_text_is_long_enough_for_any_tokenizer():
+def test_the_neutral_text_is_long_enough_for_any_tokenizer(monkeypatch):
+    monkeypatch.setattr("lasertri.language.text.knows", lambda *_: True)
     _, text = encoded("gptj", neutral_text())
     assert 300 < sum(len(batch.entry) for batch in text.held_out) < 640
     assert sum(batch.input_ids.numel() for batch in text.calibration) > 1000
+
+
+def test_a_tokenizer_knows_a_text_when_most_of_it_has_tokens():
+    tokenizer = make_tokenizer()
+    assert knows(TEXT, tokenizer)
+    assert knows("a b what", tokenizer)
+    assert not knows("a what then", tokenizer)
+
+
+def test_a_text_of_unknown_tokens_is_an_error():
+    with pytest.raises(LasertriError, match="hardly a token for"):
+        encoded("gptj", neutral_text())
+    demo = load_tokenizer(MODEL_DIR)  # of symbols alone, and raises at any other
+    with pytest.raises(LasertriError, match="hardly a token for"):
+        EncodedText(neutral_text(), model=make_model("gptj"), tokenizer=demo)
 
 
 def test_a_text_too_short_is_an_error():

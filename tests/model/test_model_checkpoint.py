@@ -81,6 +81,20 @@ def test_weights_that_would_load_in_another_dtype_are_refused():
     rebuilt(model, None, whole=False)
 
 
+def test_an_embedding_that_is_also_the_head_is_not_written_before_the_work(monkeypatch):
+    model = make_model("gpt2", tie_word_embeddings=True)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    written, write = [], model.save_pretrained
+    monkeypatch.setattr(
+        model,
+        "save_pretrained",
+        lambda folder, state_dict: (written.extend(state_dict), write(folder, state_dict=state_dict)),
+    )
+    rebuilt(model, None)
+    assert len(written) == 1
+    assert not {"lm_head.weight", "transformer.wte.weight"} & set(written)
+
+
 def test_settings_of_generation_that_cannot_be_saved_are_found_before():
     model = make_model("llama")
     model.generation_config.temperature = 0.5

@@ -8,7 +8,6 @@ from lasertri.edit.edit import all_applied
 from lasertri.language.text import EncodedText
 from lasertri.measure.side_effects import side_effects
 from lasertri.result.adaptation import REPORT_NAME
-from lasertri.search.problem import _knows
 
 TEXT = " ".join(["yes no a b c d e f g h i j k l m n o p q r s t u v w x y z"] * 20)
 OPTIONS = {"accept": "best", "progress": False}
@@ -78,10 +77,3 @@ def test_a_model_that_does_not_go_on_with_english_has_none(architecture):
     assert "neutral" not in str(result)
     with pytest.raises(LasertriError, match="a causal language model whose tokenizer knows English, not with this"):
         adapt(model, make_samples(60), tokenizer=tokenizer, max_kl=1.0, progress=False)
-
-
-def test_a_tokenizer_knows_a_text_when_most_of_it_has_tokens():
-    tokenizer = make_tokenizer()
-    assert _knows(TEXT, tokenizer)
-    assert _knows("a b what", tokenizer)
-    assert not _knows("a what then", tokenizer)

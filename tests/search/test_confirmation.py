@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+import torch
 from tiny import make_model, make_samples, make_tokenizer
 
 from lasertri.edit.candidate import Candidate
@@ -17,14 +19,21 @@ from lasertri.search.settings import Settings
 from lasertri.search.trial import Trial
 
 
-def test_the_samples_are_read_with_the_edit_and_without():
+@pytest.fixture
+def given():
+    """A problem, its fresh samples and a winner."""
     model, tokenizer = make_model("gptj").eval(), make_tokenizer()
     samples = EncodedSamples(make_samples(60), model=model, tokenizer=tokenizer)
     [target, *_] = find_targets(model)
     problem = SimpleNamespace(
         model=model, factors=FactorStore(model, [target], [1], budget=1 << 30), settings=Settings(progress=False)
     )
-    winner = Trial(Candidate(target, 1, 0.1), evaluate(model, samples), 0.0, np.zeros(60))
+    return problem, samples, Trial(Candidate(target, 1, 0.1), evaluate(model, samples), 0.0, np.zeros(60))
+
+
+def test_the_samples_are_read_with_the_edit_and_without(given):
+    problem, samples, winner = given
+    model = problem.model
     found = Confirmation.of(problem, samples, winner)
     before = evaluate(model, samples)
     with Truncation.build(winner.candidate, model, problem.factors).applied(model):
@@ -34,3 +43,11 @@ def test_the_samples_are_read_with_the_edit_and_without():
     assert found.p_value == max_t_p_value(rows, [0, 1], samples.groups)
     assert found.independent == len(set(samples.groups))
     assert found.to_dict()["p_value"] == found.p_value
+
+
+def test_a_sample_with_outputs_that_are_not_finite_costs_the_confirmation_alone(given, caplog):
+    problem, samples, winner = given
+    with torch.no_grad():
+        problem.model.transformer.wte.weight[samples.answers[0][0].row[0]] = 3e38
+    assert Confirmation.of(problem, samples, winner) is None
+    assert "no confirmation on fresh samples: expected finite outputs of the model, got NaN or Inf for" in caplog.text

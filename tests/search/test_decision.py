@@ -242,6 +242,8 @@ def test_a_winner_that_the_joint_test_refuses_is_accepted_where_fresh_samples_sp
     assert decision.reason.startswith("the joint test over 1 candidates (p = 0.0")
     said = "that of the best alone on 80 fresh samples, in accuracy or log loss (p = 0.0100), together give p = 0.00"
     assert said in decision.reason
+    sure = decide([found], BASELINE, GROUPS, confirm=lambda winner: confirmation(1e-5))
+    assert "in accuracy or log loss (p < 0.0001)" in sure.reason
 
 
 def test_one_that_it_would_accept_is_refused_where_they_speak_against():
@@ -250,6 +252,10 @@ def test_one_that_it_would_accept_is_refused_where_they_speak_against():
     decision = decide([found], BASELINE, GROUPS, confirm=lambda winner: confirmation(0.9))
     assert (decision.accepted, decision.rejected) == (None, found)
     assert decision.reason.endswith("above 0.05")
+
+
+def test_where_fresh_samples_cannot_be_read_the_joint_test_decides():
+    assert decide([trial(26)], BASELINE, GROUPS, confirm=lambda winner: None) == decide([trial(26)], BASELINE, GROUPS)
 
 
 @pytest.mark.parametrize(

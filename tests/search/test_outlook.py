@@ -55,8 +55,10 @@ def test_a_step_may_go_on_to_lower_the_loss_of_right_answers():
     assert no_step_can_help(measured(1, loss=0.001), TEST) is None
     reason = no_step_can_help(measured(0, loss=0.001), TEST)
     assert reason == (
-        "of 40 calibration samples none is answered wrongly, and a log loss of 0.0010 leaves a step nothing to lower"
+        "of 40 calibration samples none is answered wrongly, and a log loss of 0.001 leaves nothing to lower"
     )
+    among = no_step_can_help(replace(measured(0, loss=2e-6), choice_log_loss=2e-6), TEST)
+    assert among.endswith("and a log loss among the choices of 2e-06 leaves nothing to lower")
     assert no_step_can_help(measured(0, loss=0.001), BEST) is None
     assert no_step_can_help(replace(measured(0, loss=0.001), majority_rate=None), TEST) is None  # of an objective
 

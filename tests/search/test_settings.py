@@ -118,6 +118,8 @@ def test_which_kind_is_meant_goes_by_the_options_given(options, kind):
         ({"edit": "shrink", "blocks": (1, 2)}, r"expected one number of blocks with edit='shrink', got \[1, 2\]"),
         ({"rank": 0}, "expected rank of at least 2, got 0"),
         ({"max_kl": -1.0}, "expected max_kl of at least 0, got -1.0"),
+        ({"max_kl": float("inf")}, "expected a finite max_kl, got inf"),
+        ({"confirm": 50, "accept": "best"}, "expected no confirm with accept='best'"),
         ({"rank": 2.5}, "expected rank as a whole number, got 2.5"),
         ({"direction": "up"}, "expected direction among"),
         ({"edit": "grow"}, "expected edit among"),

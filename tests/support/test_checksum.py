@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lasertri.support import checksum
-from lasertri.support.checksum import tensor_hash, weight_fingerprint, weight_sha256
+from lasertri.support.checksum import content_key, tensor_hash, weight_fingerprint, weight_sha256
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -34,3 +34,12 @@ def test_visiting_a_weight_in_chunks_changes_nothing(monkeypatch):
     whole = weight_fingerprint(weight)
     monkeypatch.setattr(checksum, "CHUNK", 10)
     assert weight_fingerprint(weight) == whole
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_key_needs_no_xxhash(installed, monkeypatch):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    expected = (tensor_hash if installed else weight_sha256)(weight)
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert content_key(weight) == expected == content_key(weight.clone())
