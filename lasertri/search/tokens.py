@@ -18,6 +18,7 @@ from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
+from lasertri.ops.finite import all_finite
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ def batch_tokens(
     overflown: list[str] = []
     for scale in FP16_LOSS_SCALES if half else (1.0,):
         taken = _taken(model, targets, batch, scale)
-        overflown = [str(target) for target, (_, deltas) in taken.items() if not deltas.isfinite().all()]
+        overflown = [str(target) for target, (_, deltas) in taken.items() if not all_finite(deltas)]
         if not overflown:
             return taken
     raise NonFiniteGradientError(
