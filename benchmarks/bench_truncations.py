@@ -48,7 +48,7 @@ RATIOS, BLOCKS = (0.9, 0.6, 0.2, 0.05), (1, 8)
 
 def features(weight: Tensor, candidate: Candidate, pieces: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """What is known before a trial; pieces are X and Δ of every sample."""
-    reduced = reduce_blocks(weight, blocks=candidate.blocks, ratio=candidate.ratio)
+    reduced = reduce_blocks(weight, blocks=candidate.blocks, ratios=candidate.ratio)
     difference = reduced.to(weight.dtype) - weight
     changes = [inputs @ difference.mT for inputs, _ in pieces]
     along = [(deltas * change).sum(dim=1) for (_, deltas), change in zip(pieces, changes, strict=True)]
