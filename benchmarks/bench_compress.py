@@ -2,8 +2,8 @@
 
 One budget over all MLP matrices is spent for each kind of factors and share of bytes, and a row appended: mean KL to
 the model as it was, perplexity on text that neither saw, and with --data accuracy on CounterFact. Rows that the record
-has are left out: a run goes on where it stopped. The text is the package's neutral one, or what the model itself writes
-(--sampled), which is nearer to what a small model has seen.
+has are left out: a run goes on where it stopped. The text is the package's neutral one, one of your own (--text), or
+what the model itself writes (--sampled), which is nearer to what a small model has seen.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ FACTORS = ("plain", "whitened")
 def main(
     model: Annotated[Path, typer.Option(help="Folder of a causal language model.")],
     data: Annotated[Path | None, typer.Option(help="Folder of the tasks, see benchmarks/edits/tasks.py.")] = None,
+    text: Annotated[Path | None, typer.Option(help="File of another text than the package's neutral one.")] = None,
     sampled: Annotated[int, typer.Option(help="Tokens of text that the model writes; 0: the neutral text.")] = 0,
     keeps: Annotated[str, typer.Option(help="Shares of the MLP matrices' bytes.")] = "0.9,0.8,0.6,0.4",
     prompts: Annotated[int, typer.Option(help="CounterFact prompts to answer.")] = 300,
@@ -45,12 +46,15 @@ def main(
     loaded, tokenizer, rows = load_model(model, dtype=dtype, device="cpu"), load_tokenizer(model), Rows(out, KEY)
     asked = [] if data is None else TASKS["counterfact"].samples(data)[:prompts]
     base = accuracy(loaded, tokenizer, asked)
-    text = written(loaded, tokenizer, sampled) if sampled else neutral_text()
+    if sampled:
+        name, words = f"sampled {sampled}", written(loaded, tokenizer, sampled)
+    else:
+        name, words = ("neutral", neutral_text()) if text is None else (text.name, text.read_text(encoding="utf-8"))
     for keep in map(float, keeps.split(",")):
         for factors in FACTORS:
             row: Row = {
                 "model": model.name,
-                "text": f"sampled {sampled}" if sampled else "neutral",
+                "text": name,
                 "factors": factors,
                 "keep": keep,
                 "dtype": dtype,
@@ -58,7 +62,7 @@ def main(
             if row not in rows:
                 smaller = copy.deepcopy(loaded)
                 start = time.perf_counter()
-                report = compress(smaller, tokenizer, keep=keep, factors=factors, text=text, progress=False)
+                report = compress(smaller, tokenizer, keep=keep, factors=factors, text=words, progress=False)
                 seconds = time.perf_counter() - start
                 found = {
                     "factored": report.count,

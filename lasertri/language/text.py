@@ -78,7 +78,7 @@ def knows(text: str, tokenizer: Any) -> bool:
     unknown = getattr(core.model, "unk_token", None)
     if isinstance(core.model, WordLevel | WordPiece) and core.token_to_id(unknown) is None:
         return False  # it would raise
-    ids = core.encode(begin, add_special_tokens=False).ids
+    ids = tokenizer(begin, add_special_tokens=False)["input_ids"]  # not core.encode, which a call before may truncate
     return len(ids) >= len(begin) // 20 and 2 * ids.count(tokenizer.unk_token_id) < max(len(ids), 1)
 
 

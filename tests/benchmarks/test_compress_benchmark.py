@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import make_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,10 +27,12 @@ def run(folder, out, *options):
 
 @pytest.mark.slow
 def test_every_row_is_whole_and_measured_once(folder, tmp_path):
-    rows = run(folder, tmp_path / "rows.jsonl", "--keeps", "0.5")
+    text, record = tmp_path / "text.txt", tmp_path / "rows.jsonl"
+    text.write_text(" ".join(sample.prompt for sample in make_samples(400)), encoding="utf-8")
+    rows = run(folder, record, "--text", str(text), "--keeps", "0.5")
     assert [(row["factors"], row["keep"]) for row in rows] == [("plain", 0.5), ("whitened", 0.5)]
     for row in rows:
         assert row["bytes"][1] < row["bytes"][0]
         assert row["side_effects"]["kl"] > 0
         assert row["machine"]["commit"]
-    assert run(folder, tmp_path / "rows.jsonl", "--keeps", "0.5,0.25")[:2] == rows
+    assert run(folder, record, "--text", str(text), "--keeps", "0.5,0.25")[:2] == rows

@@ -71,6 +71,8 @@ def test_a_tokenizer_knows_a_text_when_most_of_it_has_tokens():
     assert knows(TEXT, tokenizer)
     assert knows("a b what", tokenizer)
     assert not knows("a what then", tokenizer)
+    tokenizer(TEXT, truncation=True, max_length=2)  # which the tokenizer goes on doing, unless told otherwise
+    assert knows(TEXT, tokenizer)
 
 
 def test_a_text_of_unknown_tokens_is_an_error():
