@@ -11,13 +11,13 @@ pass: X and Δ sample by sample. With E = (A_k - A) X, what a layer's outputs ch
     change    Σ|e_t|² / Σ|A x_t|²; `mean` and `worst` over tokens of |e_t|² / |A x_t|²
     paper     the papers' score at this K: -Σ max(0, ∂L/∂σ) over the last fifth
 
-One row is appended for every model, task, seed and layer; those that the record has are left out. `--table` prints how
-well each score ranks.
+One row is appended for every model, task, seed and layer; those that the record has are left out. Then a table says how
+well scores made of these rank what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +44,21 @@ from lasertri.search.tokens import Room, gather_tokens
 from lasertri.search.trials import run_trials
 
 RATIOS, BLOCKS = (0.9, 0.6, 0.2, 0.05), (1, 8)
+
+
+Scores = Callable[[dict[str, np.ndarray]], np.ndarray]
+SCORES: dict[str, Scores] = {  # predicted change of the loss, or what should grow with it
+    "taylor": lambda f: f["taylor"],
+    "taylor + ½ squares": lambda f: f["taylor"] + 0.5 * f["squares"],
+    "taylor + ½ squares + .1 mean": lambda f: f["taylor"] + 0.5 * f["squares"] + 0.1 * f["mean"],
+    "taylor + ½ tokens": lambda f: f["taylor"] + 0.5 * f["tokens"],
+    "taylor + ½ norms": lambda f: f["taylor"] + 0.5 * f["norms"],
+    "squares": lambda f: f["squares"],
+    "change": lambda f: f["change"],
+    "mean": lambda f: f["mean"],
+    "paper": lambda f: f["paper"],
+    "random": lambda f: np.random.default_rng(0).random(len(f["taylor"])),
+}
 
 
 def features(weight: Tensor, candidate: Candidate, pieces: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
@@ -90,6 +105,33 @@ def measured(
     return {"baseline": {"loss": baseline.log_loss, "accuracy": baseline.accuracy}, "trials": found}
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Rank correlation with what was measured, over candidates and over each layer's best; and what the score's first
+    layer, and its first five, lose beside the best of all, in nats."""
+    layer = np.repeat(np.arange(len(rows)), [len(row["trials"]) for row in rows])
+    trials = [trial for row in rows for trial in row["trials"]]
+    change = np.array([trial["loss"] for trial in trials]) - np.array([rows[i]["baseline"]["loss"] for i in layer])
+    known = {name: np.array([trial[name] for trial in trials]) for name in trials[0]}
+    best = _least(change, layer)
+    lines = [f"{'':30} candidates  layers  regret@1  regret@5"]
+    for name, score in SCORES.items():
+        foretold = score(known)
+        first = _least(foretold, layer)
+        order = np.argsort(first, kind="stable")
+        regrets = (best[order[:count]].min() - best.min() for count in (1, 5))
+        cells = (_rank_correlation(foretold, change), _rank_correlation(first, best), *regrets)
+        lines.append(f"{name:30} {cells[0]:10.2f} {cells[1]:7.2f} {cells[2]:9.3f} {cells[3]:9.3f}")
+    return "\n".join(lines)
+
+
+def _least(values: np.ndarray, layer: np.ndarray) -> np.ndarray:
+    return np.array([values[layer == i].min() for i in range(layer.max() + 1)])
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(*(np.argsort(np.argsort(values, kind="stable")) for values in (one, other)))[0, 1])
+
+
 def main(
     model: Annotated[Path, typer.Option(help="Folder of a language model.")],
     data: Annotated[Path, typer.Option(help="Folder of the tasks, see benchmarks/edits/tasks.py.")],
@@ -119,6 +161,8 @@ def main(
                     machine = {"machine": machine_record()}
                     rows.append(key | {"method": str(target)} | measured(loaded, target, samples, pieces) | machine)
                     typer.echo(f"{name} {seed} {target}")
+            known = [rows[key | {"method": str(target)}] for target in targets]
+            typer.echo(f"{model.name}, {name}, seed {seed}, {len(known)} layers\n{table(known)}")
 
 
 if __name__ == "__main__":
