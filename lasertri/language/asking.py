@@ -156,10 +156,12 @@ def asking(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delimiter
 def _following(tokenizer: PreTrainedTokenizerBase, delimiter: str, chat: bool) -> Asking:
     """A causal model's answers begin with the first token that one of them changes, be it merged with the prompt's."""
     opening = [] if chat else _opening(tokenizer)  # a chat template writes its special tokens itself
+    written = "".join(tokenizer.convert_ids_to_tokens(opening))
 
     def tokens(text: str) -> list[int]:
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return ids if ids[: len(opening)] == opening else [*opening, *ids]  # a text that begins with BOS needs no other
+        # a text that begins with BOS needs no other; an unknown token's id may be the same
+        return ids if text.startswith(written) and ids[: len(opening)] == opening else [*opening, *ids]
 
     def parts(sample: Sample, text: str) -> tuple[str, str]:
         return (_turn(sample, tokenizer), text) if chat else _texts(sample, text, delimiter)
