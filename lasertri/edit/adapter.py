@@ -138,7 +138,7 @@ def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
     alike: dict[str, list[Target]] = {}
     for target in layers:
         alike.setdefault(target.module.rpartition(".")[2], []).append(target)
-    kept = [target for own in alike.values() if _loads(model, own) for target in own]
+    kept = {target for own in alike.values() if _loads(model, own) for target in own}
     left = [target.module for target in layers if target not in kept]
     if not kept and not parameters:
         raise LasertriError(

@@ -45,13 +45,17 @@ class SideEffects:
     perplexity: tuple[float, float]
     tokens: int
 
+    def beyond(self, max_kl: float | None) -> bool:
+        """Whether the predictions moved by more, or to what is not finite."""
+        return max_kl is not None and not self.kl <= max_kl
+
     def require(self, max_kl: float | None) -> None:
         """Raise where the predictions moved by more.
 
         Raises:
             LasertriError: they did, or are not finite.
         """
-        if max_kl is not None and not self.kl <= max_kl:
+        if self.beyond(max_kl):
             raise LasertriError(f"expected at most a mean KL of {max_kl:g} nats, got {self}; change less or allow more")
 
     def to_dict(self) -> dict[str, object]:

@@ -120,11 +120,12 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
         built = _built(model, directory)
         if whole:
             as_loaded = _class_of(model).from_pretrained(directory, dtype="auto", device_map="meta")
+            dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
             for name, parameter in as_loaded.named_parameters():
-                if name in dict(model.named_parameters()) and parameter.dtype != model.get_parameter(name).dtype:
+                if dtypes.get(name, parameter.dtype) != parameter.dtype:
                     raise LasertriError(
                         f"expected weights of the dtype that they will load with, {parameter.dtype} for {name}, got "
-                        f"{model.get_parameter(name).dtype}; convert the whole model (model.to)"
+                        f"{dtypes[name]}; convert the whole model (model.to)"
                     )
     return _with_weights_of(model, built)
 

@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,17 @@ def changed_since(model: nn.Module, base: str, revision: str | None = None) -> s
     """
     folder, parameters = local_folder(base, revision) if base else None, dict(model.named_parameters())
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for name, path in (tensor_files(folder) if folder is not None else {}).items():
-        own = next((key for key in (name, prefix + name) if key in parameters), None)
-        if own is None or not path.exists():
-            continue
-        parameter = parameters[own].detach().cpu()
-        with safe_open(path, "pt") as file:
-            stored = file.get_tensor(name).to(parameter.dtype)
-        if not torch.equal(parameter, stored):
-            return own
+    opened: dict[Path, Any] = {}
+    with ExitStack() as stack:
+        for name, path in (tensor_files(folder) if folder is not None else {}).items():
+            own = next((key for key in (name, prefix + name) if key in parameters), None)
+            if own is None or not path.exists():
+                continue
+            if path not in opened:
+                opened[path] = stack.enter_context(safe_open(path, "pt"))
+            parameter = parameters[own].detach().cpu()
+            if not torch.equal(parameter, opened[path].get_tensor(name).to(parameter.dtype)):
+                return own
     return None
 
 
@@ -138,7 +140,8 @@ def _safetensors_problem(path: Path) -> str | None:
 
 
 def _pickle_problem(path: Path) -> str | None:
-    begin = path.open("rb").read(2)
+    with path.open("rb") as file:
+        begin = file.read(2)
     if zipfile.is_zipfile(path) or begin == b"\x80\x02":  # of before torch 1.6
         return None
     return "it was cut, or is no PyTorch file"
@@ -153,11 +156,7 @@ READERS: dict[str, Any] = {
 
 
 def _missing_shard(folder: Path) -> str | None:
-    index = folder / INDEX_NAME
-    if not index.exists():
-        return None
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    absent = sorted(name for name in names if not (folder / name).exists())
+    absent = sorted({path.name for path in tensor_files(folder).values() if not path.exists()})
     return f"{absent[0]} is missing, which {INDEX_NAME} names; download it" if absent else None
 
 

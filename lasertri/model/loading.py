@@ -90,7 +90,7 @@ def load_model(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
     model, report = loaded
-    _require_all(name, model, report)
+    _require_all(name, report)
     _say_unused(name, model, report, revision)
     return model.to(place).eval()
 
@@ -196,7 +196,7 @@ def _require_consistent(name: str | Path, kind: Kind, config: PreTrainedConfig, 
             GenerationConfig.from_pretrained(name, revision=revision or "main")
 
 
-def _require_all(name: str | Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
+def _require_all(name: str | Path, report: dict[str, Any]) -> None:
     """Refuse what transformers would fill with random numbers."""
     if report["mismatched_keys"]:
         key, stored, built = min(report["mismatched_keys"])

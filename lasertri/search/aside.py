@@ -27,7 +27,7 @@ def with_side_effects(problem: Problem, rounds: Sequence[Round]) -> list[Round]:
             with all_applied(edits[:number], problem.model):
                 effects = side_effects(before, text.read(problem.model))
             found = replace(found, side_effects=effects)
-            if most is not None and not effects.kl <= most:  # NaN is beyond too
+            if effects.beyond(most):
                 reason = f"on neutral text its predictions move by a mean KL of {effects.kl:.3g} nats, above {most:g}"
                 return [*measured, replace(found, decision=found.decision.refused(reason), edit=None)]
         measured.append(found)

@@ -1,16 +1,12 @@
 """What edits are compared with, on a tiny model: every row is whole, and a second run goes on where one stopped."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from running import run_benchmark
 from tiny import make_samples
 
-ROOT = Path(__file__).parents[2]
 METHODS = ("step", "step-merged", "shrink", "truncate", "lora", "lora-ga", "few-shot")
 
 
@@ -29,15 +25,7 @@ def write_tasks(folder):
 
 def run(model, data, out):
     options = {"--model": model, "--data": data, "--out": out, "--tasks": "sentiment,translation_en-fr", "--seeds": "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_edits", *(str(part) for pair in options.items() for part in pair)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_benchmark("bench_edits", *(part for pair in options.items() for part in pair))
     return out.read_text(encoding="utf-8")
 
 
