@@ -22,6 +22,8 @@ from lasertri.search.trial import Trial
 
 Tried = TypeVar("Tried", Trial, Fit)
 
+ROUNDING = 1e-6  # of a loss: a layer without influence has gradients of rounding, and steps that change no more
+
 
 @dataclass(frozen=True)
 class Decision(Generic[Tried]):
@@ -119,7 +121,8 @@ def decide_fit(
     rows = np.array([row for fit in fits for row in (fit.gain, fit.relief)])
     own = 2 * fits.index(winner)
     p_value = max_t_p_value(rows, [own, own + 1], groups, seed=seed)
-    return _decision(winner, bool(able), winner.loss < loss, p_value, len(fits), accept, "accuracy")
+    beats = loss - winner.loss > ROUNDING * abs(winner.loss)
+    return _decision(winner, bool(able), beats, p_value, len(fits), accept, "accuracy")
 
 
 def _decision(
