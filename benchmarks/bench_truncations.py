@@ -50,6 +50,7 @@ Scores = Callable[[dict[str, np.ndarray]], np.ndarray]
 SCORES: dict[str, Scores] = {  # predicted change of the loss, or what should grow with it
     "taylor": lambda f: f["taylor"],
     "taylor + ½ squares": lambda f: f["taylor"] + 0.5 * f["squares"],
+    "fisher": lambda f: f["taylor"] + 0.5 * (f["squares"] - f["taylor"] ** 2),  # the default
     "taylor + ½ squares + .1 mean": lambda f: f["taylor"] + 0.5 * f["squares"] + 0.1 * f["mean"],
     "taylor + ½ tokens": lambda f: f["taylor"] + 0.5 * f["tokens"],
     "taylor + ½ norms": lambda f: f["taylor"] + 0.5 * f["norms"],

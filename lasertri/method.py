@@ -33,12 +33,13 @@ from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.outlook import announce_trials, no_truncation_can_help
 from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
+from lasertri.search.ranking import Promise, promising, ranked
 from lasertri.search.round import Round
-from lasertri.search.scoring import score_targets, scoring_blocks
+from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
-from lasertri.search.strategies import distinct, fitting, target_scores
+from lasertri.search.strategies import distinct, fitting
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.options import with_options_of
@@ -144,7 +145,7 @@ def search_truncations(problem: Problem, clock: Clock) -> list[Round]:
 def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
     """One round: the best edit of one of these targets; the model must be inside `preserved(model)`."""
     model, factors, settings = problem.model, problem.factors, problem.settings
-    strategy, ranking = settings.plan, dict.fromkeys(targets, 0.0)
+    strategy, ranking, promise = settings.plan, dict.fromkeys(targets, 0.0), Promise()
 
     # see whether one can help
     with clock("baseline"):
@@ -158,19 +159,10 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     # score
     if strategy.gradients is not None:
-        blocks = scoring_blocks(targets, settings.scoring_blocks)
         with clock("factor"):
-            factors.prepare(targets, blocks)
+            factors.prepare(targets, scoring_blocks(targets, settings.scoring_blocks))
         with clock("score"):
-            scores = score_targets(
-                model,
-                targets,
-                problem.gradients,
-                block_counts=[blocks],
-                factors=factors,
-                progress=settings.progress,
-            )
-            ranking = target_scores(scores, settings.ratios, settings.score)
+            ranking, promise = ranked(problem, targets)
 
     # choose
     requested = list(
@@ -183,6 +175,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
         )
     )
     candidates = distinct(fitting(requested))
+    if strategy.pairs and promise and settings.race:
+        candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)

@@ -21,6 +21,6 @@ def output_sensitivity(model: nn.Module, targets: Sequence[Target], batches: Seq
     squares = dict.fromkeys(targets, 0.0)
     with preserved(model):
         for batch in batches:
-            for target, (_, deltas) in batch_tokens(model, targets, batch).items():
-                squares[target] += float(deltas.double().square().sum())
+            for target, own in batch_tokens(model, targets, batch).items():
+                squares[target] += float(own.deltas.double().square().sum())
     return {target: total / target.shape[0] for target, total in squares.items()}

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.data.sample import Sample, group_names
@@ -119,6 +120,15 @@ class EncodedSamples:
             parts[-1].append(i)
             rows += more
         return [ChoiceBatch.of(batch, self.table) for part in parts for batch in self.batches(part, tokens=TOGETHER)]
+
+    def row_samples(self, batch: Batch | ChoiceBatch, /) -> Tensor:
+        """`[R]`, the sample that each row is read for; where several ask alike, one of them."""
+        tokens = batch.batch if isinstance(batch, ChoiceBatch) else batch
+        samples = torch.zeros(len(tokens.input_ids), dtype=torch.long)
+        samples[tokens.row.cpu()] = torch.from_numpy(
+            self.table.sample_of[self.table.answer_of(tokens.entry.cpu().numpy())]
+        )
+        return samples
 
     def gold_batches(self) -> list[Batch]:
         """Batches by length that read the right answer of every sample."""

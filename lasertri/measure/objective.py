@@ -141,6 +141,9 @@ class ObjectiveSamples:
         """Batches that give the loss of these samples."""
         return self.batches(samples)
 
+    def row_samples(self, _: Any) -> None:
+        """Not known: the caller's `forward` makes of them what it likes."""
+
     def gold_batches(self) -> list[ObjectiveBatch]:
         """Batches that give the loss of all samples."""
         return self.batches()

@@ -7,7 +7,7 @@ an array of models, and say what they amount to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -87,6 +87,9 @@ class Samples(Protocol):
 
     def loss_batches(self, samples: Sequence[int]) -> Sequence[SampleBatch]:
         """Batches of these samples that give what a step lowers."""
+
+    def row_samples(self, batch: Any, /) -> Tensor | None:
+        """`[R]`, the sample of each of the batch's rows, by which layers are given it; None where that is not known."""
 
     def gold_batches(self) -> Sequence[SampleBatch]:
         """Batches that give the loss of all samples."""

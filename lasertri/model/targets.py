@@ -87,6 +87,12 @@ class Target:
         whole = self.expert is None and self.rows is None
         return whole and isinstance(model.get_submodule(self.module), Linear)
 
+    def linear_layer(self, model: nn.Module) -> Target | None:
+        """The linear layer or expert that it is or is part of, as of `find_linear_layers`, or None."""
+        if self.expert is None and not isinstance(model.get_submodule(self.module), Linear):
+            return None
+        return replace(self, role="", shape=self.whole_shape(model), rows=None)
+
     def _place(self, stored: Tensor) -> Tensor:
         return self.part(stored).mT if self.transposed else self.part(stored)
 

@@ -35,7 +35,7 @@ def heat_map(result: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     axes.set_yticks(range(len(roles)), roles)
     axes.set_xlabel(f"layer{_stacks(result)} (a dot: measured)")
-    unit = "nats" if result["settings"]["score"] == "taylor" else "paper's sum"
+    unit = "paper's sum" if result["settings"]["score"] == "paper" else "nats"
     figure.colorbar(image, ax=axes, label=f"score, {unit}")
     return figure
 

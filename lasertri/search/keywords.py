@@ -35,7 +35,7 @@ class SettingsKeywords(TypedDict, total=False):
     calibration: int
     held_out_limit: int
     confirm: int | None
-    score: Literal["taylor", "paper"]
+    score: Literal["fisher", "taylor", "paper"]
     accept: Literal["test", "best"]
     max_kl: float | None
     max_edits: int

@@ -19,7 +19,8 @@ class Round:
     """What one round found.
 
     Attributes:
-        ranking: score of every target, highest first, in nats of predicted decrease ("taylor"); 0 where all are tried.
+        ranking: score of every target, highest first, the papers' or the decrease foretold in nats; 0 where all are
+            tried.
         requested: number of candidates asked for; some are the same edit.
         trials: every measured candidate.
         decision: the accepted or the best rejected trial, and the joint test.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.factors.store import FactorStore
-from lasertri.measure.protocol import SampleBatch, Samples
+from lasertri.measure.protocol import Advance, SampleBatch, Samples
 from lasertri.model.forwards import forwards, fused_activations
 from lasertri.model.targets import Target
 from lasertri.ops import BlockScores, score_blocks
@@ -49,7 +48,7 @@ def score_targets(
     """
     batches = samples.gold_batches()
     with tqdm(total=len(batches) * len(targets), desc="score", disable=not progress) as bar:
-        scorer = _Scorer(model, targets, block_counts, factors, bar)
+        scorer = Scorer(model, targets, block_counts, factors, advance=bar.update)
         for batch in batches:
             scorer.add(batch)
     return {
@@ -57,8 +56,11 @@ def score_targets(
     }
 
 
-class _Scorer:
+class Scorer:
     """Adds up the scores of micro-batches, one gradient at a time.
+
+    Args:
+        advance: is told how many targets were scored.
 
     Attributes:
         total: of the batches added so far, summed over their samples.
@@ -70,13 +72,14 @@ class _Scorer:
         targets: Sequence[Target],
         block_counts: Sequence[int],
         factors: FactorStore,
-        bar: tqdm[NoReturn],
+        *,
+        advance: Advance = lambda _: None,
     ) -> None:
         self.model, self.targets, self.block_counts, self.factors = model, targets, block_counts, factors
         self.total: Scores = {}
         half = any(target.parameter(model).dtype == torch.float16 for target in targets)
         self._larger_scales = FP16_LOSS_SCALES if half else ()
-        self._bar, self._batches = bar, 0
+        self._advance, self._batches, self._done = advance, 0, 0
 
     def add(self, batch: SampleBatch) -> None:
         """Add a batch's scores; an fp16 model's loss is scaled as far up as its gradients stay finite."""
@@ -104,7 +107,8 @@ class _Scorer:
             loss = batch.loss(self.model)
             if loss.requires_grad:
                 (scale * loss).backward()
-        missing = [target.name for target in self.targets if (target, self.block_counts[0]) not in scores]
+        reached = {target for target, _ in scores}
+        missing = [target.name for target in self.targets if target not in reached]
         if missing:
             raise LasertriError(
                 f"expected a gradient for every target, none reached {missing[0]}; it is offloaded, frozen or not "
@@ -120,14 +124,15 @@ class _Scorer:
                 f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it in float32"
             )
         weight = target.view(target.parameter(self.model))
-        for blocks in self.block_counts:
+        for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)
             known = known._replace(basis=known.basis.double())
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
         # counted from where this batch began: under another scale it begins again
-        done = self._batches * len(self.targets) + len(scores) // len(self.block_counts)
-        self._bar.update(done - self._bar.n)
+        done = self._batches * len(self.targets) + len({scored for scored, _ in scores})
+        self._advance(done - self._done)
+        self._done = done
 
 
 def scoring_blocks(targets: Sequence[Target], wanted: int) -> int:

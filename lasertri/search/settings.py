@@ -115,12 +115,13 @@ class Settings:
         ),
     ] = None
     score: Annotated[
-        Literal["taylor", "paper"],
+        Literal["fisher", "taylor", "paper"],
         Option(
-            "What ranks the targets; taylor: the loss that truncation should save; paper: the papers' clamped sum.",
+            "What ranks the targets; fisher: the loss that truncation should save, at second order; taylor: at first; "
+            "paper: the papers' clamped sum.",
             section="Truncation",
         ),
-    ] = "taylor"
+    ] = "fisher"
     accept: Annotated[
         Literal["test", "best"],
         Option("test: only if p ≤ 0.05 over all candidates jointly, so more than luck; best: the papers' rule."),

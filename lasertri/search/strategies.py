@@ -10,20 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # the table is read by --help, which waits for no torch
     from lasertri.edit.candidate import Candidate
     from lasertri.model.targets import Target
-    from lasertri.search.scoring import Scores
 
 logger = logging.getLogger(__name__)
 
 LASER_RATIOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05, 0.01, 0.005)
-
-
-def target_scores(scores: Scores, ratios: Sequence[float], score: str) -> dict[Target, float]:
-    """Every target's score: its best over the grid of K and ρ, highest first."""
-    best: dict[Target, float] = {}
-    for (target, _), block_scores in scores.items():
-        tail = float(block_scores.tail(ratios=ratios, score=score).max())
-        best[target] = max(tail, best.get(target, tail))
-    return dict(sorted(best.items(), key=lambda item: -item[1]))
 
 
 @dataclass(frozen=True)
@@ -38,6 +28,8 @@ class Strategy:
         clustered: whether the blocks are subspaces that the rows are assigned to, not consecutive rows.
         ratios: its grid of ρ.
         roles: of the targets that are tried by default.
+        pairs: of the chosen targets and ratios, those that are measured in a race, at every K: as many as promise
+            most; None measures the whole grid.
     """
 
     gradients: str | None
@@ -46,6 +38,7 @@ class Strategy:
     clustered: bool = False
     ratios: tuple[float, ...] = LASER_RATIOS
     roles: tuple[str, ...] = ("fc_in", "fc_out")
+    pairs: int | None = None
 
     def candidates(
         self,
@@ -76,7 +69,7 @@ STRATEGIES = {
     "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
     # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
     DEFAULT: Strategy(
-        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out")
+        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out"), pairs=8
     ),
     "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
 }

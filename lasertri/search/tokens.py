@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,21 @@ class Tokens:
         if len(self) > most:
             inputs, deltas = compress_tokens(torch.cat(self.inputs), torch.cat(self.deltas), most)
             self.inputs, self.deltas = [inputs], [deltas]
+
+
+class Taken(NamedTuple):
+    """The tokens of one layer that one batch's loss depends on.
+
+    Attributes:
+        inputs, deltas: `[t, n]` and `[t, m]`.
+        first: `[t]`, each token's index along the first axis of what the layer was given.
+        axis: the length of that axis.
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    first: Tensor
+    axis: int
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,7 @@ def gather_tokens(
     for batch in batches:
         taken = batch_tokens(model, targets, batch)
         narrowed: dict[int, Tensor] = {}  # once for layers that share it
-        for target, (inputs, deltas) in taken.items():
+        for target, (inputs, deltas, _, _) in taken.items():
             if room.narrow and inputs.dtype == deltas.dtype == torch.float32:
                 if id(inputs) not in narrowed:
                     narrowed[id(inputs)] = inputs.bfloat16()
@@ -141,10 +157,8 @@ def _share(model: nn.Module, targets: Sequence[Target]) -> float:
     return (getattr(getattr(model, "config", None), "num_experts_per_tok", None) or experts) / experts
 
 
-def batch_tokens(
-    model: nn.Module, targets: Sequence[Target], batch: SampleBatch
-) -> dict[Target, tuple[Tensor, Tensor]]:
-    """Inputs and output gradients of every layer that one batch's loss depends on, without the tokens it does not.
+def batch_tokens(model: nn.Module, targets: Sequence[Target], batch: SampleBatch) -> dict[Target, Taken]:
+    """The tokens of every layer that one batch's loss depends on.
 
     The model must be frozen and in evaluation mode; of an FP16 one the loss is scaled as far up as it goes.
 
@@ -155,7 +169,7 @@ def batch_tokens(
     overflown: list[str] = []
     for scale in FP16_LOSS_SCALES if half else (1.0,):
         taken = _taken(model, targets, batch, scale)
-        overflown = [str(target) for target, (_, deltas) in taken.items() if not all_finite(deltas)]
+        overflown = [str(target) for target, own in taken.items() if not all_finite(own.deltas)]
         if not overflown:
             return taken
     raise NonFiniteGradientError(
@@ -164,14 +178,13 @@ def batch_tokens(
     )
 
 
-def _taken(
-    model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float
-) -> dict[Target, tuple[Tensor, Tensor]]:
+def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float) -> dict[Target, Taken]:
     """See `batch_tokens`."""
-    taken: dict[Target, tuple[Tensor, Tensor]] = {}
+    taken: dict[Target, Taken] = {}
     kept: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by view: inputs, which tokens, those of them
 
     def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
+        axis, places = len(delta), delta.shape[:-1].numel()
         inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
         used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads
         if target.expert is not None:
@@ -181,12 +194,14 @@ def _taken(
         if rows is None:
             rows = inputs[used]
             alike.append((inputs, used, rows))
-        delta = delta[used]
+        delta, first = delta[used], used.nonzero().squeeze(1) // max(1, places // max(1, axis))
         if delta.dtype == torch.float16:  # which cannot hold them as small as they are
             delta = delta.float() / scale
         if target in taken:  # a layer that runs several times
-            rows, delta = torch.cat([taken[target][0], rows]), torch.cat([taken[target][1], delta])
-        taken[target] = rows, delta
+            before = taken[target]
+            rows, delta = torch.cat([before.inputs, rows]), torch.cat([before.deltas, delta])
+            first, axis = torch.cat([before.first, first]), axis if axis == before.axis else 0
+        taken[target] = Taken(rows, delta, first, axis)
 
     def watch(target: Target, inputs: Tensor, call: Call) -> Tensor:
         if not inputs.requires_grad:  # the weights are frozen: the graph starts at the first of these layers

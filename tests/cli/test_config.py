@@ -97,7 +97,7 @@ def test_without_a_file_the_defaults_are_those_of_python(adapted):
         ("calibration = 4", "expected calibration of at least 20, got 4"),
         ("[calibration]\na = 1", "expected calibration as a whole number"),
         ("race = 'perhaps'", "Invalid value for '--race'"),
-        ("score = 'magic'", "'magic' is not one of 'taylor', 'paper'"),
+        ("score = 'magic'", "'magic' is not one of 'fisher', 'taylor', 'paper'"),
         ("calibration =", "expected TOML"),
     ],
 )

@@ -1,0 +1,140 @@
+"""What truncations will do to the loss, foretold from one backward pass in which samples stay apart.
+
+A truncation changes a layer's outputs y_t by e_t, and so at first order the loss of a sample by p_s = Σ_t δ_t·e_t, δ_t
+being the gradient at the outputs. The mean loss changes by mean p_s + ½ var p_s. The second term is the curvature by
+the covariance of samples' gradients, an empirical Fisher matrix; without it a truncation looks best where it does most
+harm, in layers that a few enormous activations pass through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lasertri.edit.candidate import Candidate
+from lasertri.factors.store import FactorStore
+from lasertri.measure.protocol import Advance, SampleBatch, Samples
+from lasertri.model.targets import Target
+from lasertri.ops import linear_blocks
+from lasertri.search.scoring import Scorer
+from lasertri.search.tokens import Taken, batch_tokens
+from lasertri.search.trial import by_target
+
+
+@torch.no_grad()
+def forecast(
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    samples: Samples,
+    factors: FactorStore,
+    *,
+    progress: bool = False,
+) -> Tensor:
+    """By how much each truncation should lower the mean loss, `[candidates]` in nats; below 0 where it should rise.
+
+    The loss is that of `Samples.loss_batches`. The model must be frozen and in evaluation mode, as inside
+    `preserved(model)`.
+
+    Args:
+        candidates: of consecutive blocks.
+
+    Raises:
+        LasertriError: a gradient is NaN or Inf (its layer is named), or none reached a target.
+    """
+    changes = _Changes(model, candidates, samples, factors)
+    with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
+        if not changes.add_together(bar.update):
+            bar.reset()
+            changes.add_apart(bar.update)
+    changes.add_by_gradients()
+    return -changes.of.mean(dim=1) - 0.5 * changes.of.var(dim=1, correction=0)
+
+
+class _Changes:
+    """What every candidate changes the loss of every sample by, at first order.
+
+    Attributes:
+        of: p_s, `[candidates, S]`, FP64 on the CPU.
+    """
+
+    def __init__(
+        self, model: nn.Module, candidates: Sequence[Candidate], samples: Samples, factors: FactorStore
+    ) -> None:
+        self.model, self.candidates, self.samples, self.factors = model, candidates, samples, factors
+        self.of = torch.zeros(len(candidates), len(samples), dtype=torch.float64)
+        self._numbers, self._reached = by_target(candidates), set[Target]()
+        self._layers = {target: own for target in self._numbers if (own := target.linear_layer(model)) is not None}
+
+    def add_together(self, advance: Advance) -> bool:
+        """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
+        for batch in self.samples.loss_batches(range(len(self.samples))) if self._layers else ():
+            rows = self.samples.row_samples(batch)
+            taken = {} if rows is None else self._taken(batch)
+            if rows is None or any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
+                self.of.zero_()
+                return False
+            self._add(taken, rows)
+            advance(len(rows.unique()))
+        return True
+
+    def add_apart(self, advance: Advance) -> None:
+        """Take in all samples one by one."""
+        for i in range(len(self.samples)):
+            for batch in self.samples.loss_batches([i]):
+                self._add(self._taken(batch), i)
+            advance(1)
+
+    def add_by_gradients(self) -> None:
+        """Take in kernels, and layers whose weights another module multiplies with: by one gradient a sample."""
+        # an expert may have no token
+        targets = [target for target in self._numbers if target not in self._reached and target.expert is None]
+        mine = [n for target in targets for n in self._numbers[target]]
+        for i in range(len(self.samples)) if targets else ():
+            scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
+            for batch in self.samples.loss_batches([i]):
+                scorer.add(batch)
+            for n, candidate in ((n, self.candidates[n]) for n in mine):
+                score = scorer.total[candidate.target, candidate.blocks]
+                self.of[n, i] = -float(score.tail(ratios=candidate.ratio))
+
+    def _taken(self, batch: SampleBatch) -> dict[Target, Taken]:
+        return batch_tokens(self.model, list(dict.fromkeys(self._layers.values())), batch)
+
+    def _add(self, taken: Mapping[Target, Taken], rows: Tensor | int) -> None:
+        """Take in a batch, of the samples of its rows or of one."""
+        for target, layer in self._layers.items():
+            if layer in taken:
+                own, mine = taken[layer], self._numbers[target]
+                first = own.first.cpu()
+                sample = rows[first] if isinstance(rows, Tensor) else torch.full_like(first, rows)
+                deltas = own.deltas[:, slice(*(target.rows or (None,)))]
+                along = _along(self.model, [self.candidates[n] for n in mine], own.inputs, deltas, self.factors)
+                self.of[mine] = self.of[mine].index_add(1, sample, along)
+                self._reached.add(target)
+
+
+def _along(
+    model: nn.Module, candidates: Sequence[Candidate], inputs: Tensor, deltas: Tensor, factors: FactorStore
+) -> Tensor:
+    """δ_t·e_t of every candidate of one target and every token, `[candidates, T]`, FP64 on the CPU."""
+    target = candidates[0].target
+    weight = target.view(target.parameter(model))
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    inputs, deltas = inputs.to(wide), deltas.to(wide)
+    unedited = torch.linalg.vecdot(inputs @ weight.to(wide).mT, deltas)
+    along = torch.zeros(len(candidates), len(inputs), dtype=torch.float64)
+    for blocks in {candidate.blocks for candidate in candidates}:
+        mine = [n for n, candidate in enumerate(candidates) if candidate.blocks == blocks]
+        outputs = linear_blocks(
+            inputs,
+            weight,
+            ratios=[candidates[n].ratio for n in mine],
+            factors=factors.of(target, blocks),
+            projected=factors.projected(target, blocks),
+            backend=factors.backend,
+        )
+        along[mine] = (torch.linalg.vecdot(outputs, deltas) - unedited).double().cpu()
+    return along
