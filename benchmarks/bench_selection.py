@@ -32,6 +32,7 @@ from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.ops import BlockScores
+from lasertri.search.forecast import forecast
 from lasertri.search.scoring import score_targets
 from lasertri.search.settings import BLOCK_COUNTS, Settings
 from lasertri.search.strategies import DEFAULT, STRATEGIES, distinct
@@ -43,6 +44,7 @@ SAMPLES = 100
 RATIOS = STRATEGIES[DEFAULT].ratios
 DRAWS = 10_000
 ANY = "any"  # a target's best score over all K
+FISHER = "fisher, grid"  # the default
 
 Figures = dict[str, float]
 Terms = Callable[[Tensor, Tensor], Tensor]
@@ -111,6 +113,8 @@ def observed(folder: Path, chosen: list[Sample]) -> tuple[dict[str, object], dic
     candidates = distinct([Candidate(target, k, ratio) for target in targets for k in BLOCK_COUNTS for ratio in RATIOS])
     with preserved(model):
         scores = score_targets(model, targets, encoded, block_counts=BLOCK_COUNTS, factors=factors)
+        grid = [Candidate(target, k, ratio) for k in BLOCK_COUNTS for target in targets for ratio in RATIOS]
+        foretold = forecast(model, grid, encoded, factors).numpy().reshape(len(BLOCK_COUNTS), len(targets), -1)
         baseline, trials = run_trials(model, candidates, encoded, factors, Settings(race=False))
     mine = [[trial for trial in trials if trial.candidate.target == target] for target in targets]
     found = Measured(
@@ -119,8 +123,11 @@ def observed(folder: Path, chosen: list[Sample]) -> tuple[dict[str, object], dic
         baseline=baseline.accuracy,
     )
     figures: dict[str, dict[str, Figures]] = {}
-    for name in SCORES:
-        values = [np.array([value(scores[target, k], name) for target in targets]) for k in BLOCK_COUNTS]
+    for name in (FISHER, *SCORES):
+        values = [
+            foretold[i].max(axis=1) if name == FISHER else np.array([value(scores[t, k], name) for t in targets])
+            for i, k in enumerate(BLOCK_COUNTS)
+        ]
         figures[name] = {str(k): found.figures(column) for k, column in zip(BLOCK_COUNTS, values, strict=True)}
         figures[name][ANY] = found.figures(np.max(values, axis=0))
     figures["random"] = {ANY: found.by_chance()}
