@@ -19,13 +19,13 @@ from record import machine_record, write_record
 from lasertri.data.papers.registry import task_samples
 from lasertri.data.sample import group_names
 from lasertri.edit.candidate import Candidate
+from lasertri.factors.budget import budget_for
 from lasertri.factors.store import FactorStore
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.significance import LEVEL, combined_p_value, max_t_p_value, relief
 from lasertri.model.loading import load_model, load_tokenizer
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
-from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
 from lasertri.search.trial import TrialReadings
 from lasertri.search.trials import plan_trials
@@ -89,7 +89,7 @@ def tried(folder: Path, data: Path, prompts: int) -> tuple[World, np.ndarray]:
     encoded = EncodedSamples([samples[i] for i in drawn], model=model, tokenizer=tokenizer)
     targets = find_targets(model, TARGETS)
     candidates = distinct([Candidate(t, k, ratio) for t in targets for k in BLOCKS for ratio in RATIOS])
-    factors = FactorStore(model, targets, BLOCKS, budget=Settings().memory_budget)
+    factors = FactorStore(model, targets, BLOCKS, budget=budget_for(model))
     with preserved(model):
         readings = TrialReadings.empty(encoded, len(candidates))
         for runner, numbers in plan_trials(model, candidates, encoded, factors):

@@ -12,6 +12,7 @@ from benchmarks.edits.case import Case, Outcome, objective, outcome
 from benchmarks.edits.rows import Row
 from lasertri import Sample
 from lasertri.edit.step import Step
+from lasertri.factors.budget import budget_for
 from lasertri.factors.store import FactorStore
 from lasertri.method import SEARCHES
 from lasertri.model.preserve import preserved
@@ -66,7 +67,7 @@ def as_problem(case: Case, settings: Settings) -> Problem:
     truncate = settings.edit == "truncate"
     targets = find_targets(case.model) if truncate else find_linear_layers(case.model)
     counts = [*settings.blocks, settings.scoring_blocks] if truncate else [1]
-    store = FactorStore(case.model, targets, counts, budget=settings.memory_budget)
+    store = FactorStore(case.model, targets, counts, budget=budget_for(case.model, settings.memory_budget))
     calibration = case.calibration
     return Problem(
         case.model, case.tokenizer, targets, calibration, calibration, None, case.held_out, calibration, store, settings

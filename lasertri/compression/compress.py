@@ -16,6 +16,7 @@ from lasertri.data.neutral import neutral_text
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
+from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.language.text import EncodedText
@@ -55,7 +56,7 @@ def compress(
     max_kl: float | None = None,
     targets: str | None = None,
     blocks: int = 1,
-    memory_budget: int = 4 << 30,
+    memory_budget: int | None = None,
     progress: bool = True,
 ) -> Compression:
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
@@ -76,7 +77,8 @@ def compress(
         max_kl: refuse to change the model where its predictions on the text would move by a larger mean KL, in nats.
         targets: regular expression for module paths; by default the MLP matrices of every layer.
         blocks: number K of row blocks.
-        memory_budget: bytes for the FP64 workspace of one matrix, second moments, and factors not yet used.
+        memory_budget: bytes for the FP64 workspace of one matrix, second moments, and factors not yet used; by default
+            4 GiB, or half of what a GPU has free.
 
     Raises:
         LasertriError: an option cannot be used, a weight is not finite, the budget is too small, the text too short, or
@@ -102,7 +104,8 @@ def compress(
         layers = [target for target in layers if worth[target] > 0]
         moments = InputMoments(model, layers, encoded.calibration)
     cache, inputs = FactorCache.default(), None if moments is None else moments.of
-    store = FactorStore(model, layers, [blocks], budget=memory_budget, cache=cache, inputs=inputs)
+    budget = budget_for(model, memory_budget)
+    store = FactorStore(model, layers, [blocks], budget=budget, cache=cache, inputs=inputs)
     if moments is not None:
         moments.budget = store.budget.free // 2  # the other half is for factors
         store.budget.take(moments.budget)

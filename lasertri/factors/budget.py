@@ -4,7 +4,26 @@ from __future__ import annotations
 
 import logging
 
+import torch
+from torch import nn
+
 logger = logging.getLogger(__name__)
+
+DEFAULT = 4 << 30
+
+
+def budget_for(model: nn.Module, asked: int | None = None) -> int:
+    """The bytes asked for; else 4 GiB, or on CUDA half of what the fullest of the model's devices has free."""
+    if asked is not None:
+        return asked
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    return min((free_bytes(device) // 2 for device in devices), default=DEFAULT)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a CUDA device can still give: what the driver has, and what torch holds unused."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 class Budget:

@@ -92,10 +92,9 @@ class FactorStore:
                 self._factors.keep(key, found)
         for group in self._factoring.alike(missing):
             kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
+            group = group[: max(0, self.budget.free) // kept_bytes]  # the others are made when they are asked for
             for start in range(0, len(group), size):
                 batch = group[start : start + size]
-                if self.budget.free < len(batch) * kept_bytes:
-                    return
                 for target, factors in zip(batch, self._factoring.consecutive(batch, blocks), strict=True):
                     self._factors.keep((target, blocks, None), factors)
 

@@ -69,7 +69,7 @@ class Plan:
     score: Annotated[Literal["taylor", "paper"], AS_IN_SETTINGS["score"]] = "paper"
     seed: Annotated[int, AS_IN_SETTINGS["seed"]] = Settings.seed
     batch_size: Annotated[int, AS_IN_SETTINGS["batch_size"]] = Settings.batch_size
-    memory_budget: Annotated[int, AS_IN_SETTINGS["memory_budget"]] = Settings.memory_budget
+    memory_budget: Annotated[int | None, AS_IN_SETTINGS["memory_budget"]] = Settings.memory_budget
 
     def __post_init__(self) -> None:
         _expect("a table", (self.table,), TABLES)

@@ -45,5 +45,5 @@ class SettingsKeywords(TypedDict, total=False):
     seed: int
     batch_size: int
     backend: Literal["auto", "reference", "gram", "triton", "cuda"]
-    memory_budget: int
+    memory_budget: int | None
     progress: bool

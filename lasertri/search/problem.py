@@ -19,6 +19,7 @@ from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
+from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.language.asking import Asked
@@ -117,7 +118,7 @@ def prepare(
         model,
         targets,
         counts,
-        budget=settings.memory_budget,
+        budget=budget_for(model, settings.memory_budget),
         backend=settings.backend,
         cache=FactorCache.default(),
     )

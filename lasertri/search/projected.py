@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri.edit.candidate import Candidate
+from lasertri.factors.budget import free_bytes
 from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
 from lasertri.language.samples import EncodedSamples
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Tokens of a batch of copies on a CPU: beyond, activations leave the caches. From 1024 to 2048 an MLP of 768 × 3072
 # took the least time for a token, 9 % less than at 4096; at width 256 there was no difference.
 CPU_TOKENS = 2048
+CUDA_TOKENS = 1 << 14  # beyond, products take no less time for a token, only memory
 
 
 class Projected:
@@ -65,8 +67,8 @@ class Projected:
         self.supported = {i for i, candidate in enumerate(candidates) if self.supports(candidate)}
         self._longest = samples.longest
         self.tokens = max(1, _free_bytes(model, factors) // max(1, trace.token_bytes))
-        if not any(parameter.is_cuda for parameter in model.parameters()):
-            self.tokens = min(self.tokens, CPU_TOKENS)
+        on_cuda = any(parameter.is_cuda for parameter in model.parameters())
+        self.tokens = min(self.tokens, CUDA_TOKENS if on_cuda else CPU_TOKENS)
 
     def supports(self, candidate: Candidate) -> bool:
         """Whether its trials are projections, of a linear layer that can be replayed."""
@@ -163,5 +165,4 @@ def _free_bytes(model: nn.Module, factors: FactorStore) -> int:
     cuda = [device for device in devices if device.type == "cuda"]
     if not cuda:
         return factors.budget.free + factors.budget.workspace
-    unused = [torch.cuda.memory_reserved(d) - torch.cuda.memory_allocated(d) for d in cuda]
-    return min(7 * (torch.cuda.mem_get_info(d)[0] + u) // 10 for d, u in zip(cuda, unused, strict=True))
+    return min(7 * free_bytes(device) // 10 for device in cuda)

@@ -158,14 +158,15 @@ class Settings:
         Literal["auto", "reference", "gram", "triton", "cuda"], Option("Of the ops; see lasertri info.")
     ] = "auto"
     memory_budget: Annotated[
-        int,
+        int | None,
         Option(
-            "Bytes for FP64 workspace and kept factors; on the command line GiB.",
+            "Bytes for FP64 workspace and kept factors, on the command line GiB; by default 4 GiB, or half of what a "
+            "GPU has free.",
             section="Model",
             least=1,
             unit=1 << 30,
         ),
-    ] = 4 << 30
+    ] = None
     progress: Annotated[bool, Option("Show progress bars on standard error.", section="Output")] = True
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError
+from lasertri.factors.budget import budget_for
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
@@ -92,7 +93,7 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
     with clock("gradient"):
         batches = [samples.loss_batches(part) for part in parts]
         longest = max(sum(batch.size for batch in part) for part in batches)
-        room = Room.within(settings.memory_budget, model, problem.targets, longest, len(parts))
+        room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, longest, len(parts))
         with tqdm(total=sum(map(len, batches)), desc="gradient", disable=not settings.progress) as bar:
             tokens: list[Mapping[Target, Tokens]] = [
                 gather_tokens(model, problem.targets, part, room, advance=bar.update) for part in batches

@@ -110,7 +110,10 @@ def test_projected_rows_are_in_their_places(rows, columns, blocks, ordered):
 
 def test_a_second_task_on_the_same_model_factors_nothing(tokenizer, tmp_path, monkeypatch, counted):
     monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path / "cache"))
-    model, options = make_model("gptj"), {"ratios": (0.5, 0.0), "blocks": (1, 3), "count": 6, "progress": False}
+    model, options = (
+        make_model("gptj"),
+        {"ratios": (0.5, 0.0), "blocks": (1, 3), "count": 6, "race": False, "progress": False},
+    )
     first = adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", **options)
     assert sum(counted) == 3 * 6  # K = 1 and 3, and 8 to rank the targets
     counted.clear()
