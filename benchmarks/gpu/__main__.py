@@ -1,7 +1,8 @@
 """Build, test and measure on the GPU at hand, aiming at eight minutes: python -m benchmarks.gpu
 
-Results go to benchmarks/results/<device>/. With --no-gpu everything that needs none is run and every benchmark is
-rehearsed at a toy size with its correctness checks; no time is taken, and the report says what was not measured.
+Results go to benchmarks/results/<device>/, each the moment it is there; what tells most comes first. With --no-gpu
+everything that needs none is run and every benchmark is rehearsed at a toy size with its correctness checks; no time is
+taken, and the report says what was not measured.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 RESULTS = Path(__file__).parents[1] / "results"
-TESTING, MEASURING = 0.3, 0.85  # shares of the time: for the first tests, and until the last case is begun
+# Shares of the time: until the last case is begun; of what is left then, for the tests of the device.
+MEASURING, TESTING = 0.6, 0.6
 
 
 def main(
@@ -44,22 +48,33 @@ def main(
     folder = output or RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
     machine = machine_record() | ({} if no_gpu else {"driver": _driver(), "cuda": torch.version.cuda})
-    session = Session(device, start + 60 * minutes * MEASURING)
+    log = folder / "rows.jsonl"
+    log.unlink(missing_ok=True)
+    session = Session(device, start + 60 * minutes * MEASURING, log)
     end = float("inf") if no_gpu else start + 60 * minutes
-    outcome = {"extension": steps.build_extension()}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `finally` runs
     if no_gpu:
         session.skip("every time and ratio", "no GPU; benchmarks were rehearsed and their results checked")
-    else:
-        outcome["tests of the device"] = steps.run_tests("tests/gpu", seconds=60 * minutes * TESTING)
     try:
-        for part in (ceilings, kernels, laser, ops):
+        with ThreadPoolExecutor(1) as pool:  # a compiler needs no GPU
+            building = pool.submit(steps.build_extension)
+            session.attempt("ceilings", functools.partial(ceilings.measure, session))
+            session.did("extension", building.result())
+        for part in (
+            ops,
+            laser,
+            kernels,
+        ):  # each checks a result before it times it: the first cases say if all is well
             session.attempt(part.__name__.rsplit(".", 1)[-1], functools.partial(part.measure, session))
-        outcome["tests of the kernels"] = steps.run_tests("tests/kernels", interpreted=no_gpu, seconds=_left(end))
-        outcome["sanitizer"] = "not run: no GPU" if no_gpu else steps.sanitize(seconds=_left(end))
-        outcome["kernels compiled"] = steps.compile_kernels(folder / "kernel_resources.json", seconds=_left(end))
+        if not no_gpu:
+            session.did("tests of the device", steps.run_tests("tests/gpu", seconds=_left(end) * TESTING))
+        session.did("tests of the kernels", steps.run_tests("tests/kernels", interpreted=no_gpu, seconds=_left(end)))
+        session.did("sanitizer", "not run: no GPU" if no_gpu else steps.sanitize(seconds=_left(end)))
+        compiled = steps.compile_kernels(folder / "kernel_resources.json", seconds=_left(end))
+        session.did("kernels compiled", compiled)
     finally:  # an interrupt keeps what was measured
-        print((report.write(session, machine, outcome, folder) / "gpu.md").read_text(encoding="utf-8"))
-    proven = all(result.startswith(("done", "not run")) for result in outcome.values())
+        print((report.write(session, machine, folder) / "gpu.md").read_text(encoding="utf-8"))
+    proven = all(result.startswith(("done", "not run")) for result in session.steps.values())
     sys.exit(0 if proven and not session.faults else 1)
 
 

@@ -1,4 +1,4 @@
-"""What a run measured: JSON with the machine's record, a Markdown table, and plots; and what it did not measure."""
+"""What a run measured: JSON with the machine's record, a Markdown table, and a plot; and what it did not measure."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ BASELINES = {"ops": ("a: svd", "b: eigh"), "kernels": ("eager", "compiled"), "la
 Row = dict[str, Any]
 
 
-def write(session: Session, machine: dict[str, object], steps: dict[str, str], folder: Path) -> Path:
-    """Write `gpu.json`, `gpu.md` and one plot for each part into a folder, and return it."""
+def write(session: Session, machine: dict[str, object], folder: Path) -> Path:
+    """Write `gpu.json`, `gpu.md` and `gpu.png` into a folder, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "benchmark": "gpu",
         "machine": machine,
-        "steps": steps,
+        "steps": session.steps,
         "ceilings": session.ceilings,
         "rows": session.rows,
         "unmeasured": session.unmeasured,
     }
     (folder / "gpu.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "gpu.md").write_text("\n".join(_markdown(session, machine, steps)) + "\n", encoding="utf-8")
-    for part, cases in _parts(session).items():
-        _plot(part, cases, folder / f"{part.replace(', ', '_').replace(' ', '_')}.png")
+    (folder / "gpu.md").write_text("\n".join(_markdown(session, machine)) + "\n", encoding="utf-8")
+    _plot(_parts(session), folder / "gpu.png")
     return folder
 
 
@@ -45,12 +44,12 @@ def _baselines(part: str) -> tuple[str, ...]:
     return BASELINES.get(part, BASELINES["ops"])
 
 
-def _markdown(session: Session, machine: dict[str, object], steps: dict[str, str]) -> Iterator[str]:
+def _markdown(session: Session, machine: dict[str, object]) -> Iterator[str]:
     yield "# Measured on a GPU" if not session.rehearsal else "# A rehearsal without a GPU: nothing was measured"
     yield ""
     yield from (f"- {name}: {value}" for name, value in machine.items())
     yield ""
-    yield from (f"- {step}: {outcome}" for step, outcome in steps.items())
+    yield from (f"- {step}: {outcome}" for step, outcome in session.steps.items())
     if session.ceilings:
         yield ""
         rates = ", ".join(f"{name} {rate / 1e12:.3g}" for name, rate in session.ceilings.items())
@@ -82,31 +81,37 @@ def _times(baseline: Row | None, row: Row) -> str:
     return "" if baseline is None or baseline is row else f"{baseline['seconds'] / row['seconds']:.3g}"
 
 
-def _plot(part: str, cases: dict[str, dict[str, Row]], path: Path) -> None:
-    """Each route's time over the first baseline that a case has, case by case."""
+def _plot(parts: dict[str, dict[str, dict[str, Row]]], path: Path) -> None:
+    """Part by part each route's time over the first baseline that a case has, case by case."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    labels, series = [], defaultdict(list)
-    routes = sorted({route for case in cases.values() for route in case})
-    for case, measured in cases.items():
-        base = next((measured[name]["seconds"] for name in _baselines(part) if name in measured), None)
-        if base is None:
-            continue
-        labels.append(case)
-        for route in routes:
-            series[route].append(base / measured[route]["seconds"] if route in measured else float("nan"))
-    if not labels:
+    based = {part: [c for c, measured in cases.items() if _base(part, measured)] for part, cases in parts.items()}
+    based = {part: cases for part, cases in based.items() if cases}
+    if not based:
         return
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.35 * len(labels)), layout="constrained")
-    for route in routes:
-        axes.plot(series[route], range(len(labels)), "o", label=route)
-    axes.set(xscale="log", xlabel=f"times as fast as {_baselines(part)[0]}", title=part)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.legend(loc="best", fontsize="small")
+    heights = [1 + 0.3 * len(cases) for cases in based.values()]
+    figure, panels = pyplot.subplots(
+        len(based), figsize=(9, sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+    )
+    for axes, (part, labels) in zip(panels.flat, based.items(), strict=True):
+        for route in sorted({route for label in labels for route in parts[part][label]}):
+            ratios = [
+                _base(part, m) / m[route]["seconds"] if route in m else float("nan")
+                for m in map(parts[part].get, labels)
+            ]
+            axes.plot(ratios, range(len(labels)), "o", label=route)
+        axes.set(xscale="log", xlabel=f"times as fast as {_baselines(part)[0]}", title=part)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.axvline(1, color="grey", linewidth=0.8)
+        axes.legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _base(part: str, measured: dict[str, Row]) -> float:
+    """Seconds of the first baseline that a case has; 0 where it has none."""
+    return next((measured[name]["seconds"] for name in _baselines(part) if name in measured), 0.0)

@@ -46,19 +46,29 @@ def _run(command: list[str], seconds: float, variables: dict[str, str]) -> str:
     """Whether it succeeded within the time, and the last line it printed."""
     print("$", " ".join(command), flush=True)
     dropped = ("TRITON_INTERPRET", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-    environment = {name: value for name, value in os.environ.items() if name not in dropped} | variables
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"PYTHONPATH": str(ROOT)} | variables
     limit = None if seconds == float("inf") else seconds
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=limit
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
+        lines = _lines(late.stdout, late.stderr)
+        print("\n".join(lines[-40:]), flush=True)
         outcome = f"not finished in the {seconds:.0f} s there were; give it more --minutes"
+        outcome += f" (the last of it: {lines[-1]})" if lines else ""
     else:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        lines = _lines(done.stdout, done.stderr)
         if done.returncode:
             print("\n".join(lines[-40:]), flush=True)
-        said = f", {lines[-1].strip(' =')}" if lines else ""
+        said = f", {lines[-1]}" if lines else ""
         outcome = f"done{said}" if done.returncode == 0 else f"FAILED with {done.returncode}{said}"
     print(outcome, flush=True)
     return outcome
+
+
+def _lines(*streams: str | bytes | None) -> list[str]:
+    """What was printed; what a step printed before it was stopped comes as bytes."""
+    texts = [stream.decode(errors="replace") if isinstance(stream, bytes) else stream or "" for stream in streams]
+    return [line.strip(" =") for text in texts for line in text.splitlines() if line.strip()]
