@@ -41,11 +41,13 @@ def demo(
     from lasertri.demo import MODEL_DIR
     from lasertri.demo.recall import samples
     from lasertri.method import adapt
+    from lasertri.support.output_folder import OutputFolder
 
+    folder = None if output is None else OutputFolder(output, overwrite=overwrite)
     if not as_json:
         typer.echo(DEMO_TASK)
     data = samples(200, seed=1), samples(1000, seed=2)
-    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), output, overwrite, as_json)
+    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json)
     if result.edit is None or edit != "truncate" or as_json:
         return
     typer.echo(DEMO_WHY)
