@@ -16,11 +16,11 @@ from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample
     from lasertri.result.adaptation import Adaptation
-    from lasertri.support.output_folder import OutputFolder
 
 
 @command(
@@ -52,7 +52,6 @@ def adapt(
     matrix that helps most.
     """
     from lasertri.data.files import as_samples
-    from lasertri.support.output_folder import OutputFolder
 
     if save == "factored" and output is None:
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")

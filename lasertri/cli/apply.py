@@ -12,6 +12,7 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only
 from lasertri.cli.loading import Loading
+from lasertri.support.output_folder import OutputFolder
 
 
 @command("lasertri apply adapted Qwen/Qwen3-0.6B -o again")
@@ -33,7 +34,6 @@ def apply(
     from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
-    from lasertri.support.output_folder import OutputFolder
 
     folder = OutputFolder(output, overwrite=overwrite, inputs=[edit, model])
     edits = load_edits(edit)

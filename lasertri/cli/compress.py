@@ -14,6 +14,7 @@ from lasertri.cli.loading import Loading
 from lasertri.cli.samples import TextSource
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 
 @command(
@@ -51,7 +52,6 @@ def compress_command(
     """
     from lasertri.compression.compress import check_options, compress
     from lasertri.model.checkpoint import rebuilt, save
-    from lasertri.support.output_folder import OutputFolder
 
     with usage():
         check_options(keep, rank, factors, max_kl)

@@ -11,6 +11,7 @@ from lasertri.cli.adapt import run
 from lasertri.cli.app import command
 from lasertri.cli.loading import Loading
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 DEMO_TASK = """\
 A small GPT-J, trained on sequences where "?" is followed by the sequence's own symbol only half of the time, and by the
@@ -41,7 +42,6 @@ def demo(
     from lasertri.demo import MODEL_DIR
     from lasertri.demo.recall import samples
     from lasertri.method import adapt
-    from lasertri.support.output_folder import OutputFolder
 
     folder = None if output is None else OutputFolder(output, overwrite=overwrite)
     if not as_json:
