@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -54,9 +54,10 @@ class OutputFolder:
             if os.path.lexists(self.path):
                 self._check_what_is_there(inputs)
             self._place = self._find_place()
-            self._seen = self._entries()
-            if self._seen:
-                self._check_replaceable(overwrite)
+            with locked(self.path):
+                self._seen = self._entries()
+                if self._seen:
+                    self._check_replaceable(overwrite)
         except OSError as error:
             raise LasertriError(f"{self.given}: expected a folder that can be written: {failure(error)}") from error
         except UnicodeEncodeError as error:
@@ -188,7 +189,7 @@ class OutputFolder:
         """Put what is complete where it is to go; else keep it beside, and return why, and where it is."""
         obstacle = "another process changed it meanwhile"
         try:
-            with locked(self.path) if self._seen or self._stays else nullcontext():
+            with locked(self.path):
                 if self._entries() == self._seen:
                     self._replace(work, folder)
                     obstacle = ""
