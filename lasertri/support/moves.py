@@ -1,7 +1,7 @@
 """Renames that reach the disk, and of several all or none, whenever the process ends.
 
 A workspace (`support/workspace.py`) lies in the folder whose entries change: what comes stands in its `new`, what goes
-is moved to its `old`, and both are written down before.
+is moved to its `old`, and what comes is written down before, by name and inode.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,12 +17,16 @@ from pathlib import Path
 from lasertri.errors import LasertriError
 from lasertri.support.shown import failure
 
+logger = logging.getLogger(__name__)
+
 NEW, OLD, MOVES = "new", "old", "moves.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 
 
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, reach the disk."""
+    if os.name != "posix" and path.is_dir():  # where a folder cannot be opened
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -54,15 +59,15 @@ def move(work: Path, old: Iterable[str], new: Iterable[str]) -> None:
         OSError: one could not be moved; all are where they were.
         LasertriError: nor could they be moved back.
     """
-    moves = {OLD: list(old), NEW: list(new)}
+    arriving = {name: (work / NEW / name).lstat().st_ino for name in new}
     (work / OLD).mkdir()
-    (work / MOVES).write_text(json.dumps(moves), encoding="utf-8")
+    (work / MOVES).write_text(json.dumps(arriving), encoding="utf-8")
     for path in (work / MOVES, work):
         sync(path)
     try:
-        for name in moves[OLD]:
+        for name in old:
             os.rename(work.parent / name, work / OLD / name)
-        for name in moves[NEW]:
+        for name in arriving:
             os.rename(work / NEW / name, work.parent / name)
     except BaseException as error:
         try:
@@ -76,19 +81,24 @@ def move(work: Path, old: Iterable[str], new: Iterable[str]) -> None:
 
 
 def undo(work: Path) -> None:
-    """Move all back that `move` has moved, if it came to no end."""
+    """Move all back that `move` has moved, if it came to no end, and nothing that only has the name of such.
+
+    What cannot go back, for something else stands there by now, is kept beside it.
+    """
     try:
-        moves = json.loads((work / MOVES).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # not begun
+        arriving = dict(json.loads((work / MOVES).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):  # not begun
         return
-    if not any(os.path.lexists(work / NEW / name) for name in moves[NEW]):  # done
+    if not any(os.path.lexists(work / NEW / name) for name in arriving):  # done
         return
-    for name in reversed(moves[NEW]):
-        if os.path.lexists(work.parent / name) and not os.path.lexists(work / NEW / name):
-            os.rename(work.parent / name, work / NEW / name)
-    for name in reversed(moves[OLD]):
-        if os.path.lexists(work / OLD / name):
-            if os.path.lexists(work.parent / name):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(work.parent / name))
-            os.rename(work / OLD / name, work.parent / name)
+    for entry in list(os.scandir(work.parent)):
+        if arriving.get(entry.name) == entry.inode():
+            os.rename(entry, work / NEW / entry.name)
+    for name in os.listdir(work / OLD):
+        if os.path.lexists(work.parent / name):
+            kept = work.with_name(f"{work.name.lstrip('.')}-before")
+            os.rename(work / OLD, kept)
+            logger.warning("%s: what stood there before is kept in %s", work.parent / name, kept)
+            break
+        os.rename(work / OLD / name, work.parent / name)
     (work / MOVES).unlink()

@@ -21,14 +21,13 @@ from safetensors import SafetensorError
 from lasertri.errors import LasertriError
 from lasertri.support.moves import NEW, exchange, move, sync
 from lasertri.support.paths import existing, files_below, is_mount, is_within
-from lasertri.support.shown import failure
+from lasertri.support.shown import failure, shown
 from lasertri.support.workspace import PREFIX, is_workspace, locked, sweep, workspace
 from lasertri.version import __version__
 
 logger = logging.getLogger(__name__)
 
 FILES_NAME = "lasertri_files.json"  # which files of the folder lasertri wrote
-KEPT = PREFIX.removeprefix(".")  # begins the name of a folder with what could not be written where it was to be
 
 Inputs = Iterable[str | Path | None]
 
@@ -167,8 +166,8 @@ class OutputFolder:
                 name = path.relative_to(self.path).as_posix()
                 if name not in known:
                     raise LasertriError(
-                        f"{self.given}: expected a folder that lasertri wrote, to replace it, but it did not write "
-                        f"{name}; choose another, or move that away"
+                        f"{self.given}: expected a folder that lasertri wrote, to replace it, but {shown(name)} is not "
+                        f"in its {FILES_NAME}; choose another, or move that away"
                     )
 
     def _complete(self, folder: Path) -> None:
@@ -196,7 +195,7 @@ class OutputFolder:
         except OSError as error:
             obstacle = failure(error)
         if obstacle:
-            kept = self._place / f"{KEPT}{work.name.removeprefix(PREFIX)}"
+            kept = self._place / work.name.lstrip(".")
             os.rename(folder, kept)
             return f"{obstacle}; it is whole in {kept}"
         with suppress(OSError):  # it is there
@@ -221,12 +220,12 @@ def rescued(write: Callable[[Path], object], near: Path) -> Path | None:
     for place in (existing(near), Path(os.curdir), None):
         folder = None
         try:
-            folder = Path(tempfile.mkdtemp(prefix=KEPT, dir=place)).absolute()
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX.lstrip("."), dir=place)).absolute()
             write(folder)
             for path in files_below(folder):
                 sync(path)
             return folder
-        except (OSError, SafetensorError, LasertriError):
+        except (OSError, SafetensorError, ValueError, RuntimeError):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -41,11 +42,9 @@ def sweep(place: Path) -> None:
     if fcntl is None:
         return
     with suppress(OSError):
-        for entry in list(os.scandir(place)):
-            own = entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-            if is_workspace(entry.name) and own and entry.is_dir(follow_symlinks=False):
-                with suppress(OSError):
-                    _sweep(Path(entry))
+        for entry in [entry for entry in os.scandir(place) if is_workspace(entry.name)]:
+            with suppress(OSError):
+                _sweep(Path(entry))
 
 
 def is_workspace(name: str) -> bool:
@@ -85,7 +84,10 @@ def _made(place: Path) -> tuple[Path, int]:
 
 
 def _sweep(folder: Path) -> None:
-    """Raise `OSError` where another process holds it."""
+    """Raise `OSError` where another process holds it; leave alone what another user may have put there."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return
     try:
         lock = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:  # killed before the lock, or after it

@@ -79,7 +79,7 @@ def test_nothing_of_others_is_replaced(folder, data, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("1")
     adapt = ["adapt", folder, "--data", data, "--overwrite", "-o"]
     before = contents(tmp_path)
-    assert "it did not write notes.txt" in refusal(*adapt, tmp_path / "mine")
+    assert "'notes.txt' is not in its lasertri_files.json" in refusal(*adapt, tmp_path / "mine")
     assert "got a file" in refusal(*adapt, tmp_path / "mine" / "notes.txt")
     assert "got a device" in refusal(*adapt, "/dev/null")
     assert contents(tmp_path) == before

@@ -98,14 +98,16 @@ def test_only_what_lasertri_wrote_is_replaced(tmp_path):
     write(out)
     assert "new or empty folder to write to; choose another or --overwrite" in refusal(out)
     (out / "adapter" / "notes.txt").write_text("mine")
-    assert "it did not write adapter/notes.txt; choose another, or move that away" in refusal(out, overwrite=True)
+    assert "'adapter/notes.txt' is not in its lasertri_files.json; choose another, or move that away" in refusal(
+        out, overwrite=True
+    )
     (tmp_path / "model").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "model" / name).write_text("{}")
-    assert "it did not write config.json" in refusal(tmp_path / "model", overwrite=True)
+    assert "'config.json' is not in its" in refusal(tmp_path / "model", overwrite=True)
     for content in ("", "[]", '{"files": 1}', "[" * 100_000, '{"files": [[]]}'):
         (tmp_path / "model" / FILES_NAME).write_text(content)
-        assert "it did not write" in refusal(tmp_path / "model", overwrite=True)
+        assert "'config.json' is not in its" in refusal(tmp_path / "model", overwrite=True)
 
 
 def test_what_is_read_is_never_replaced(tmp_path, monkeypatch):
