@@ -85,7 +85,8 @@ def test_nothing_of_others_is_replaced(folder, data, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_result_of_lasertri_is_replaced(folder, data, tmp_path):
+def test_a_result_of_lasertri_is_replaced(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lasertri.result.adaptation.report_obstacle", lambda: "it takes a second")
     out, applied = tmp_path / "out", tmp_path / "applied"
     for more in ([], ["--overwrite"]):
         assert run("adapt", folder, "--data", data, *SMALL, "-o", out, *more).exit_code == 0
