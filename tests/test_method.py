@@ -25,6 +25,7 @@ from lasertri.measure.evaluate import evaluate
 from lasertri.method import SEARCHES
 from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.search.replay import Replay
+from lasertri.support.output_folder import FILES_NAME
 
 SMALL = {"blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "progress": False}
 
@@ -78,7 +79,7 @@ def test_without_an_effect_there_is_no_edit_and_no_checkpoint(model, tokenizer, 
     assert result.held_out.edited is None
     assert result.to_dict()["rejected"]["target"]
     result.save(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {SUMMARY_NAME, REPORT_NAME}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {SUMMARY_NAME, REPORT_NAME, FILES_NAME}
     assert "no edit" in str(result)
 
 

@@ -16,6 +16,7 @@ from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample
@@ -58,11 +59,14 @@ def adapt(
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {settings.edit}")
     if held_out is not None and source.data is None:
         raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
+    folder = None
+    if output is not None:
+        folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files, held_out, config])
     samples = source.samples(model, fields, revision=loading.revision, chat=settings.chat)
     others = None if held_out is None else as_samples(held_out, as_typed(fields))
     if source.of_lm_eval:
         settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(model, samples, others, settings, loading, output, overwrite, as_json, factored=save == "factored")
+    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored")
 
 
 def run(
@@ -71,8 +75,7 @@ def run(
     held_out: Sequence[Sample] | None,
     settings: Settings,
     loading: Loading,
-    output: Path | None,
-    overwrite: bool,
+    output: OutputFolder | None,
     as_json: bool,
     *,
     factored: bool = False,
@@ -81,21 +84,18 @@ def run(
     from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.method import adapt
-    from lasertri.support.atomic_files import check_writable
 
-    if output is not None:
-        check_writable(output, overwrite=overwrite)
-        if settings.edit == "step":
-            require_peft()
+    if output is not None and settings.edit == "step":
+        require_peft()
     loaded, tokenizer = loading.load(model)
-    if output is not None:
-        check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
+    if output is not None and (settings.edit != "step" or settings.merge):
+        output.require(sum(p.nbytes for p in loaded.parameters()))
     result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **settings.keywords)
     try:
         if output is not None:
-            result.save(output, overwrite=overwrite, factored=factored)
+            result.save(output, factored=factored)
     finally:  # the figures are worth as much without a folder
         print_result(result.to_dict(), as_json, str(result))
     if output is not None:
-        typer.echo("\n".join(how_to_load(result, output, factored=factored)), err=True)
+        typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
     return result

@@ -12,6 +12,7 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only
 from lasertri.cli.loading import Loading
+from lasertri.support.output_folder import OutputFolder
 
 
 @command("lasertri apply adapted Qwen/Qwen3-0.6B -o again")
@@ -33,19 +34,19 @@ def apply(
     from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
-    from lasertri.support.atomic_files import check_writable
 
+    folder = OutputFolder(output, overwrite=overwrite, inputs=[edit, model])
     edits = load_edits(edit)
     kinds = {str(found.to_dict()["kind"]) for found in edits}
     if save == "factored" and kinds != {"truncate"}:
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {kinds.pop()}")
-    check_writable(output, overwrite=overwrite)
     loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model)
+    folder.require(sum(p.nbytes for p in loaded.parameters()))
     checkpoint.rebuilt(loaded, tokenizer)
     for found in edits:
         found.apply(loaded)
     if save == "factored":
         exchange(loaded, factored_edits(edits, loaded))
-    checkpoint.save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
+    checkpoint.save(loaded, folder, tokenizer=tokenizer)
     first, *further = [found.to_dict() for found in edits]
     print_result({"edit": first, "further": further, "output": str(output)}, as_json, f"wrote {output}")

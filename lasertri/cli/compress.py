@@ -14,6 +14,7 @@ from lasertri.cli.loading import Loading
 from lasertri.cli.samples import TextSource
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 
 @command(
@@ -51,14 +52,13 @@ def compress_command(
     """
     from lasertri.compression.compress import check_options, compress
     from lasertri.model.checkpoint import rebuilt, save
-    from lasertri.support.atomic_files import check_writable
 
     with usage():
         check_options(keep, rank, factors, max_kl)
-    check_writable(output, overwrite=overwrite)
+    folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files])
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model)
-    check_writable(output, needed=sum(p.nbytes for p in loaded.parameters()), overwrite=overwrite)
+    folder.require(sum(p.nbytes for p in loaded.parameters()))
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,
@@ -73,8 +73,11 @@ def compress_command(
         memory_budget=settings.memory_budget,
         progress=settings.progress,
     )
-    written = str(output) if result.count else None
-    if written is not None:
-        save(loaded, output, tokenizer=tokenizer, overwrite=overwrite)
-    print_result(result.to_dict() | {"output": written}, as_json, str(result))
+    written = None
+    try:
+        if result.count:
+            save(loaded, folder, tokenizer=tokenizer)
+            written = str(output)
+    finally:  # the figures are worth as much without a folder
+        print_result(result.to_dict() | {"output": written}, as_json, str(result))
     typer.echo("nothing written: no factors would be smaller" if written is None else f"wrote {written}", err=True)

@@ -11,6 +11,7 @@ from lasertri.cli.adapt import run
 from lasertri.cli.app import command
 from lasertri.cli.loading import Loading
 from lasertri.search.settings import Settings
+from lasertri.support.output_folder import OutputFolder
 
 DEMO_TASK = """\
 A small GPT-J, trained on sequences where "?" is followed by the sequence's own symbol only half of the time, and by the
@@ -42,10 +43,11 @@ def demo(
     from lasertri.demo.recall import samples
     from lasertri.method import adapt
 
+    folder = None if output is None else OutputFolder(output, overwrite=overwrite)
     if not as_json:
         typer.echo(DEMO_TASK)
     data = samples(200, seed=1), samples(1000, seed=2)
-    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), output, overwrite, as_json)
+    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json)
     if result.edit is None or edit != "truncate" or as_json:
         return
     typer.echo(DEMO_WHY)

@@ -19,5 +19,7 @@ Save = Annotated[
         rich_help_panel="Output",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder.", rich_help_panel="Output")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an output folder that lasertri wrote.", rich_help_panel="Output")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]

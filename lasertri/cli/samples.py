@@ -62,6 +62,11 @@ class Source:
             )
 
     @property
+    def files(self) -> tuple[Path | None, ...]:
+        """Files and folders that they are read from."""
+        return self.data, self.data_dir, self.include_path
+
+    @property
     def of_lm_eval(self) -> bool:
         """Whether the task is one of lm-evaluation-harness, which writes its prompts for a chat by itself."""
         return self.task.startswith(LM_EVAL)
@@ -116,6 +121,11 @@ class TextSource(Source):
             super().__post_init__()
             if self.text is not None:
                 raise typer.BadParameter("expected one of --text, --data and --task, got --text and samples")
+
+    @property
+    def files(self) -> tuple[Path | None, ...]:
+        """See `Source`."""
+        return *super().files, self.text
 
     def read(self, model: str, fields: Fields, *, revision: str | None) -> str | None:
         """The text, None for the neutral one; of samples their prompts with the right answers.

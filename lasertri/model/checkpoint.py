@@ -22,7 +22,7 @@ from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import VARIANT, write_description
 from lasertri.factored.layer import FactoredLinear
 from lasertri.model.loading import load_model
-from lasertri.support.atomic_files import whole_directory
+from lasertri.support.output_folder import OutputFolder
 from lasertri.support.shown import reason
 
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
@@ -30,7 +30,7 @@ MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
 def save(
     model: PreTrainedModel,
-    directory: str | Path,
+    directory: str | Path | OutputFolder,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
@@ -39,12 +39,23 @@ def save(
 
     Without any it is a plain Hugging Face checkpoint. The folder appears when it is complete and was read back.
 
+    Args:
+        overwrite: replace what lasertri wrote there before.
+
     Raises:
-        LasertriError: the folder has something in it, or cannot be written, or does not load as what was saved.
+        LasertriError: the folder has something in it that may not be replaced, or cannot be written, or does not load
+            as what was saved.
     """
-    with whole_directory(Path(directory), overwrite=overwrite) as folder:
+    with output_of(model, directory, overwrite=overwrite).written() as folder:
         write_checkpoint(model, folder, tokenizer)
         reloaded(model, folder)
+
+
+def output_of(model: nn.Module, directory: str | Path | OutputFolder, *, overwrite: bool) -> OutputFolder:
+    """Where it is to be saved, which is not where it was loaded from."""
+    own: Any = model
+    loaded_from = getattr(getattr(own, "config", None), "_name_or_path", "")
+    return OutputFolder.of(directory, overwrite=overwrite, inputs=[loaded_from or None])
 
 
 def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -61,9 +72,23 @@ def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokeni
     else:
         save_model(model, str(folder / MODULE_NAME))
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        write_tokenizer(tokenizer, folder)
     if layers:
         write_description(layers, folder)
+
+
+def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the files of a tokenizer.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:  # which is how tokenizers tells of a disk
+            raise OSError(str(error)) from error
+        raise
 
 
 def reloaded(model: nn.Module, folder: Path, *, strict: bool = True) -> nn.Module:

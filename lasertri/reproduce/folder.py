@@ -11,6 +11,9 @@ from lasertri.errors import LasertriError
 from lasertri.reproduce.plan import BASELINE
 from lasertri.search.strategies import STRATEGIES
 from lasertri.support.atomic_files import write_whole
+from lasertri.support.output_folder import rescued
+from lasertri.support.shown import failure
+from lasertri.support.workspace import sweep, workspace
 
 Record = dict[str, Any]
 
@@ -26,10 +29,13 @@ class Folder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            with workspace(path):  # a column is worth hours
+                pass
         except OSError as error:
-            raise LasertriError(f"{path}: expected a folder that can be written: {error.strerror}") from error
+            raise LasertriError(f"{path}: expected a folder that can be written: {failure(error)}") from error
         self.records: dict[tuple[str, str], Record] = {}
         for task in TASKS:
+            sweep(path / task)
             for column in (BASELINE, *STRATEGIES):
                 file = path / task / f"{column}.json"
                 if file.exists():
@@ -49,9 +55,19 @@ class Folder:
         return "result" in self.records.get((task, column), {})
 
     def write(self, task: str, column: str, record: Record) -> None:
-        """Keep a column."""
-        (self.path / task).mkdir(exist_ok=True)
-        write_whole(self.path / task / f"{column}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+        """Keep a column.
+
+        Raises:
+            LasertriError: it cannot be written; then it says where the column is kept instead.
+        """
+        text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+        try:
+            write_whole(self.path / task / f"{column}.json", text)
+        except LasertriError as error:
+            kept = rescued(lambda folder: (folder / f"{column}.json").write_text(text, encoding="utf-8"), self.path)
+            if kept is None:
+                raise
+            raise LasertriError(f"{error}; the column is kept in {kept}") from error
         self.records[task, column] = record
 
     def write_table(self, table: dict[str, Any], text: str) -> None:

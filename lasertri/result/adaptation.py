@@ -20,12 +20,12 @@ from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
-from lasertri.model.checkpoint import reloaded, write_checkpoint
+from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
-from lasertri.support.atomic_files import whole_directory
+from lasertri.support.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
 
@@ -91,20 +91,21 @@ class Adaptation:
             "environment": self.environment,
         }
 
-    def save(self, directory: str | Path, *, overwrite: bool = False, factored: bool = False) -> None:
+    def save(self, directory: str | Path | OutputFolder, *, overwrite: bool = False, factored: bool = False) -> None:
         """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
         reads into a module of its kind. A second edit stands in `edit-2`. Without an edit only what was measured is
         written. It does not matter whether edits are applied by now, but for a merged step and a shrink, which are to
-        be saved before. The folder appears when it is complete.
+        be saved before. The folder appears when it is complete; where it cannot be written, the edit is kept elsewhere.
 
         Args:
+            overwrite: replace what lasertri wrote there before.
             factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
 
         Raises:
-            LasertriError: the folder has something in it, or cannot be written, or `factored` of another edit than a
-                truncation, or of a module without `save_pretrained`.
+            LasertriError: the folder has something in it that may not be replaced, or cannot be written, or `factored`
+                of another edit than a truncation, or of a module without `save_pretrained`.
         """
         if factored and self.settings.edit != "truncate":
             raise LasertriError(
@@ -115,7 +116,8 @@ class Adaptation:
                 f"expected a transformers model to keep as factors, got a {type(self.model).__name__}; "
                 "save it without factored"
             )
-        with whole_directory(Path(directory), overwrite=overwrite) as folder:
+        output = output_of(self.model, directory, overwrite=overwrite)
+        with output.written(rescue=self._write_findings) as folder:
             if self.edits and all(edit.dense for edit in self.edits):
                 layers = factored_edits(self.edits, self.model) if factored else {}
                 with all_applied(self.edits, self.model), exchanged(self.model, layers):
@@ -124,18 +126,23 @@ class Adaptation:
                     if self.probe is not None:
                         require_same_answers(again, self.model, self.probe)
             elif self.edits and self.tokenizer is not None:
-                self.tokenizer.save_pretrained(folder)
+                write_tokenizer(self.tokenizer, folder)
+            self._write_findings(folder)
             for number, edit in enumerate(self.edits, start=1):
-                edit.save(folder / edit.place(number))
                 if self.probe is not None:
                     edit.check(self.model, folder / edit.place(number), self.probe)
-            summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-            (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
             obstacle = report_obstacle()
             if obstacle is None:
                 self.report(folder / REPORT_NAME)
             else:
                 logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
+
+    def _write_findings(self, folder: Path) -> None:
+        """The edits alone, and what was measured."""
+        for number, edit in enumerate(self.edits, start=1):
+            edit.save(folder / edit.place(number))
+        summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.

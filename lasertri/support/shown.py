@@ -23,3 +23,8 @@ def reason(error: BaseException) -> str:
     if not text or isinstance(error, KeyError | ArithmeticError):
         text = f"{type(error).__name__} {text}".strip()
     return text if len(text) <= LONGEST else f"{text[:LONGEST].rsplit(' ', 1)[0]} …"
+
+
+def failure(error: BaseException) -> str:
+    """Why a file could not be read or written, without its name."""
+    return getattr(error, "strerror", None) or reason(error)

@@ -72,7 +72,7 @@ def test_a_folder_that_cannot_be_written_costs_no_figures(command, tmp_path, mon
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1
     assert "held-out difference" in result.stdout
-    assert "writing failed and left nothing behind" in result.stderr
+    assert "writing failed: No space left on device" in result.stderr
 
 
 def test_after_a_failure_nothing_more_is_written():

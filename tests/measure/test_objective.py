@@ -26,6 +26,7 @@ from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
 from lasertri.search.scoring import score_targets
 from lasertri.search.settings import Settings
 from lasertri.search.trials import run_trials
+from lasertri.support.output_folder import FILES_NAME
 
 CLASSES, LENGTH = 3, 7
 
@@ -229,7 +230,7 @@ def test_the_whole_method_runs_and_leaves_the_module_as_it_was(kind, objective, 
     assert "majority" not in str(result)
 
     result.save(tmp_path / "out")
-    names = {"model.safetensors", CONFIG_NAME, FACTORS_NAME, SUMMARY_NAME, REPORT_NAME}
+    names = {"model.safetensors", CONFIG_NAME, FACTORS_NAME, SUMMARY_NAME, REPORT_NAME, FILES_NAME}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     reloaded, applied = make(kind), copy.deepcopy(model)
     safetensors.torch.load_model(reloaded, tmp_path / "out" / "model.safetensors")

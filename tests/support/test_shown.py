@@ -2,7 +2,7 @@
 
 import pytest
 
-from lasertri.support.shown import LONGEST, reason, shown
+from lasertri.support.shown import LONGEST, failure, reason, shown
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,11 @@ from lasertri.support.shown import LONGEST, reason, shown
 )
 def test_what_an_error_says_and_its_kind_where_that_is_little(error, text):
     assert reason(error) == text
+
+
+def test_of_a_file_that_fails_its_name_is_left_out():
+    assert failure(FileNotFoundError(2, "No such file", "/a/b")) == "No such file"
+    assert failure(OSError("disk full")) == "disk full"
 
 
 def test_what_is_long_is_cut():
