@@ -11,3 +11,11 @@ class NotFiniteError(LasertriError):
 
 class NonFiniteGradientError(NotFiniteError):
     """A gradient has NaN or Inf; whose, its message says, but not of which sample."""
+
+
+class TooLittleMemoryError(LasertriError):
+    """Memory does not hold even the smallest part that the work can be done in."""
+
+
+class NotConvergedError(LasertriError):
+    """An eigensolver or an SVD gave up on a matrix."""

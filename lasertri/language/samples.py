@@ -20,6 +20,7 @@ from lasertri.language.readings import Readings
 from lasertri.measure.protocol import Advance
 from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
+from lasertri.support.memory import as_memory_allows
 
 TOGETHER = 1 << 60  # tokens: all samples asked for in one batch
 
@@ -83,8 +84,8 @@ class EncodedSamples:
     ) -> Readings:
         """All that a model gives for the chosen samples (for all); `advance` is told how many tokens that were."""
         readings = self.readings()
-        for batch in self.batches(chosen):
-            readings.record(batch, *batch.read(model))
+        for batch, found in as_memory_allows(self.batches(chosen), lambda batch: batch.read(model)):
+            readings.record(batch, *found)
             advance(len(batch.entry))
         for i, text in written(model, self, chosen):
             readings.written[i] = text

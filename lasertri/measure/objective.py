@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NotFiniteError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
+from lasertri.support.memory import as_memory_allows
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,12 @@ class ObjectiveBatch:
     objective: Objective
     samples: list[Any]
     entry: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, part: slice) -> ObjectiveBatch:
+        return ObjectiveBatch(self.objective, self.samples[part], self.entry[part])
 
     @property
     def size(self) -> int:
@@ -157,8 +164,8 @@ class ObjectiveSamples:
     ) -> ObjectiveReadings:
         """Loss and score of the chosen samples (of all); `advance` is told how many."""
         readings = self.readings()
-        for batch in self.batches(chosen):
-            readings.record(batch, *batch.read(model))
+        for batch, found in as_memory_allows(self.batches(chosen), lambda batch: batch.read(model)):
+            readings.record(batch, *found)
             advance(len(batch.samples))
         return readings
 

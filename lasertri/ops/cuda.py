@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.ops import extension, gram
 from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.finite import all_finite
@@ -89,10 +90,11 @@ def _factor(
     return basis, sigma, codes
 
 
-def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[str, str]:
-    """What a block's status says, and what to do about it."""
+def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[str, str, type[LasertriError]]:
+    """What a block's status says, what to do about it, and of which kind the error is."""
     if not bits & NOT_FINITE:
-        return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge", "; use backend='reference'"
+        solver = "SVD" if method == "direct" else "eigensolver"
+        return f"the {solver} did not converge", "; use backend='reference'", NotConvergedError
     if all_finite(block):
-        return f"expected values whose squares {dtype} can hold, got larger ones", "; use method='direct'"
-    return "expected finite values, got NaN or Inf", "; check how it was made or loaded"
+        return f"expected values whose squares {dtype} can hold, got larger ones", "; use method='direct'", LasertriError
+    return "expected finite values, got NaN or Inf", "; check how it was made or loaded", LasertriError

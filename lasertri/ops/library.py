@@ -16,6 +16,7 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.blocks import BlockError, Side, equal_blocks, gather, heights, lengths, neighbours, side_of
+from lasertri.ops.converging import solvers_named
 from lasertri.ops.finite import all_finite
 from lasertri.ops.full_fp32 import full_fp32
 
@@ -34,7 +35,7 @@ def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
         name = body.__name__
         schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        LIBRARY.impl(name, torch.no_grad()(body), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, torch.no_grad()(solvers_named()(body)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
         return getattr(torch.ops.lasertri, name).default
 
@@ -320,7 +321,7 @@ def _blocks_named(members: Sequence[int]) -> Iterator[None]:
     except BlockError as error:
         matrix, place = divmod(error.index, len(members))
         where = f"block {members[place]} of `weight` (matrix {matrix})"
-        raise LasertriError(f"{error.cause} in {where}{error.advice}") from error
+        raise error.kind(f"{error.cause} in {where}{error.advice}") from error
 
 
 def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lasertri.errors import LasertriError
+from lasertri.ops.converging import solvers_named
+from lasertri.ops.reference import svd_by_qr
 
 
 def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -27,6 +29,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
 
     Raises:
         LasertriError: the two have different numbers of rows, or `most` is below 1.
+        NotConvergedError: neither an eigensolver nor an SVD converges on them.
 
     Example:
         >>> inputs, deltas = compress_tokens(torch.randn(50, 6), torch.randn(50, 4), most=10)
@@ -43,10 +46,18 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
     sides = [side.double() for side in (inputs, deltas)]
     norms = [side.norm() for side in sides]
     rows = torch.cat([side / norm if norm > 0 else side for side, norm in zip(sides, norms, strict=True)], dim=1)
-    _, u = torch.linalg.eigh(rows @ rows.mT)
-    kept = u[:, -most:].mT @ rows  # S Vᵀ of the largest
+    kept = _left_vectors(rows, most).mT @ rows  # S Vᵀ
     first, second = kept.split([inputs.shape[1], deltas.shape[1]], dim=1)
     # a row is as long as many tokens together, which FP16 may not hold
     dtypes = (torch.float32 if side.dtype == torch.float16 else side.dtype for side in (inputs, deltas))
     one, other = ((part * norm).to(dtype) for part, norm, dtype in zip((first, second), norms, dtypes, strict=True))
     return one, other
+
+
+def _left_vectors(rows: Tensor, most: int) -> Tensor:
+    """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD."""
+    try:
+        return torch.linalg.eigh(rows @ rows.mT).eigenvectors[:, -most:]
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        with solvers_named():
+            return svd_by_qr(rows)[0][:, :most]

@@ -1,0 +1,121 @@
+"""Work in parts that memory holds: where one does not fit, it is made smaller and done again.
+
+What has run out of memory is told in one sentence, and holds nothing of what filled it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+
+from lasertri.errors import TooLittleMemoryError
+
+logger = logging.getLogger(__name__)
+
+# besides torch.OutOfMemoryError: of torch's CPU allocator, of C++, of CUDA itself and its libraries
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+
+
+class Sliceable(Protocol):
+    """What can be taken apart, such as a list."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
+
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
+
+
+def halves(part: Any) -> Sequence[Any]:
+    """The two halves of a `Sliceable`; none where it is one already."""
+    middle = len(part) // 2
+    return (part[:middle], part[middle:]) if middle else ()
+
+
+def as_memory_allows(
+    parts: Iterable[Part],
+    run: Callable[[Part], Found],
+    smaller: Callable[[Part], Sequence[Part]] = halves,
+    *,
+    what: str = "one sample at a time",
+) -> Iterator[tuple[Part, Found]]:
+    """Every part with what it gives when it is run; of one that memory does not hold, those that it is made into.
+
+    Those after it are made smaller with it. What `run` changes must not matter when it is called again.
+
+    Args:
+        smaller: what a part is made into; nothing where it cannot be.
+        what: names the smallest part, for the sentence that says it does not fit.
+
+    Raises:
+        TooLittleMemoryError: memory does not hold the smallest part.
+    """
+    waiting = list(parts)
+    while waiting:
+        shortage = None
+        try:
+            found = run(waiting[0])
+        except (RuntimeError, MemoryError, TooLittleMemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shortage = _shortage(error, what)
+        if shortage is None:
+            yield waiting.pop(0), found
+            continue
+        _release()  # here, where the error no longer holds what filled the memory
+        if not smaller(waiting[0]):
+            raise shortage
+        logger.info("memory does not hold so much at once: smaller batches follow")
+        waiting = [piece for part in waiting for piece in smaller(part) or (part,)]
+
+
+@contextmanager
+def memory_told(what: str = "all that is asked for") -> Iterator[None]:
+    """Within, or as a decorator: running out of memory is a `TooLittleMemoryError`."""
+    shortage = None
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        shortage = _shortage(error, what)
+    if shortage is not None:
+        _release()
+        raise shortage
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLittleMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+
+
+def _shortage(error: BaseException, what: str) -> TooLittleMemoryError:
+    if isinstance(error, TooLittleMemoryError):
+        return TooLittleMemoryError(str(error))
+    asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+    size = f" ({asked[1]} more were needed)" if asked else ""
+    if isinstance(error, torch.OutOfMemoryError) or re.search("CUDA|_STATUS_", str(error)):
+        place, other = "the device", "on the CPU (--device cpu)"
+    else:
+        place, other = "this machine", "on one with more"
+    return TooLittleMemoryError(
+        f"expected memory for {what}, but {place} has too little left{size}; free some, load the model in a "
+        f"narrower dtype (--dtype bfloat16), or run {other}"
+    )
+
+
+def _release() -> None:
+    """Give back what nothing needs any more: graphs of gradients are circles, and torch keeps what it once had."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
