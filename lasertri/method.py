@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import NonFiniteGradientError, NotFiniteError
+from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
@@ -39,9 +39,10 @@ from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
-from lasertri.search.strategies import distinct, fitting
+from lasertri.search.strategies import distinct, factorable, fitting
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
+from lasertri.support.memory import memory_told
 from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
 
@@ -49,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 @with_options_of(Settings)
+@memory_told()
 def adapt(
     model: nn.Module | str | Path,
     samples: SampleSource | Iterable[Any],
@@ -98,7 +100,7 @@ def adapt(
             on_calibration = compare(problem.calibration, may_fail=True)  # as in trials
             try:
                 on_held_out = compare(problem.held_out, progress=problem.settings.progress)
-            except NotFiniteError as error:  # what was found is not lost for it
+            except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
                 refused = f"no held-out figures: {error}"
                 logger.warning(refused)
     return Adaptation(
@@ -160,7 +162,9 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     # score
     if strategy.gradients is not None:
         with clock("factor"):
-            factors.prepare(targets, scoring_blocks(targets, settings.scoring_blocks))
+            blocks = scoring_blocks(targets, settings.scoring_blocks)
+            factors.prepare(targets, blocks)
+            targets = [target for target, *_ in factors.usable((target, blocks, None) for target in targets)]
         with clock("score"):
             ranking, promise = ranked(problem, targets)
 
@@ -178,6 +182,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     if strategy.pairs and promise and settings.race:
         candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
+    with clock("factor"):
+        candidates = factorable(candidates, factors)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 

@@ -62,13 +62,13 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
         except LasertriError as error:
             typer.echo(f"lasertri: {error}", err=True)
             raise typer.Exit(1) from error
-        except RuntimeError as error:
-            if "out of memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            from lasertri.support.memory import shortage  # which imports torch
+
+            short = shortage(error)
+            if short is None:
                 raise
-            typer.echo(
-                "lasertri: the device is out of memory; choose a smaller --batch-size, or --device cpu",
-                err=True,
-            )
+            typer.echo(f"lasertri: {short}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt:
             typer.echo("lasertri: interrupted; what had been finished is kept", err=True)

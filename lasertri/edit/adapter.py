@@ -19,6 +19,7 @@ from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.support.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,9 @@ def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
         try:
             with as_peft_loads_it(model, Path(directory)) as adapted:
                 found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
-        except (ValueError, RuntimeError):  # no such module, or none that it would change
+        except (ValueError, RuntimeError) as error:  # no such module, or none that it would change
+            if is_out_of_memory(error):
+                raise
             return False
     return found == {f"{PREFIX}{target.module}" for target in targets}
 

@@ -77,7 +77,7 @@ class FactorStore:
             found = None if key in self._failed else self._made(*key)
             if found is None:
                 self._failed.add(key)
-                raise NotConvergedError(f"no eigensolver and no SVD converges on {target} at K = {blocks}; leave it out")
+                raise NotConvergedError(f"no eigensolver and no SVD converges on {target}, K = {blocks}; leave it out")
             return found
 
         return self._factors.get(key, make)

@@ -17,7 +17,6 @@ from lasertri.language.encoding import Batch, Read, TokenRow, batched
 from lasertri.measure.side_effects import NextTokens
 from lasertri.model.loading import context_length, model_kind
 from lasertri.model.preserve import preserved
-from lasertri.support.memory import as_memory_allows
 
 WINDOW = 128  # tokens at most
 HELD_OUT_TOKENS = 512  # read at about so many places
@@ -67,9 +66,8 @@ class EncodedText:
         """What a model, as it is now, expects at all places of the held-out windows."""
         log_probs, tokens = [], []
         with preserved(model):
-            read = as_memory_allows(self.held_out, lambda batch: batch.log_probs(model).cpu(), what="one row of text")
-            for batch, found in read:
-                log_probs.append(found)
+            for batch in self.held_out:
+                log_probs.append(batch.log_probs(model).cpu())
                 tokens.append(batch.token[batch.places[2].argsort()].cpu())  # in the order of the places
         return NextTokens(torch.cat(log_probs), torch.cat(tokens))
 

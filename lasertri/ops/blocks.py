@@ -69,9 +69,7 @@ class BlockError(LasertriError):
     Its index there, what begins the sentence and what ends it, and of which kind the error is that says it.
     """
 
-    def __init__(
-        self, index: int, cause: str, advice: str = "", kind: type[LasertriError] = LasertriError
-    ) -> None:
+    def __init__(self, index: int, cause: str, advice: str = "", kind: type[LasertriError] = LasertriError) -> None:
         super().__init__(f"{cause} in block {index}{advice}")
         self.index, self.cause, self.advice, self.kind = index, cause, advice, kind
 

@@ -96,5 +96,6 @@ def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[s
         solver = "SVD" if method == "direct" else "eigensolver"
         return f"the {solver} did not converge", "; use backend='reference'", NotConvergedError
     if all_finite(block):
-        return f"expected values whose squares {dtype} can hold, got larger ones", "; use method='direct'", LasertriError
+        cause = f"expected values whose squares {dtype} can hold, got larger ones"
+        return cause, "; use method='direct'", LasertriError
     return "expected finite values, got NaN or Inf", "; check how it was made or loaded", LasertriError

@@ -10,7 +10,7 @@ import numpy as np
 
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import NotFiniteError
+from lasertri.errors import NotFiniteError, TooLittleMemoryError
 from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import max_t_p_value, relief
 from lasertri.search.problem import Problem
@@ -39,7 +39,8 @@ class Confirmation:
     def of(cls, problem: Problem, samples: Samples, winner: Trial) -> Self | None:
         """Read the samples with the model as it is, and with the winner's edit.
 
-        None, with a warning, where the model gives NaN or Inf for one: the trials are not lost for it.
+        None, with a warning, where the model gives NaN or Inf for one, or memory does not hold it: the trials are not
+        lost for it.
         """
         settings, model = problem.settings, problem.model
         edit = Truncation.build(winner.candidate, model, problem.factors)
@@ -47,7 +48,7 @@ class Confirmation:
             found = Comparison.of(
                 model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
             )
-        except NotFiniteError as error:
+        except (NotFiniteError, TooLittleMemoryError) as error:
             logger.warning("no confirmation on fresh samples: %s", error)
             return None
         before, after = found.baseline, found.edited or found.baseline

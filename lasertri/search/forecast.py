@@ -8,6 +8,7 @@ harm, in layers that a few enormous activations pass through.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from lasertri.ops import linear_blocks
 from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
+from lasertri.support.memory import as_memory_allows
 
 
 @torch.no_grad()
@@ -70,21 +72,30 @@ class _Changes:
 
     def add_together(self, advance: Advance) -> bool:
         """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
-        for batch in self.samples.loss_batches(range(len(self.samples))) if self._layers else ():
-            rows = self.samples.row_samples(batch)
-            taken = {} if rows is None else self._taken(batch)
-            if rows is None or any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
+        batches = self.samples.loss_batches(range(len(self.samples))) if self._layers else ()
+        for _, found in as_memory_allows(batches, self._of_batch):
+            if found is None:
                 self.of.zero_()
                 return False
-            self._add(taken, rows)
-            advance(len(rows.unique()))
+            added, count = found
+            self.of += added
+            advance(count)
         return True
+
+    def _of_batch(self, batch: SampleBatch) -> tuple[Tensor, int] | None:
+        """What a batch adds to `of`, and how many samples it has; None where layers do not tell its rows apart."""
+        rows = self.samples.row_samples(batch)
+        taken = {} if rows is None else self._taken(batch)
+        if rows is None or any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
+            return None
+        return self._added(taken, rows), len(rows.unique())
 
     def add_apart(self, advance: Advance) -> None:
         """Take in all samples one by one."""
         for i in range(len(self.samples)):
-            for batch in self.samples.loss_batches([i]):
-                self._add(self._taken(batch), i)
+            batches = self.samples.loss_batches([i])
+            for _, added in as_memory_allows(batches, functools.partial(self._of_sample, i)):
+                self.of += added
             advance(1)
 
     def add_by_gradients(self) -> None:
@@ -94,17 +105,21 @@ class _Changes:
         mine = [n for target in targets for n in self._numbers[target]]
         for i in range(len(self.samples)) if targets else ():
             scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
-            for batch in self.samples.loss_batches([i]):
-                scorer.add(batch)
+            scorer.add(self.samples.loss_batches([i]))
             for n, candidate in ((n, self.candidates[n]) for n in mine):
                 score = scorer.total[candidate.target, candidate.blocks]
                 self.of[n, i] = -float(score.tail(ratios=candidate.ratio))
 
+    def _of_sample(self, i: int, batch: SampleBatch) -> Tensor:
+        """What a batch of one sample adds to `of`."""
+        return self._added(self._taken(batch), i)
+
     def _taken(self, batch: SampleBatch) -> dict[Target, Taken]:
         return batch_tokens(self.model, list(dict.fromkeys(self._layers.values())), batch)
 
-    def _add(self, taken: Mapping[Target, Taken], rows: Tensor | int) -> None:
-        """Take in a batch, of the samples of its rows or of one."""
+    def _added(self, taken: Mapping[Target, Taken], rows: Tensor | int) -> Tensor:
+        """What the tokens of a batch add to `of`, those of its rows' samples or of one."""
+        added = torch.zeros_like(self.of)
         for target, layer in self._layers.items():
             if layer in taken:
                 own, mine = taken[layer], self._numbers[target]
@@ -112,8 +127,9 @@ class _Changes:
                 sample = rows[first] if isinstance(rows, Tensor) else torch.full_like(first, rows)
                 deltas = own.deltas[:, slice(*(target.rows or (None,)))]
                 along = _along(self.model, [self.candidates[n] for n in mine], own.inputs, deltas, self.factors)
-                self.of[mine] = self.of[mine].index_add(1, sample, along)
+                added[mine] = added[mine].index_add(1, sample, along)
                 self._reached.add(target)
+        return added
 
 
 def _along(

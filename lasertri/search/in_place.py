@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import reduce_blocks
 from lasertri.search.replay import Replay, Shortcut, record
 from lasertri.search.trial import TrialReadings, by_target
+from lasertri.support.memory import as_memory_allows
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class InPlace:
         self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`. The baseline runs once, and stands beside every candidate."""
+        readings = TrialReadings.empty(self.samples, len(candidates))
+        for _, found in as_memory_allows([list(part)], functools.partial(self._run, candidates, advance)):
+            readings.update(range(len(candidates)), found)
+        return readings
+
+    def _run(self, candidates: Sequence[Candidate], advance: Advance, part: Sequence[int]) -> TrialReadings:
         model, samples, numbers = self.model, self.samples, by_target(candidates)
         readings = TrialReadings.empty(samples, len(candidates))
         shortcuts = {target: self.shortcuts[target] for target in numbers if target in self.shortcuts}

@@ -7,6 +7,7 @@ output: the baseline, under the same rounding as the trials beside it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri.edit.candidate import Candidate
+from lasertri.errors import TooLittleMemoryError
 from lasertri.factors.budget import free_bytes
 from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
@@ -25,6 +27,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
 from lasertri.search.replay import Replay, Trace, record
 from lasertri.search.trial import TrialReadings, by_target
+from lasertri.support.memory import as_memory_allows, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +55,19 @@ class Projected:
         self, model: nn.Module, samples: EncodedSamples, candidates: Sequence[Candidate], factors: FactorStore
     ) -> None:
         self.model, self.samples, self.factors = model, samples, factors
-        batch = samples.batches(range(min(2, len(samples))))[0]
-        trace = Trace.of(model, batch)
+        several = samples.batches(range(min(2, len(samples))))[:1]
+        batch, trace = next(as_memory_allows(several, functools.partial(Trace.of, model)))
         first = {candidate.target: candidate for candidate in reversed(candidates)}
         self.shortcuts = {target: trace.shortcut(target) for target in first}
         others = sum(not self._is_linear(target) for target in first)
         if others:
             logger.info("%d targets are no linear layers: trials start there, with the weight in place", others)
         for target, candidate in first.items():
-            reason = self._obstacle(batch, candidate)
+            find = functools.partial(self._obstacle, candidate)
+            try:
+                _, reason = next(as_memory_allows([batch], find, what="one row twice"))
+            except TooLittleMemoryError as error:
+                reason = str(error)
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.shortcuts[target]
@@ -82,20 +89,23 @@ class Projected:
         self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`."""
-        while True:
-            try:
-                return self._run(candidates, part, advance)
-            except torch.OutOfMemoryError:  # the estimate was too high, or another program took memory
-                if self.tokens <= 2 * self._longest:
-                    raise
-                self.tokens //= 2
+        # the estimate may be too high, or another program takes memory
+        run = functools.partial(self._run, candidates, part, advance)
+        [(self.tokens, readings)] = as_memory_allows([self.tokens], run, self._fewer)
+        return readings
 
-    def _run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
+    def _fewer(self, tokens: int) -> list[int]:
+        """Half as many, as long as they hold the longest row twice."""
+        return [tokens // 2] if tokens > 2 * self._longest else []
+
+    def _run(
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance, tokens: int
+    ) -> TrialReadings:
         readings, numbers = TrialReadings.empty(self.samples, len(candidates)), by_target(candidates)
         for mine in numbers.values():
             mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together
-        copies_of = {target: self._copies(len(mine)) for target, mine in numbers.items()}
-        for batch in self.samples.batches(part, tokens=max(1, self.tokens // max(copies_of.values()))):
+        copies_of = {target: self._copies(len(mine), tokens) for target, mine in numbers.items()}
+        for batch in self.samples.batches(part, tokens=max(1, tokens // max(copies_of.values()))):
             recording = record(self.model, batch, [self.shortcuts[target] for target in numbers])
             readings.baseline.record(batch, *recording.read)
             for target, mine in numbers.items():
@@ -111,9 +121,9 @@ class Projected:
                     advance(len(chunk) * len(batch.entry))
         return readings
 
-    def _copies(self, count: int) -> int:
-        """Copies in a batch of a target with so many candidates: as few batches as memory allows, evenly filled."""
-        most = max(1, self.tokens // self._longest - 1)
+    def _copies(self, count: int, tokens: int) -> int:
+        """Copies in a batch of a target with so many candidates: as few batches as the tokens allow, evenly filled."""
+        most = max(1, tokens // self._longest - 1)
         return 1 + -(-count // -(-count // most))
 
     def _outputs(self, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
@@ -137,7 +147,7 @@ class Projected:
             done += len(ratios)
         return outputs
 
-    def _obstacle(self, batch: Batch, candidate: Candidate) -> str | None:
+    def _obstacle(self, candidate: Candidate, batch: Batch) -> str | None:
         """Why a target's trials cannot replay the model, or None: at all ranks they must give what it gives."""
         shortcut = self.shortcuts[candidate.target]
         if shortcut.calls != 1:
@@ -149,9 +159,9 @@ class Projected:
             outputs = self._outputs([dataclasses.replace(candidate, ratio=1.0)], replay, 2)
         try:
             found, _ = replay.read(self.model, outputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # outputs whose rows are not first, as in Llama 4
+            if is_out_of_memory(error):
+                raise
             return f"replaying what runs before it fails: {error}"
         tolerance = torch.finfo(candidate.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
         if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():

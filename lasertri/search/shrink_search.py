@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from lasertri.edit.shrink import Shrink
+from lasertri.factors.store import Key
 from lasertri.model.targets import Target
 from lasertri.ops import score_blocks
 from lasertri.search.cross_fit import CrossFit
@@ -32,11 +33,12 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     announce_sizes(1, len(problem.calibration), clock.last, settings)
     tokens = gather_folds(problem, fit.parts, clock)
     with clock("factor"):
-        problem.factors.prepare(problem.targets, blocks)
+        problem.factors.prepare([target for target in problem.targets if target.shape[0] >= blocks], blocks)
+        keys = problem.factors.usable((target, min(blocks, target.shape[0]), None) for target in problem.targets)
 
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
-        edits = [_shrink(problem, fit, tokens, fold, blocks) for fold in range(len(tokens))]
+        edits = [_shrink(problem, fit, tokens, fold, keys) for fold in range(len(tokens))]
         fits = list(fit.sizes(edits, FIRST_SIZE))
         decision = decided(problem, fit, fits)
         edit = None
@@ -46,18 +48,18 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
 
 
 def _shrink(
-    problem: Problem, fit: CrossFit, tokens: Sequence[Mapping[Target, Tokens]], fold: int, blocks: int
+    problem: Problem, fit: CrossFit, tokens: Sequence[Mapping[Target, Tokens]], fold: int, keys: Sequence[Key]
 ) -> Shrink:
     """Of size 1, from all samples but a fold's: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
     samples, loss = fit.others(fold)
     slopes, decrease = {}, 0.0
-    for target in problem.targets:
+    for target, blocks, _ in keys:
         others = (found for other, found in enumerate(tokens) if other != fold)
         own = sum((found[target] for found in others if target in found), Tokens())
         if not len(own):
             continue
         gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(samples)
-        factors = problem.factors.of(target, min(blocks, target.shape[0]))
+        factors = problem.factors.of(target, blocks)
         factors = factors._replace(basis=factors.basis.double())
         weight = target.view(target.parameter(problem.model))
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)

@@ -60,19 +60,19 @@ def as_memory_allows(
     """
     waiting = list(parts)
     while waiting:
-        shortage = None
+        short = None
         try:
             found = run(waiting[0])
         except (RuntimeError, MemoryError, TooLittleMemoryError) as error:
-            if not is_out_of_memory(error):
+            short = shortage(error, what)
+            if short is None:
                 raise
-            shortage = _shortage(error, what)
-        if shortage is None:
+        if short is None:
             yield waiting.pop(0), found
             continue
         _release()  # here, where the error no longer holds what filled the memory
         if not smaller(waiting[0]):
-            raise shortage
+            raise short
         logger.info("memory does not hold so much at once: smaller batches follow")
         waiting = [piece for part in waiting for piece in smaller(part) or (part,)]
 
@@ -80,16 +80,16 @@ def as_memory_allows(
 @contextmanager
 def memory_told(what: str = "all that is asked for") -> Iterator[None]:
     """Within, or as a decorator: running out of memory is a `TooLittleMemoryError`."""
-    shortage = None
+    short = None
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        short = shortage(error, what)
+        if short is None:
             raise
-        shortage = _shortage(error, what)
-    if shortage is not None:
+    if short is not None:
         _release()
-        raise shortage
+        raise short
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -99,7 +99,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
 
 
-def _shortage(error: BaseException, what: str) -> TooLittleMemoryError:
+def shortage(error: BaseException, what: str = "all that is asked for") -> TooLittleMemoryError | None:
+    """An error that says in a sentence that memory ran out; None for one that another reason has."""
+    if not is_out_of_memory(error):
+        return None
     if isinstance(error, TooLittleMemoryError):
         return TooLittleMemoryError(str(error))
     asked = re.search(r"allocate ([\d.]+ \w+)", str(error))

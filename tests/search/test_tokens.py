@@ -260,7 +260,7 @@ def test_an_fp16_models_small_gradients_do_not_underflow():
     def scaled_down(samples):
         class Small:
             def __init__(self, batch):
-                self.batch = batch
+                self.batch, self.size = batch, batch.size
 
             def loss(self, model):
                 return 1e-7 * self.batch.loss(model)
