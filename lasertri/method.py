@@ -99,7 +99,8 @@ def adapt(
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
             on_calibration = compare(problem.calibration, may_fail=True)  # as in trials
             try:
-                on_held_out = compare(problem.held_out, progress=problem.settings.progress)
+                with memory_told("the samples held out"):
+                    on_held_out = compare(problem.held_out, progress=problem.settings.progress)
             except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
                 refused = f"no held-out figures: {error}"
                 logger.warning(refused)

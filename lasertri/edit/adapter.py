@@ -146,7 +146,8 @@ def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
             f"expected layers that peft loads an adapter for, but it does for none of {len(left)}, {left[0]} among "
             "them; name others with targets, or look for another kind of edit (edit='shrink')"
         )
-    logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
+    if left:  # but those that it loads one by one it loads together
+        logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
     return [target for target in targets if target in kept or target.name in parameters]
 
 

@@ -15,6 +15,7 @@ from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import max_t_p_value, relief
 from lasertri.search.problem import Problem
 from lasertri.search.trial import Trial
+from lasertri.support.memory import memory_told
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ class Confirmation:
         settings, model = problem.settings, problem.model
         edit = Truncation.build(winner.candidate, model, problem.factors)
         try:
-            found = Comparison.of(
-                model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
-            )
+            with memory_told("fresh samples"):
+                found = Comparison.of(
+                    model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
+                )
         except (NotFiniteError, TooLittleMemoryError) as error:
             logger.warning("no confirmation on fresh samples: %s", error)
             return None
