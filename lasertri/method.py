@@ -40,9 +40,10 @@ from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
 from lasertri.search.strategies import distinct, factorable, fitting
+from lasertri.search.tokens import batch_tokens
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
-from lasertri.support.memory import memory_told
+from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
 
@@ -121,13 +122,20 @@ def adapt(
 
 @contextmanager
 def samples_named(problem: Problem) -> Iterator[None]:
-    """Within, an error about a gradient that is not finite names a sample whose outputs are not, if there is one."""
+    """Within, an error about a gradient that is not finite names a sample whose outputs are not, if there is one.
+
+    Else it names the layer after which the gradient is not, as far as one of the targets shows it.
+    """
     try:
         yield
     except NonFiniteGradientError:
-        with torch.no_grad():
-            for samples in (problem.first, problem.gradients):
-                samples.read(problem.model).check()
+        model, layers = problem.model, (target.linear_layer(problem.model) for target in problem.targets)
+        find = functools.partial(batch_tokens, model, list(dict.fromkeys(own for own in layers if own is not None)))
+        for samples in (problem.first, problem.gradients):
+            with torch.no_grad():
+                samples.read(model).check()
+            for _ in as_memory_allows(samples.loss_batches(range(len(samples))), find):
+                pass
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from lasertri.compression.ranks import Priced, cheapest_ranks
 from lasertri.compression.result import CompressedMatrix, Compression
 from lasertri.compression.sensitivity import output_sensitivity
 from lasertri.data.neutral import neutral_text
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.budget import budget_for
@@ -27,6 +28,9 @@ from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
+from lasertri.support.memory import memory_told
+
+logger = logging.getLogger(__name__)
 
 FACTORS = ("whitened", "plain")
 KEEP = 0.9
@@ -45,6 +49,7 @@ def check_options(keep: float | None, rank: float | None, factors: str, max_kl: 
         raise LasertriError(f"expected max_kl of at least 0, got {max_kl}")
 
 
+@memory_told()
 def compress(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -65,8 +70,8 @@ def compress(
     a byte saves most of what the text's loss would rise by. A factored block of b rows keeps k of them, and what makes
     the others of these: k (b + n − k) numbers. Every fourth part of the text is left out; what becomes of its
     predictions is measured. Blocks of which nothing can be saved stay as they are, as do experts, the parts of matrices
-    stored as one, and layers that the text does not reach. The exchange is made when all is computed: until then the
-    model, and after a failure, is as it was.
+    stored as one, and layers that the text does not reach or that no solver converges on. The exchange is made when all
+    is computed: until then the model, and after a failure, is as it was.
 
     Args:
         tokenizer: the model's; without one nothing is measured, and the factors can only be plain.
@@ -113,8 +118,12 @@ def compress(
         priced: dict[Target, list[Priced]] = {}
         for target in layers:
             width = target.parameter(model).element_size()
-            priced[target] = _priced(store.of(target, blocks), width, None if worth is None else worth[target])
+            try:
+                priced[target] = _priced(store.of(target, blocks), width, None if worth is None else worth[target])
+            except NotConvergedError as error:
+                logger.warning("%s stays as it is: %s", target, error)
             bar.update()
+        layers = list(priced)
         ranks = _ranks(priced, KEEP if keep is None else keep, rank)
         made: dict[str, FactoredLinear] = {}
         found: dict[Target, CompressedMatrix] = {}

@@ -21,6 +21,7 @@ from lasertri.model.forwards import forwards, fused_activations
 from lasertri.model.targets import Target
 from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
+from lasertri.search.tokens import non_finite_gradient
 from lasertri.support.memory import as_memory_allows
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
@@ -122,9 +123,7 @@ class Scorer:
         """Put a target's scores to those of its batch."""
         gradient = target.view(gradient)
         if not all_finite(gradient):
-            raise NonFiniteGradientError(
-                f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it in float32"
-            )
+            raise non_finite_gradient(f"for {target.name}", gradient.dtype)
         weight = target.view(target.parameter(self.model))
         for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)

@@ -190,10 +190,16 @@ def batch_tokens(model: nn.Module, targets: Sequence[Target], batch: SampleBatch
         overflown = [str(target) for target, own in taken.items() if not all_finite(own.deltas)]
         if not overflown:
             return taken
-    raise NonFiniteGradientError(
-        f"the gradient at the output of {overflown[0]} has NaN or Inf; check the model on one sample, or load it in "
-        "float32"
-    )
+    raise non_finite_gradient(f"at the output of {overflown[0]}", targets[0].parameter(model).dtype)
+
+
+def non_finite_gradient(where: str, dtype: torch.dtype) -> NonFiniteGradientError:
+    """What is said of a gradient with NaN or Inf in a model of this dtype."""
+    if dtype.itemsize < 4:
+        advice = f"{dtype} may not hold it: load the model in float32 (--dtype float32)"
+    else:
+        advice = "a function of the model has none for a sample, such as a root of zero: change it, or leave that out"
+    return NonFiniteGradientError(f"expected finite gradients of a finite loss, got NaN or Inf {where}; {advice}")
 
 
 def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float) -> dict[Target, Taken]:
