@@ -1,0 +1,103 @@
+"""What memory does not hold is done in smaller parts, or said in a sentence that holds nothing of it."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from faults import out_of_memory
+
+from lasertri.errors import TooLittleMemoryError
+from lasertri.support.memory import as_memory_allows, is_out_of_memory, memory_told
+
+
+def room_for_three(part):
+    if len(part) > 3:
+        raise out_of_memory()
+    return sum(part)
+
+
+def test_what_does_not_fit_is_halved_and_what_follows_with_it():
+    tried = []
+    parts = [[1, 2], list(range(10)), list(range(10, 16)), [16]]
+    found = list(as_memory_allows(parts, lambda part: tried.append(len(part)) or room_for_three(part)))
+    assert [part for part, _ in found] == [
+        [1, 2],
+        [0, 1],
+        [2, 3, 4],
+        [5, 6],
+        [7, 8, 9],
+        [10],
+        [11, 12],
+        [13],
+        [14, 15],
+        [16],
+    ]
+    assert tried == [2, 10, 5, 2, 3, 2, 3, 1, 2, 1, 2, 1]
+    assert sum(total for _, total in found) == sum(range(17)) + 3
+
+
+def test_where_the_smallest_part_does_not_fit_it_is_said_and_nothing_is_held():
+    held = []
+
+    def full(part):
+        filled = torch.zeros(3)
+        held.append(weakref.ref(filled))
+        raise out_of_memory()
+
+    with pytest.raises(TooLittleMemoryError) as raised:
+        list(as_memory_allows([[1, 2], [3]], full, what="one part"))
+    assert str(raised.value) == (
+        "expected memory for one part, but the device has too little left (2.00 GiB more were needed); free some, load "
+        "the model in a narrower dtype (--dtype bfloat16), or run on the CPU (--device cpu)"
+    )
+    assert raised.value.__cause__ is raised.value.__context__ is None
+    assert len(held) == 2
+    assert not any(tensor() is not None for tensor in held)
+
+
+def test_a_shortage_within_is_handed_on_to_what_can_do_less_at_once():
+    inner = lambda part: list(as_memory_allows([part[:1]], lambda _: room_for_three(part), what="an inner part"))  # noqa: E731
+    assert [part for part, _ in as_memory_allows([[1, 2, 3, 4]], inner)] == [[1, 2], [3, 4]]
+    with pytest.raises(TooLittleMemoryError, match="memory for an inner part, but"):
+        list(
+            as_memory_allows(
+                [[1]], lambda _: list(as_memory_allows([[1]], lambda _: room_for_three("four"), what="an inner part"))
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda: torch.empty(1 << 50, dtype=torch.float64),
+        lambda: np.empty(1 << 50),
+        lambda: bytearray(1 << 60),
+        lambda: (_ for _ in ()).throw(
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+        ),
+    ],
+)
+def test_every_sign_of_it_is_known(fill):
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        fill()
+    assert is_out_of_memory(raised.value)
+    with (
+        pytest.raises(TooLittleMemoryError, match=r"expected memory for it, but .* has too little left"),
+        memory_told("it"),
+    ):
+        fill()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a size of 3 and one of 4"), ValueError("out of memory"), KeyboardInterrupt()]
+)
+def test_other_errors_are_left_alone(error):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        list(as_memory_allows([[1, 2]], fail))
+    assert raised.value is error
+    with pytest.raises(type(error)), memory_told():
+        fail()
