@@ -1,4 +1,4 @@
-"""Faults on purpose: memory for few rows, operations that find none left, solvers that give up on a matrix."""
+"""Faults on purpose: memory for few tokens, operations that find none left, solvers that give up on a matrix."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ class Fault(TorchDispatchMode):
         return op(*arguments, **(options or {}))
 
 
-def room_for(model: nn.Module, rows: int) -> list[int]:
-    """Memory that holds so many rows of a language model at once, and what was asked for."""
+def room_for(model: nn.Module, tokens: int) -> list[int]:
+    """Memory that holds so many tokens of a language model at once, padding included, and what was asked for."""
     asked = list[int]()
 
     def check(_: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
-        asked.append(len(arguments[0] if arguments else options["input_ids"]))
-        if asked[-1] > rows:
+        given = [*arguments[:1], *(options[name] for name in ("input_ids", "decoder_input_ids") if name in options)]
+        asked.append(given[0].numel())
+        if asked[-1] > tokens:
             raise out_of_memory()
 
     model.register_forward_pre_hook(check, with_kwargs=True)

@@ -37,5 +37,5 @@ def converging(solve: Callable[[str, torch.device], Solved], backend: str, devic
             return solve(name, place)
         except NotConvergedError as error:
             failure = error
-            logger.info("with backend %s on %s %s", name, place, error)
-    raise failure
+            logger.info("backend %s does not converge on %s", name, place)
+    raise NotConvergedError("no eigensolver and no SVD converges on it") from failure

@@ -5,7 +5,6 @@ What has run out of memory is told in one sentence, and holds nothing of what fi
 
 from __future__ import annotations
 
-import gc
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -118,7 +117,6 @@ def shortage(error: BaseException, what: str = "all that is asked for") -> TooLi
 
 
 def _release() -> None:
-    """Give back what nothing needs any more: graphs of gradients are circles, and torch keeps what it once had."""
-    gc.collect()
+    """Give back to the device what torch keeps of it for itself."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

@@ -287,3 +287,19 @@ def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
     assert process.returncode == 130
     assert b"interrupted" in rest
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 96 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_anywhere_is_one_sentence(folder, data, monkeypatch, error):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("lasertri.model.loading.load_model", load)
+    assert "expected memory for all that is asked for, but" in failure("eval", folder, "--data", data)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from faults import give_up_on
 from tiny import make_tokenizer
 from typer.testing import CliRunner
 
@@ -296,3 +297,11 @@ def test_a_file_that_is_no_text_is_an_error(folder, tmp_path):
 )
 def test_usage_errors_exit_with_2(folder, tmp_path, options):
     assert run("compress", folder, "-o", tmp_path / "out", *options).exit_code == 2
+
+
+def test_a_matrix_that_no_solver_converges_on_stays_as_it_is(model, monkeypatch, caplog):
+    targets = find_targets(decaying(model))
+    give_up_on(monkeypatch, [targets[2].view(targets[2].parameter(model))])
+    report = squeezed(model, factors="plain", keep=0.5)
+    assert [matrix.target for matrix in report.matrices if not matrix.factored] == [targets[2]]
+    assert f"{targets[2]} stays as it is: no eigensolver and no SVD converges on {targets[2]}" in caplog.text

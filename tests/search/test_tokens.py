@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from faults import room_for
 from stepping import MANY, encoded, gathered
 from tiny import CONFIGS, TRANSPOSED, make_model
 from torch import nn
 
 from lasertri import LasertriError, Objective
+from lasertri.errors import NotConvergedError
 from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
+from lasertri.ops import compress_tokens
 from lasertri.search.directions import make_step
 from lasertri.search.tokens import FEWEST_TOKENS, Room, Tokens, gather_tokens
 
@@ -342,3 +345,32 @@ def test_progress_is_told_batch_by_batch():
         gather_tokens(model, find_linear_layers(model), batches, Room(MANY), advance=told.append)
     assert told == [batch.size for batch in batches]
     assert len(told) == 3
+
+
+@pytest.mark.parametrize("name", ["gptj", "t5"])
+def test_fewer_tokens_at_once_give_the_same_gradients(name):
+    model = make_model(name)
+    samples = encoded(model, name)
+    expected = gathered(model, samples)
+    asked = room_for(model, 12)
+    found = gathered(model, samples)
+    assert max(asked) > 12
+    for target, own in found.items():
+        torch.testing.assert_close(product(own), product(expected[target]), rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_whose_tokens_cannot_be_compressed_is_left_out(monkeypatch, caplog):
+    model, refused = make_model("gptj"), []
+    samples = encoded(model, "gptj")
+
+    def compress(inputs, deltas, most):
+        if not refused:
+            refused.append(inputs)
+            raise NotConvergedError("did not converge")
+        return compress_tokens(inputs, deltas, most)
+
+    monkeypatch.setattr("lasertri.search.tokens.compress_tokens", compress)
+    found = gathered(model, samples, most=3)
+    [left] = set(find_linear_layers(model)) - found.keys()
+    assert f"{left} is left out: did not converge" in caplog.text
+    assert len(caplog.records) == 1
