@@ -13,9 +13,11 @@ import typer
 
 from lasertri.cli.grouped import grouped
 from lasertri.cli.streams import failure_of_output, guard
+from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
 from lasertri.version import __version__
 
+wait_asleep()
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ class Fields:
 
 
 def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sample]:
-    """Samples from a file, from rows, or as they are.
+    """Samples from a file, from rows (those of a pandas DataFrame too), or as they are.
 
     A field is absent where it is null, NaN or, in csv, empty. A template reads it as nothing, as long as another of its
     fields holds something. A row's field `delimiter` is its sample's.
@@ -88,7 +89,8 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
     """
     if isinstance(source, str | Path):
         return _checked(read_rows(Path(source)), fields or Fields(), str(source))
-    items = list(source)
+    frame: Any = source
+    items = frame.to_dict("records") if hasattr(source, "columns") and hasattr(source, "to_dict") else list(source)
     ready = [item for item in items if isinstance(item, Sample)]
     if items and len(ready) == len(items):
         _one_kind(ready)
@@ -217,6 +219,7 @@ def _csv(path: Path) -> Iterator[PlacedRow]:
 
 
 def _parquet(path: Path) -> Iterator[PlacedRow]:
+    require_datasets(f"{path}: expected a jsonl or csv file, or what reads parquet")
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -232,6 +235,12 @@ def _parquet(path: Path) -> Iterator[PlacedRow]:
     except (ArrowException, OSError, OverflowError) as error:
         place = path if not number else f"{path}:{number + 1}"
         raise LasertriError(f"{place}: expected a parquet file whose fields can be read ({reason(error)})") from error
+
+
+def require_datasets(expected: str) -> None:
+    """Refuse what the extra `datasets` reads where that is not installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise LasertriError(f"{expected}; pip install 'lasertri[datasets]'")
 
 
 def _sample(row: Row, fields: Fields, source: str) -> Sample:
@@ -288,6 +297,7 @@ def _text(value: object, place: str) -> str:
 
 def _choices(value: object, fields: Fields, source: str) -> tuple[str, ...]:
     found = _json(value) if isinstance(value, str) else value
+    found = found.tolist() if hasattr(found, "tolist") else found  # of a DataFrame that was read from parquet
     if not isinstance(found, list | tuple) or not all(isinstance(choice, str) for choice in found):
         raise LasertriError(
             f'{source}, {fields.choices}: expected a list of texts such as ["yes", "no"], got {shown(found)}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Samples

@@ -37,7 +37,7 @@ def _version_of_triton() -> str | None:
 
 def _why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; `pip install triton`"
+        return "triton is not installed; a CUDA torch brings it, or `pip install 'lasertri[triton]'`"
     version = _version_of_triton()
     if version is not None and TorchVersion(version) < OLDEST_TRITON:
         return f"its kernels need triton {OLDEST_TRITON} or later, this is {version}; upgrade torch, which brings it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
 from lasertri.result.report import render, report_obstacle
-from lasertri.result.summary import summarize
+from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
@@ -33,7 +34,7 @@ SUMMARY_NAME = "adaptation.json"
 REPORT_NAME = "report.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptation:
     """The result of `adapt`.
 
@@ -154,3 +155,11 @@ class Adaptation:
 
     def __str__(self) -> str:
         return summarize(self.to_dict())
+
+    def __repr__(self) -> str:
+        """The edit and what it does, in a line; `print` shows all of it."""
+        return f"<Adaptation: {brief(self.to_dict())}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<pre>{html.escape(str(self))}</pre>"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.factors.store import FactorStore

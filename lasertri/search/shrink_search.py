@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.shrink import Shrink
 from lasertri.model.targets import Target

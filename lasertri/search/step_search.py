@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError

@@ -90,3 +90,13 @@ def test_completion_can_be_shown_and_installed(tmp_path):
     code, _, _ = start("--install-completion", "bash", **forced)
     assert code == 0
     assert "lasertri" in (tmp_path / ".bashrc").read_text()
+
+
+def test_threads_that_wait_sleep():
+    script = "import lasertri.cli, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.split() == [found, "False"]

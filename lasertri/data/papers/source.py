@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lasertri.data.files import PlacedRow, Row, parsed_json, read_rows
+from lasertri.data.files import PlacedRow, Row, parsed_json, read_rows, require_datasets
 from lasertri.errors import LasertriError
 from lasertri.support.shown import shown
 
@@ -67,6 +67,7 @@ class Source:
         return f"{self.config}/{split}/*.parquet"
 
     def _parquet(self, origin: str, split: str) -> list[PlacedRow]:
+        require_datasets(f"expected a data folder with {' and '.join(self.editions[0])}, or what reads the hub's copy")
         from datasets import load_dataset
         from datasets.exceptions import DatasetGenerationError
         from pyarrow import ArrowException
