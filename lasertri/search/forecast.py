@@ -23,6 +23,8 @@ from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
 
+TOKENS = 512  # whose outputs under all ratios are held at once
+
 
 @torch.no_grad()
 def forecast(
@@ -111,7 +113,9 @@ class _Changes:
                 first = own.first.cpu()
                 sample = rows[first] if isinstance(rows, Tensor) else torch.full_like(first, rows)
                 deltas = own.deltas[:, slice(*(target.rows or (None,)))]
-                along = _along(self.model, [self.candidates[n] for n in mine], own.inputs, deltas, self.factors)
+                pieces = zip(own.inputs.split(TOKENS), deltas.split(TOKENS), strict=True)
+                chosen = [self.candidates[n] for n in mine]
+                along = torch.cat([_along(self.model, chosen, *piece, self.factors) for piece in pieces], dim=1)
                 self.of[mine] = self.of[mine].index_add(1, sample, along)
                 self._reached.add(target)
 

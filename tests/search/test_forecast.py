@@ -17,6 +17,11 @@ from lasertri.search.forecast import forecast
 RATIOS, BLOCKS = (0.7, 0.2, 0.0), (1, 3)
 
 
+@pytest.fixture(autouse=True)
+def _few_tokens_at_once(monkeypatch):
+    monkeypatch.setattr("lasertri.search.forecast.TOKENS", 7)
+
+
 def grid(model, pattern=None):
     targets = find_targets(model, pattern)
     return [Candidate(target, blocks, ratio) for target in targets for blocks in BLOCKS for ratio in RATIOS]
