@@ -60,7 +60,7 @@ def test_what_is_lost_is_the_tail(tokens, columns, rows, most, decay, seed):
     """Z's Gram matrix is off by σ²_{s+1}, so G = ΔᵀX by at most that times ‖Δ‖ ‖X‖."""
     inputs, deltas = draw(tokens, columns, rows, seed=seed, decay=decay)
     few = compress_tokens(inputs, deltas, most)
-    assert len(few[0]) == len(few[1]) == min(tokens, most)
+    assert len(few[0]) == len(few[1]) == (tokens if tokens <= most else min(most, columns + rows))
     z = normalised(inputs, deltas)
     sigma = torch.linalg.svdvals(z)
     tail = float(sigma[most].square()) if most < len(sigma) else 0.0
