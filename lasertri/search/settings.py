@@ -98,7 +98,12 @@ class Settings:
         ),
     ] = 8
     race: Annotated[
-        bool, Option("Stop measuring a candidate that the leading one beats beyond doubt.", section="Truncation")
+        bool,
+        Option(
+            "Try what promises most, by the default strategy and score, and no further what the leading candidate beats "
+            "beyond doubt; else all there is, to the end.",
+            section="Truncation",
+        ),
     ] = True
     calibration: Annotated[
         int,
