@@ -100,7 +100,7 @@ class Settings:
     race: Annotated[
         bool,
         Option(
-            "Try what promises most, by the default strategy and score, and no further what the leading candidate beats "
+            "Try what promises most, by the default strategy and score, and no further what the leading one beats "
             "beyond doubt; else all there is, to the end.",
             section="Truncation",
         ),
