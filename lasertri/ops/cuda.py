@@ -36,8 +36,8 @@ def block_svd(
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending.
 
     Raises:
-        BlockError: a block with a NaN or Inf, one whose squares FP64 cannot hold, which only "direct" can do without, or
-            one whose solver did not converge.
+        BlockError: a block with a NaN or Inf, one whose solver did not converge, or, unless the method is "direct", one
+            whose squares FP64 cannot hold.
     """
     short = gram.short_first(blocks, side)
     basis, sigma, status = _factor(short, "direct" if method == "direct" else "gram", dtype)

@@ -15,7 +15,17 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-Wall", "-Wno-sign-compare", "-Werror")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-Wall",
+    "-Wno-sign-compare",
+    "-Werror",
+)
 
 
 class Mutation(NamedTuple):
@@ -73,6 +83,6 @@ def build(folder: Path, mutations: Iterable[Mutation] = (), flags: Sequence[str]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Of a process that runs `python -m shim.cases`."""
+    """Of a process that runs `python -m shim.run`."""
     paths = [ROOT, ROOT / "tests", ROOT / "benchmarks", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.environ | {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path)), **variables}

@@ -1,27 +1,21 @@
-"""What the CUDA library must do, as functions that a test runs, and a script on any build of it:
-
-    python -m shim.cases LIBRARY
-
-The script stops at the first case that fails, with the exit code 1.
-"""
+"""What the CUDA library must do, as functions of any build of it."""
 
 from __future__ import annotations
 
 import functools
 import itertools
-import os
 import random
-import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
-from shim.library import SCHEDULES, Shim, in_threads
 from spectra import gapped, gaussian, power_law
 from torch import Tensor
+
+from shim.library import SCHEDULES, Factors, Libraries, Shim, in_threads
 
 ALL_AT_ONCE = 1 << 31
 SOLVERS = ("batched", "looped")
@@ -34,24 +28,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second column": lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
     "part of a matrix": lambda x: torch.nn.functional.pad(x, (3, 2, 1, 4), value=torch.nan)[:, 1:-4, 3:-2],
 }
-
-
-class Libraries(NamedTuple):
-    """One build, with the batched eigensolver and without."""
-
-    path: Path
-    batched: Shim
-    looped: Shim
-
-    @classmethod
-    def load(cls, path: Path) -> Libraries:
-        """A library keeps what it found of cuSOLVER: the second is a copy."""
-        copy = Path(shutil.copy(path, path.with_name("looped.so")))
-        return cls(path, Shim(path), Shim(copy, absent="cusolverDnXsyevBatched"))
-
-    @property
-    def both(self) -> tuple[Shim, Shim]:
-        return self.batched, self.looped
 
 
 class Case(NamedTuple):
@@ -83,11 +59,11 @@ def check(libraries: Libraries, case: Case) -> None:
     shim = libraries.batched if case.solver == "direct" else getattr(libraries, case.solver)
     method = "direct" if case.solver == "direct" else "gram"
     shim.reset()
-    shim.schedule(case.schedule, seed=hash(case.shape))
+    shim.schedule(case.schedule, seed=sum(case.shape))
     shim.panel_elements(case.panel)
     given = gapped(*case.shape).to(case.dtype)
 
-    def call() -> tuple[Tensor, Tensor, Tensor]:
+    def call() -> Factors:
         shim.use(case.stream, device=case.device)
         blocks = LAYOUTS[case.layout](given)
         return shim.factor_blocks(blocks, method, case.fp64, case.workspace, device=case.device)
@@ -96,7 +72,7 @@ def check(libraries: Libraries, case: Case) -> None:
     assert shim.open_things() == ""
 
 
-def assert_factors(results: tuple[Tensor, Tensor, Tensor], blocks: Tensor, fp64: bool) -> None:
+def assert_factors(results: Factors, blocks: Tensor, fp64: bool) -> None:
     basis, sigma, status = results
     unit = 1e-10 if fp64 else 1e-4
     assert status.tolist() == [0] * len(blocks)
@@ -108,7 +84,9 @@ def assert_factors(results: tuple[Tensor, Tensor, Tensor], blocks: Tensor, fp64:
     torch.testing.assert_close(norms, sigma.double(), rtol=unit, atol=unit)
 
 
-def factored(shim: Shim, blocks: Tensor, method: str = "gram", fp64: bool = True, workspace: int = ALL_AT_ONCE):  # noqa: ANN201
+def factored(
+    shim: Shim, blocks: Tensor, method: str = "gram", fp64: bool = True, workspace: int = ALL_AT_ONCE
+) -> Factors:
     """The op's results, from a thread that closes its handles."""
     return in_threads(lambda: shim.factor_blocks(blocks, method, fp64, workspace))[0]
 
@@ -155,10 +133,12 @@ def squares_beyond_the_type_are_not_finite(libraries: Libraries) -> None:
 
 
 def a_block_that_its_gram_matrix_does_not_resolve_says_so(libraries: Libraries) -> None:
-    for shape in ((12, 40), (40, 12), (12, 12)):
-        blocks = torch.stack([gaussian(*shape), power_law(*shape, condition=1e7), gaussian(*shape)])
+    """Beside one so much larger that its values are none of the others' business."""
+    for shape, schedule in itertools.product(((20, 40), (40, 20), (20, 20)), SCHEDULES):
+        blocks = torch.stack([gaussian(*shape) * 1e8, power_law(*shape, condition=1e7), gaussian(*shape)])
         for shim in libraries.both:
             shim.reset()
+            shim.schedule(schedule)
             assert factored(shim, blocks)[2].tolist() == [0, 4, 0]
             assert factored(shim, blocks, fp64=False)[2].tolist() == [0, 0, 0], "in FP32 nothing is promised"
             assert factored(shim, blocks, "direct")[2].tolist() == [0, 0, 0]
@@ -215,104 +195,9 @@ def what_the_op_cannot_take_is_refused(libraries: Libraries) -> None:
         (ones, "auto", True, "expected the method 'gram' or 'direct', got 'auto'"),
         (ones[:1, :1, :1].expand(1, 1, 1 << 31), "gram", True, "expected sides that fit 32 bits, got 1 and 2147483648"),
     ):
-        error = failure(lambda b=blocks, m=method, c=on_cuda: shim.factor_blocks(b, m, True, 1, on_cuda=c))
-        assert error is not None
-        assert re.match(message, str(error)), error
+        with pytest.raises(RuntimeError, match=message):
+            shim.factor_blocks(blocks, method, True, 1, on_cuda=on_cuda)
     assert shim.open_things() == ""
-
-
-def failure(call: Callable[[], object]) -> RuntimeError | None:
-    try:
-        call()
-    except RuntimeError as error:
-        return error
-    return None
-
-
-# Every call that can fail, with some of its codes and what the error then says beside them.
-CUDA, CUBLAS = (700, 1, 46, 719, 2), (1, 7, 8, 11, 13, 14, 15, 16, 3)
-CUSOLVER = (1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 31, 2)
-NO_MEMORY = ("CUDA error 2", "cuBLAS status 3", "cuSOLVER status 2")
-CODES = {
-    "CUDA error": (
-        CUDA,
-        ("cudaEventCreateWithFlags", "cudaEventRecord", "cudaStreamWaitEvent", "cudaMemcpyAsync", "launch"),
-    ),
-    "cuBLAS status": (
-        CUBLAS,
-        ("cublasCreate", "cublasSetStream", "cublasSetMathMode", "cublasDgemmStridedBatched", "cublasSgemmStridedBatched"),
-    ),
-    "cuSOLVER status": (
-        CUSOLVER,
-        (
-            *("cusolverDnCreate", "cusolverDnCreateParams", "cusolverDnSetStream", "cusolverDnCreateGesvdjInfo"),
-            *("cusolverDnXsyevd", "cusolverDnXsyevd_bufferSize"),
-            *("cusolverDnXsyevBatched", "cusolverDnXsyevBatched_bufferSize"),
-            *("cusolverDnDgesvdj", "cusolverDnDgesvdj_bufferSize", "cusolverDnSgesvdj", "cusolverDnSgesvdj_bufferSize"),
-        ),
-    ),
-    "of device 0": ((1,), ("aoti_torch_get_current_cuda_stream", "torch_get_cuda_stream_from_pool")),
-    "out of memory": ((1,), ("new_empty",)),
-}
-
-
-def failures(libraries: Libraries, *, thorough: bool) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Each call of each function failing, the first and the last, or all with all their codes."""
-    blocks = gapped(5, 9, 4)
-    for shim, method, fp64 in itertools.product(libraries.both, ("gram", "direct"), (True, False)):
-        shim.reset()
-        factored(shim, blocks, method, fp64)
-        counts = {name: shim.calls(name) for _, functions in CODES.values() for name in functions}
-        for kind, (codes, functions) in CODES.items():
-            for function in functions:
-                plans = (
-                    itertools.product(range(counts[function]), codes)
-                    if thorough
-                    else {(0, codes[0]), (counts[function] - 1, codes[-1])}
-                )
-                for after, code in plans:
-
-                    def fails(shim=shim, method=method, fp64=fp64, plan=(function, after, code), kind=kind) -> None:
-                        a_failure_leaves_nothing(shim, blocks, method, fp64, plan, kind)
-
-                    if counts[function]:
-                        yield f"{function} {after} {code}", fails
-
-
-def a_failure_leaves_nothing(
-    shim: Shim, blocks: Tensor, method: str, fp64: bool, plan: tuple[str, int, int], kind: str
-) -> None:
-    """An error that names the call and its code; the same thread's next call is right; nothing stays open."""
-    function, _, code = plan
-    codes_are_told = kind.endswith((" error", " status"))
-
-    def calls() -> RuntimeError | None:
-        shim.fail(*plan)
-        error = failure(lambda: shim.factor_blocks(blocks, method, fp64, ALL_AT_ONCE))
-        assert shim.current_device == 0
-        assert "memory" not in shim.open_things()
-        assert "event" not in shim.open_things()
-        shim.fail("", 0, 0)
-        assert_factors(shim.factor_blocks(blocks, method, fp64, ALL_AT_ONCE), blocks, fp64)
-        return error
-
-    shim.reset()
-    shim.schedule("oldest first")  # what is freed is overwritten before lanes go on, unless it waits for them
-    error = in_threads(calls)[0]
-    assert error is not None, f"{plan} went unnoticed"
-    assert kind in str(error), error
-    assert "\n" not in str(error)
-    if codes_are_told:
-        assert f"{kind} {code}" in str(error), error
-        assert str(error).endswith("; free some of the device's memory") == (f"{kind} {code}" in NO_MEMORY), error
-    if function.startswith(("cuda", "cublas", "cusolver")) and "gemm" not in function and "gesvdj" not in function:
-        assert f" {function}" in str(error), error
-    assert shim.open_things() == ""
-
-
-def failed_calls(libraries: Libraries) -> None:
-    for _, fails in failures(libraries, thorough=False):
-        fails()
 
 
 def threads_have_handles_of_their_own(libraries: Libraries) -> None:
@@ -351,38 +236,3 @@ def an_older_cusolver_does_too(libraries: Libraries) -> None:
         assert_factors(factored(shim, blocks), blocks, True)
         assert (shim.calls("cusolverDnXsyevBatched"), shim.calls("cusolverDnXsyevd")) == (0, 3)
         shim.write_coverage()
-
-
-CASES: tuple[Callable[[Libraries], None], ...] = (
-    right_factors,
-    lanes_wait_for_the_gram_matrices_and_are_waited_for,
-    each_block_s_status_is_its_own,
-    squares_beyond_the_type_are_not_finite,
-    a_block_that_its_gram_matrix_does_not_resolve_says_so,
-    a_solver_that_does_not_converge_says_so,
-    batches_stay_within_the_bound,
-    fp32_is_fp32_and_not_tf32,
-    nothing_in_gives_nothing_out,
-    what_the_op_cannot_take_is_refused,
-    failed_calls,
-    threads_have_handles_of_their_own,
-    large_matrices_are_solved_one_by_one,
-    an_older_cusolver_does_too,
-)
-
-
-def main() -> None:
-    libraries = Libraries.load(Path(sys.argv[1]))
-    for case in CASES:
-        try:
-            case(libraries)
-        except (AssertionError, RuntimeError) as error:
-            print(f"{case.__name__}: {error}", flush=True)
-            os._exit(1)
-    for shim in libraries.both:
-        shim.write_coverage()
-    os._exit(0)  # a sanitizer would watch the destructors of what threads left
-
-
-if __name__ == "__main__":
-    main()

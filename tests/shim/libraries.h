@@ -146,15 +146,14 @@ inline float as_tf32(float x) {
 
 template <typename T>
 cublasStatus_t multiply(
-    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, const T* alpha, const T* a,
-    int lda, long long a_step, const T* b, int ldb, long long b_step, const T* beta, T* c, int ldc, long long c_step,
-    int count) {
+    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, T times, const T* a, int lda,
+    long long a_step, const T* b, int ldb, long long b_step, T keep, T* c, int ldc, long long c_step, int count) {
   const bool a_turned = a_op == CUBLAS_OP_T, b_turned = b_op == CUBLAS_OP_T;
   if (!is_open(h) || m < 0 || n < 0 || k < 0 || count < 0 || lda < std::max(1, a_turned ? k : m) ||
       ldb < std::max(1, b_turned ? n : k) || ldc < std::max(1, m))
     return CUBLAS_STATUS_INVALID_VALUE;
   const bool cut = std::is_same_v<T, float> && h->mode != CUBLAS_PEDANTIC_MATH;
-  submit(h->stream, {[=, times = *alpha, keep = *beta] {
+  submit(h->stream, {[=] {
     const auto value = [cut](T x) { return cut ? static_cast<T>(as_tf32(static_cast<float>(x))) : x; };
     for (int64_t batch = 0; batch < count; ++batch)
       for (int64_t j = 0; j < n; ++j)
@@ -203,17 +202,6 @@ inline cusolverStatus_t eigen_batch(
   return CUSOLVER_STATUS_SUCCESS;
 }
 
-template <typename T>
-cusolverStatus_t jacobi(
-    cusolverDnHandle_t h, cusolverEigMode_t jobz, int econ, int m, int n, T* a, int lda, T* s, T* u, int ldu, T* v, int ldv,
-    T* work, int words, int* info, gesvdjInfo_t params) {
-  if (!usable(h, params) || jobz != CUSOLVER_EIG_MODE_VECTOR || econ != 1 || m < 1 || n < 1 || lda != m || ldu != m ||
-      ldv != n || words < m * n + n * n)
-    return CUSOLVER_STATUS_INVALID_VALUE;
-  svd(h->stream, m, n, a, s, u, v, work, info);
-  return CUSOLVER_STATUS_SUCCESS;
-}
-
 }  // namespace shim
 
 #define SHIM_API extern "C" __attribute__((visibility("default")))
@@ -248,15 +236,22 @@ SHIM_API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, c
   return cudaSuccess;
 }
 
-SHIM_API cublasStatus_t cublasCreate(cublasHandle_t* handle) {
-  MAY_FAIL(cublasStatus_t);
-  *handle = shim::open_thing<cublasContext>("cuBLAS handle", shim::current_device, nullptr, CUBLAS_DEFAULT_MATH);
-  return CUBLAS_STATUS_SUCCESS;
-}
-SHIM_API cublasStatus_t cublasDestroy(cublasHandle_t handle) {
-  shim::close_thing("cuBLAS handle", handle);
-  return CUBLAS_STATUS_SUCCESS;
-}
+#define SHIM_HANDLE(Status, Handle, create, destroy, ...)                                          \
+  SHIM_API Status create(Handle* handle) {                                                         \
+    MAY_FAIL(Status);                                                                              \
+    *handle = shim::open_thing<std::remove_pointer_t<Handle>>(#Handle __VA_OPT__(, ) __VA_ARGS__); \
+    return static_cast<Status>(0);                                                                 \
+  }                                                                                                \
+  SHIM_API Status destroy(Handle handle) {                                                         \
+    shim::close_thing(#Handle, handle);                                                            \
+    return static_cast<Status>(0);                                                                 \
+  }
+SHIM_HANDLE(
+    cublasStatus_t, cublasHandle_t, cublasCreate, cublasDestroy, shim::current_device, nullptr, CUBLAS_DEFAULT_MATH)
+SHIM_HANDLE(cusolverStatus_t, cusolverDnHandle_t, cusolverDnCreate, cusolverDnDestroy, shim::current_device, nullptr)
+SHIM_HANDLE(cusolverStatus_t, cusolverDnParams_t, cusolverDnCreateParams, cusolverDnDestroyParams)
+SHIM_HANDLE(cusolverStatus_t, gesvdjInfo_t, cusolverDnCreateGesvdjInfo, cusolverDnDestroyGesvdjInfo)
+
 SHIM_API cublasStatus_t cublasSetStream(cublasHandle_t handle, cudaStream_t stream) {
   MAY_FAIL(cublasStatus_t);
   if (!shim::is_open(handle) || shim::at(stream).device != handle->device) return CUBLAS_STATUS_INVALID_VALUE;
@@ -269,55 +264,12 @@ SHIM_API cublasStatus_t cublasSetMathMode(cublasHandle_t handle, cublasMath_t mo
   return CUBLAS_STATUS_SUCCESS;
 }
 SHIM_API const char* cublasGetStatusString(cublasStatus_t) { return "its text"; }
-SHIM_API cublasStatus_t cublasDgemmStridedBatched(
-    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, const double* alpha,
-    const double* a, int lda, long long a_step, const double* b, int ldb, long long b_step, const double* beta, double* c,
-    int ldc, long long c_step, int count) {
-  MAY_FAIL(cublasStatus_t);
-  return shim::multiply(h, a_op, b_op, m, n, k, alpha, a, lda, a_step, b, ldb, b_step, beta, c, ldc, c_step, count);
-}
-SHIM_API cublasStatus_t cublasSgemmStridedBatched(
-    cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, const float* alpha,
-    const float* a, int lda, long long a_step, const float* b, int ldb, long long b_step, const float* beta, float* c,
-    int ldc, long long c_step, int count) {
-  MAY_FAIL(cublasStatus_t);
-  return shim::multiply(h, a_op, b_op, m, n, k, alpha, a, lda, a_step, b, ldb, b_step, beta, c, ldc, c_step, count);
-}
-
-SHIM_API cusolverStatus_t cusolverDnCreate(cusolverDnHandle_t* handle) {
-  MAY_FAIL(cusolverStatus_t);
-  *handle = shim::open_thing<cusolverDnContext>("cuSOLVER handle", shim::current_device, nullptr);
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnDestroy(cusolverDnHandle_t handle) {
-  shim::close_thing("cuSOLVER handle", handle);
-  return CUSOLVER_STATUS_SUCCESS;
-}
 SHIM_API cusolverStatus_t cusolverDnSetStream(cusolverDnHandle_t handle, cudaStream_t stream) {
   MAY_FAIL(cusolverStatus_t);
   if (!shim::is_open(handle) || shim::at(stream).device != handle->device) return CUSOLVER_STATUS_INVALID_VALUE;
   handle->stream = stream;
   return CUSOLVER_STATUS_SUCCESS;
 }
-SHIM_API cusolverStatus_t cusolverDnCreateParams(cusolverDnParams_t* params) {
-  MAY_FAIL(cusolverStatus_t);
-  *params = shim::open_thing<cusolverDnParams>("cuSOLVER parameters");
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnDestroyParams(cusolverDnParams_t params) {
-  shim::close_thing("cuSOLVER parameters", params);
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnCreateGesvdjInfo(gesvdjInfo_t* params) {
-  MAY_FAIL(cusolverStatus_t);
-  *params = shim::open_thing<gesvdjInfo>("Jacobi parameters");
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnDestroyGesvdjInfo(gesvdjInfo_t params) {
-  shim::close_thing("Jacobi parameters", params);
-  return CUSOLVER_STATUS_SUCCESS;
-}
-
 SHIM_API cusolverStatus_t cusolverDnXsyevd_bufferSize(
     cusolverDnHandle_t h, cusolverDnParams_t params, cusolverEigMode_t jobz, cublasFillMode_t uplo, int64_t n,
     cudaDataType a_type, const void*, int64_t lda, cudaDataType w_type, const void*, cudaDataType compute, size_t* device,
@@ -357,29 +309,30 @@ SHIM_API cusolverStatus_t cusolverDnXsyevBatched(
   return shim::eigen_batch(h, n, a_type, a, w, device, device_bytes, host, host_bytes, info, count);
 }
 
-SHIM_API cusolverStatus_t cusolverDnDgesvdj_bufferSize(
-    cusolverDnHandle_t, cusolverEigMode_t, int, int m, int n, const double*, int, const double*, const double*, int,
-    const double*, int, int* words, gesvdjInfo_t) {
-  MAY_FAIL(cusolverStatus_t);
-  *words = m * n + n * n;
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnSgesvdj_bufferSize(
-    cusolverDnHandle_t, cusolverEigMode_t, int, int m, int n, const float*, int, const float*, const float*, int,
-    const float*, int, int* words, gesvdjInfo_t) {
-  MAY_FAIL(cusolverStatus_t);
-  *words = m * n + n * n;
-  return CUSOLVER_STATUS_SUCCESS;
-}
-SHIM_API cusolverStatus_t cusolverDnDgesvdj(
-    cusolverDnHandle_t h, cusolverEigMode_t jobz, int econ, int m, int n, double* a, int lda, double* s, double* u, int ldu,
-    double* v, int ldv, double* work, int words, int* info, gesvdjInfo_t params) {
-  MAY_FAIL(cusolverStatus_t);
-  return shim::jacobi(h, jobz, econ, m, n, a, lda, s, u, ldu, v, ldv, work, words, info, params);
-}
-SHIM_API cusolverStatus_t cusolverDnSgesvdj(
-    cusolverDnHandle_t h, cusolverEigMode_t jobz, int econ, int m, int n, float* a, int lda, float* s, float* u, int ldu,
-    float* v, int ldv, float* work, int words, int* info, gesvdjInfo_t params) {
-  MAY_FAIL(cusolverStatus_t);
-  return shim::jacobi(h, jobz, econ, m, n, a, lda, s, u, ldu, v, ldv, work, words, info, params);
-}
+#define SHIM_OF_TYPE(letter, T)                                                                                      \
+  SHIM_API cublasStatus_t cublas##letter##gemmStridedBatched(                                                        \
+      cublasHandle_t h, cublasOperation_t a_op, cublasOperation_t b_op, int m, int n, int k, const T* alpha,         \
+      const T* a, int lda, long long a_step, const T* b, int ldb, long long b_step, const T* beta, T* c, int ldc,    \
+      long long c_step, int count) {                                                                                 \
+    MAY_FAIL(cublasStatus_t);                                                                                        \
+    return shim::multiply(h, a_op, b_op, m, n, k, *alpha, a, lda, a_step, b, ldb, b_step, *beta, c, ldc, c_step, count); \
+  }                                                                                                                  \
+  SHIM_API cusolverStatus_t cusolverDn##letter##gesvdj_bufferSize(                                                   \
+      cusolverDnHandle_t, cusolverEigMode_t, int, int m, int n, const T*, int, const T*, const T*, int, const T*,    \
+      int, int* words, gesvdjInfo_t) {                                                                               \
+    MAY_FAIL(cusolverStatus_t);                                                                                      \
+    *words = m * n + n * n;                                                                                          \
+    return CUSOLVER_STATUS_SUCCESS;                                                                                  \
+  }                                                                                                                  \
+  SHIM_API cusolverStatus_t cusolverDn##letter##gesvdj(                                                              \
+      cusolverDnHandle_t h, cusolverEigMode_t jobz, int econ, int m, int n, T* a, int lda, T* s, T* u, int ldu, T* v, \
+      int ldv, T* work, int words, int* info, gesvdjInfo_t params) {                                                 \
+    MAY_FAIL(cusolverStatus_t);                                                                                      \
+    if (!shim::usable(h, params) || jobz != CUSOLVER_EIG_MODE_VECTOR || econ != 1 || m < 1 || n < 1 || lda != m ||   \
+        ldu != m || ldv != n || words < m * n + n * n)                                                               \
+      return CUSOLVER_STATUS_INVALID_VALUE;                                                                          \
+    shim::svd(h->stream, m, n, a, s, u, v, work, info);                                                              \
+    return CUSOLVER_STATUS_SUCCESS;                                                                                  \
+  }
+SHIM_OF_TYPE(D, double)
+SHIM_OF_TYPE(S, float)

@@ -1,18 +1,20 @@
-"""The compiled shim, as `lasertri.ops.extension` sees the CUDA library."""
+"""A build of the shim, with the op as `lasertri.ops.extension` has it."""
 
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from time import sleep
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+Factors = tuple[Tensor, Tensor, Tensor]  # basis, sigma and status
 SCHEDULES = ("at once", "oldest first", "newest first", "shuffled")
 SCALAR_TYPES = {
     torch.uint8: 0,
@@ -90,7 +92,7 @@ class Shim:
 
     def factor_blocks(
         self, blocks: Tensor, method: str, fp64: bool, workspace: int, *, device: int = 0, on_cuda: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Factors:
         """The op, on a copy of the blocks, strides and all, that arrives on the current stream."""
         dimensions, length = blocks.dim(), min(blocks.shape[-2:])
         size, rows = blocks.shape[0], blocks.shape[-2]
@@ -101,7 +103,10 @@ class Shim:
         last = sum((n - 1) * step for n, step in zip(blocks.shape, blocks.stride(), strict=True))
         text = ctypes.create_string_buffer(TEXT)
         done = self._library.shim_factor(
-            *(ctypes.c_void_p(blocks.data_ptr()), ctypes.c_int64((last + 1) * blocks.itemsize if blocks.numel() else 0)),
+            *(
+                ctypes.c_void_p(blocks.data_ptr()),
+                ctypes.c_int64((last + 1) * blocks.itemsize if blocks.numel() else 0),
+            ),
             *(dimensions, _integers(blocks.shape), _integers(blocks.stride()), SCALAR_TYPES.get(blocks.dtype, -1)),
             *(device, ctypes.c_bool(on_cuda), method.encode(), ctypes.c_bool(fp64), ctypes.c_int64(workspace)),
             *(ctypes.c_void_p(result.data_ptr()) for result in (basis, sigma, status)),
@@ -118,8 +123,22 @@ class Shim:
         return text.value.decode()
 
 
-def _integers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
+class Libraries(NamedTuple):
+    """A build, with the batched eigensolver and without."""
+
+    path: Path
+    batched: Shim
+    looped: Shim
+
+    @classmethod
+    def load(cls, path: Path) -> Libraries:
+        """A library keeps what it found of cuSOLVER: the second is a copy."""
+        copy = Path(shutil.copy(path, path.with_name("looped.so")))
+        return cls(path, Shim(path), Shim(copy, absent="cusolverDnXsyevBatched"))
+
+    @property
+    def both(self) -> tuple[Shim, Shim]:
+        return self.batched, self.looped
 
 
 def in_threads(*works: Callable[[], T]) -> list[T]:
@@ -143,3 +162,7 @@ def in_threads(*works: Callable[[], T]) -> list[T]:
     if errors:
         raise errors[0]
     return [results[i] for i in range(len(works))]
+
+
+def _integers(values: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)

@@ -1,11 +1,11 @@
 """`csrc/cuda` executed: shapes, dtypes, layouts, streams and schedules, and every call that can fail."""
 
 import pytest
-import torch
 from marks import slow
-from shim import cases
-from shim.cases import ALL_AT_ONCE, CASES, assert_factors, factored
 from spectra import gapped
+
+from shim import cases, failures
+from shim.run import CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -21,11 +21,8 @@ def test_768_of_all_combinations(libraries):
 
 @pytest.mark.slow
 def test_every_call_fails_once_with_each_of_its_codes(libraries):
-    for plan, fails in cases.failures(libraries, thorough=True):
-        try:
-            fails()
-        except AssertionError as error:
-            raise AssertionError(plan) from error
+    for failure in failures.failures(libraries, thorough=True):
+        failures.check(failure)
 
 
 @pytest.mark.parametrize("solver", [slow("batched"), slow("looped")])
@@ -33,12 +30,5 @@ def test_more_blocks_than_cusolver_takes_at_once(solver, libraries):
     shim = getattr(libraries, solver)
     shim.reset()
     blocks = gapped(1, 1, 2).expand(70_000, 1, 2)
-    assert_factors(factored(shim, blocks, workspace=1 << 40), blocks, True)
+    cases.assert_factors(cases.factored(shim, blocks, workspace=1 << 40), blocks, True)
     assert shim.calls("cusolverDnXsyevBatched") == (3 if solver == "batched" else 0)
-
-
-def test_a_block_larger_than_the_bound_is_still_factored(libraries):
-    libraries.batched.reset()
-    blocks = gapped(2, 40, 50, dtype=torch.bfloat16)
-    assert_factors(factored(libraries.batched, blocks, workspace=1000), blocks, True)
-    assert_factors(factored(libraries.batched, blocks, workspace=ALL_AT_ONCE), blocks, True)
