@@ -71,6 +71,18 @@ def test_a_value_that_is_not_finite_names_block_and_matrix(method):
         block_svd(weight, blocks=3, backend="cuda", method=method)
 
 
+@pytest.mark.parametrize("method", ["gram", "direct"])
+@pytest.mark.parametrize("workspace", [1, 1 << 31], ids=["one block at a time", "all at once"])
+def test_each_block_s_status_is_its_own(method, workspace):
+    blocks = gapped(5, 12, 20)
+    blocks[3, 5, 2] = float("nan")
+    basis, sigma, status = extension.factor_blocks(blocks.cuda(), method, True, workspace)
+    assert status.tolist() == [0, 0, 0, 1, 0]
+    assert basis.isfinite().all()
+    expected = torch.linalg.svdvals(blocks[[0, 1, 2, 4]])
+    torch.testing.assert_close(sigma[[0, 1, 2, 4]].cpu().sort(descending=True).values, expected, rtol=1e-9, atol=0)
+
+
 def test_repetition_gives_the_same_bits_on_a_side_stream_too():
     blocks = gaussian(8, 96, 512).cuda()
     first = extension.factor_blocks(blocks, "gram", True, 1 << 31)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import test_cuda_library
 import test_numerics
+import test_sanitized
 import torch
 
 from lasertri.ops import extension
@@ -18,13 +19,18 @@ THESE = {
         "test_fp32_is_fp32_and_not_tf32",
         "test_ill_conditioned_blocks_are_factored_again",
         "test_a_value_that_is_not_finite_names_block_and_matrix",
+        "test_each_block_s_status_is_its_own",
         "test_repetition_gives_the_same_bits_on_a_side_stream_too",
     ),
     test_numerics: (
         "test_ops_are_those_on_the_cpu",
+        "test_the_promises_hold_up_to_condition_1e4",
+        "test_truncations_keep_to_the_optimal_residual_with_tf32_allowed",
         "test_results_are_the_same_bits_when_computed_again",
         "test_a_value_that_is_not_finite_is_an_error",
+        "test_lasers_drop_in_is_exact_and_factors_once",
     ),
+    test_sanitized: ("test_ops_of_awkward_shapes",),
 }
 globals().update({name: getattr(module, name) for module, names in THESE.items() for name in names})
 

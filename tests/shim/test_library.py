@@ -1,7 +1,6 @@
 """`csrc/cuda` executed: shapes, dtypes, layouts, streams and schedules, and every call that can fail."""
 
 import pytest
-from marks import slow
 from spectra import gapped
 
 from shim import cases, failures
@@ -25,10 +24,9 @@ def test_every_call_fails_once_with_each_of_its_codes(libraries):
         failures.check(failure)
 
 
-@pytest.mark.parametrize("solver", [slow("batched"), slow("looped")])
-def test_more_blocks_than_cusolver_takes_at_once(solver, libraries):
-    shim = getattr(libraries, solver)
-    shim.reset()
-    blocks = gapped(1, 1, 2).expand(70_000, 1, 2)
-    cases.assert_factors(cases.factored(shim, blocks, workspace=1 << 40), blocks, True)
-    assert shim.calls("cusolverDnXsyevBatched") == (3 if solver == "batched" else 0)
+@pytest.mark.slow
+def test_more_blocks_than_cusolver_takes_at_once(libraries):
+    libraries.batched.reset()
+    blocks = gapped(1, 1, 2).expand(33_000, 1, 2)
+    cases.assert_factors(cases.factored(libraries.batched, blocks, workspace=1 << 40), blocks, True)
+    assert libraries.batched.calls("cusolverDnXsyevBatched") == 2
