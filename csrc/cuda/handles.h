@@ -66,7 +66,7 @@ inline Event make_event() {
   return Event(event);
 }
 
-constexpr int kStreams = 4;  // on which eigenproblems that are not batched overlap
+constexpr int kStreams = 4;  // on which eigenproblems that are not batched may overlap
 
 struct Handles {
   Blas blas;
