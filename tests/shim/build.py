@@ -15,17 +15,7 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
-FLAGS = (
-    "-std=c++17",
-    "-O1",
-    "-shared",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fno-gnu-unique",
-    "-Wall",
-    "-Wno-sign-compare",
-    "-Werror",
-)
+FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique")
 
 
 class Mutation(NamedTuple):
