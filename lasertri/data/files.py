@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -130,15 +131,19 @@ def _one_kind(samples: Sequence[Sample]) -> None:
             raise LasertriError(f"{sample.source}: expected choices in all rows or in none")
 
 
-def read_rows(path: Path, *, json_reader: Reader | None = None) -> Iterator[PlacedRow]:
+def read_rows(
+    path: Path, *, json_reader: Reader | None = None, columns: Sequence[str] | None = None
+) -> Iterator[PlacedRow]:
     """Every row of a file with its place, such as "train.jsonl:17".
 
     Args:
         json_reader: reads a .json file; by default as jsonl.
+        columns: the fields that are read of a parquet file, which must have them; by default all.
     """
     if not path.is_file():
         raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
-    readers = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": _parquet}
+    parquet = functools.partial(_parquet, columns=columns)
+    readers: dict[str, Reader] = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": parquet}
     if path.suffix not in readers:
         raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
     try:
@@ -216,7 +221,7 @@ def _csv(path: Path) -> Iterator[PlacedRow]:
             raise LasertriError(f"{path}:{start}: expected comma-separated values ({error})") from error
 
 
-def _parquet(path: Path) -> Iterator[PlacedRow]:
+def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[PlacedRow]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -225,7 +230,11 @@ def _parquet(path: Path) -> Iterator[PlacedRow]:
         with ParquetFile(path) as file:
             if twice := _twice(file.schema_arrow.names):
                 raise LasertriError(f"{path}: expected every field once, got {twice} twice")
-            for batch in file.iter_batches():
+            if lacking := set(columns or ()) - set(file.schema_arrow.names):
+                raise LasertriError(
+                    f"{path}: expected fields {shown(sorted(lacking))}, got {shown(file.schema_arrow.names)}"
+                )
+            for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
