@@ -122,7 +122,6 @@ class _Scorer:
         weight = target.view(target.parameter(self.model))
         for blocks in self.block_counts:
             known = self.factors.of(target, blocks)
-            known = known._replace(basis=known.basis.double())
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
         # counted from where this batch began: under another scale it begins again

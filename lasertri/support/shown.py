@@ -1,19 +1,12 @@
-"""A value, or an error of elsewhere, as a message shows it: in one line, and not too long."""
+"""An error of elsewhere, or a value, as a message shows it: in one line, and not too long."""
 
 from __future__ import annotations
 
 import re
 
-LONGEST = 200  # characters
+from lasertri.errors import LONGEST, shown
 
-
-def shown(value: object) -> str:
-    """Its `repr`, cut where it is long."""
-    try:
-        text = repr(value).replace("\n", " ")
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
-        return f"something too large to show ({type(value).__name__})"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+__all__ = ["LONGEST", "reason", "shown"]
 
 
 def reason(error: BaseException) -> str:

@@ -12,10 +12,16 @@ from random import Random
 
 from transformers.utils import logging
 
-from fuzz import checkpoints, edits, options, rows
+from fuzz import checkpoints, edits, ops, options, rows
 from fuzz.outcome import Refused
 
-KINDS = {"rows": rows.case, "options": options.case, "edits": edits.case, "checkpoints": checkpoints.case}
+KINDS = {
+    "rows": rows.case,
+    "options": options.case,
+    "edits": edits.case,
+    "checkpoints": checkpoints.case,
+    "ops": ops.case,
+}
 
 
 def run_case(kind: str, number: int) -> str:
