@@ -17,6 +17,7 @@ from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
+from lasertri.support.shown import LONGEST, shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,26 @@ class Target:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Target:
-        """What `dataclasses.asdict` gave, after a way through JSON, which has no tuples."""
+        """What `dataclasses.asdict` gave, after a way through JSON, which has no tuples.
+
+        Raises:
+            TypeError, ValueError: it can be no matrix of any model.
+        """
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        made = cls(**values)
+        (rows, columns), (start, stop) = made.shape, (0, made.shape[0]) if made.rows is None else made.rows
+        numbers, least = (made.layer, rows, columns, start, stop, made.expert or 0), (-1, 1, 1, 0, 1, 0)
+        names = made.name, made.role  # which messages show
+        sound = (
+            all(type(number) is int and number >= bound for number, bound in zip(numbers, least, strict=True))
+            and stop - start == rows
+            and made.expert is not False
+            and type(made.transposed) is bool
+            and all(isinstance(text, str) and text.isprintable() and len(text) <= LONGEST for text in names)
+        )
+        if not sound:
+            raise ValueError(f"the matrix {shown(dict(fields))}")
+        return made
 
     @property
     def module(self) -> str:
