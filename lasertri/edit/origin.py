@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasertri.edit.reading import field_of
@@ -148,7 +149,10 @@ def _base(model: nn.Module) -> str:
     """Where the model came from; empty where it was changed since, of which a warning tells."""
     config = getattr(model, "config", None)
     base: str = getattr(config, "_name_or_path", "")
-    changed = changed_since(model, base, getattr(config, "_commit_hash", None))
+    try:
+        changed = changed_since(model, base, getattr(config, "_commit_hash", None))
+    except (LasertriError, OSError, SafetensorError):  # of files that were changed since they were loaded
+        changed = "what can be read"
     if changed is None:
         return base
     logger.warning(

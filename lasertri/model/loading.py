@@ -28,7 +28,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
-from lasertri.model.files import COMPUTED, config_fields, damaged, local_folder, reading, tensor_files
+from lasertri.model.files import (
+    COMPUTED,
+    config_fields,
+    damaged,
+    local_folder,
+    reading,
+    require_own_files,
+    tensor_files,
+)
 from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
@@ -77,7 +85,9 @@ def load_model(
     kind, config = checkpoint_kind(name, revision=revision)
     require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
-    layouts = read_layouts(name, revision=revision)
+    layouts, folder = read_layouts(name, revision=revision), local_folder(name, revision)
+    if folder is not None:
+        require_own_files(folder)
     _require_no_adapter(name, revision)
     _require_consistent(name, kind, config, revision)
     loaded: Any
