@@ -125,11 +125,10 @@ class FactorCache:
             )
         tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
         content = save(tensors, {"key": key.text, "content": _content_hash(tensors)})
-        if len(content) > self.limit:
-            return
         with self._disk():
-            replace_file(self._path(key.text), content)
-            _mark_used(self._path(key.text))
+            if len(content) <= self.limit:
+                replace_file(self._path(key.text), content)
+                _mark_used(self._path(key.text))
             self._evict()
 
     def _path(self, key: str) -> Path:

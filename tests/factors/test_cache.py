@@ -250,6 +250,13 @@ def test_an_entry_over_the_limit_is_not_stored_and_evicts_nothing(kept):
     assert entries(kept) == [small]
 
 
+def test_a_limit_that_was_lowered_holds(kept):
+    _, _, path = stored(kept)
+    lower = FactorCache(kept.directory, 0)
+    assert stored(lower, weight_hash="1" * 32)[2] is None
+    assert not path.exists()
+
+
 def test_eviction_deletes_no_file_of_another_kind(kept):
     kept.directory.mkdir(parents=True)
     others = [kept.directory / name for name in ("model.safetensors", "a" * 64, "b" * 64 + ".safetensors.bak")]

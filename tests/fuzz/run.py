@@ -12,7 +12,7 @@ from random import Random
 
 from transformers.utils import logging
 
-from fuzz import checkpoints, edits, ops, options, rows
+from fuzz import cache, checkpoints, edits, ops, options, rows
 from fuzz.outcome import Refused
 
 KINDS = {
@@ -21,6 +21,7 @@ KINDS = {
     "edits": edits.case,
     "checkpoints": checkpoints.case,
     "ops": ops.case,
+    "cache": cache.case,
 }
 
 
