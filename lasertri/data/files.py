@@ -89,6 +89,8 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
     """
     if isinstance(source, str | Path):
         return _checked(read_rows(Path(source)), fields or Fields(), str(source))
+    if not isinstance(source, Iterable):
+        raise LasertriError(f"expected samples, rows, or the path of a file with rows, got {shown(source)}")
     items = list(source)
     ready = [item for item in items if isinstance(item, Sample)]
     if items and len(ready) == len(items):
@@ -140,13 +142,13 @@ def read_rows(
         json_reader: reads a .json file; by default as jsonl.
         columns: the fields that are read of a parquet file, which must have them; by default all.
     """
-    if not path.is_file():
-        raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
     parquet = functools.partial(_parquet, columns=columns)
     readers: dict[str, Reader] = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": parquet}
-    if path.suffix not in readers:
-        raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
     try:
+        if not path.is_file():
+            raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
+        if path.suffix not in readers:
+            raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
         yield from readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error

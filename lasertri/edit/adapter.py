@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.support.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -163,11 +163,11 @@ def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
 def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
     """Whether an adapter of these layers is loaded into them and no others."""
     factors = {target: (torch.zeros(target.shape[0], 1), torch.zeros(1, target.shape[1])) for target in targets}
-    with preserved(model), tempfile.TemporaryDirectory(prefix="lasertri-") as directory, warnings.catch_warnings():
+    with preserved(model), scratch_folder() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it cannot place, which is looked for here
-        write_adapter(factors, Path(directory), Origin())
+        write_adapter(factors, directory, Origin())
         try:
-            with as_peft_loads_it(model, Path(directory)) as adapted:
+            with as_peft_loads_it(model, directory) as adapted:
                 found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
         except (ValueError, RuntimeError):  # no such module, or none that it would change
             return False

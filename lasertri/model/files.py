@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.support.memory import is_out_of_memory
 from lasertri.support.shown import LONGEST, reason, shown
 
 LFS = b"version https://git-lfs"
@@ -53,9 +54,11 @@ def reading(
     """
     try:
         yield
-    except (LasertriError, MemoryError, torch.OutOfMemoryError):
+    except LasertriError:
         raise
     except Exception as error:  # each library has its own, and tokenizers raises no more than this
+        if is_out_of_memory(error):
+            raise
         folder = local_folder(name, revision)
         damage = None if folder is None else damaged(folder, tokenizer=tokenizer)
         if damage is not None:

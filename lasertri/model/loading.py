@@ -74,7 +74,7 @@ def load_model(
     """
     dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {dtype!r}")
+        raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {shown(dtype)}")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(chosen)
@@ -157,7 +157,9 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
             ) from error
     kind = _configured_kind(config)
     if kind is None:
-        raise LasertriError(f"{name}: expected a language model ({', '.join(CLASSES)}), got type {config.model_type!r}")
+        raise LasertriError(
+            f"{name}: expected a language model ({', '.join(CLASSES)}), got type {shown(config.model_type)}"
+        )
     return kind, config
 
 

@@ -106,10 +106,10 @@ def value_of(placed: PlacedRow, field: str, kind: type) -> Any:
     """A row's field, which must be there and of this type (a text must not be empty)."""
     place, row = placed
     if field not in row:
-        raise LasertriError(f"{place}: expected a field {field!r}, got {sorted(row)}")
+        raise LasertriError(f"{place}: expected a field {shown(field)}, got {shown(sorted(row))}")
     value = row[field]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise LasertriError(f"{place}, {field}: expected {_EXPECTED[kind.__name__]}, got {value!r}")
+        raise LasertriError(f"{place}, {field}: expected {_EXPECTED[kind.__name__]}, got {shown(value)}")
     return value
 
 
@@ -120,5 +120,5 @@ def index_of(placed: PlacedRow, field: str, names: Sequence[str]) -> int:
     if value in names:
         return names.index(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
-        raise LasertriError(f"{place}, {field}: expected one of {list(names)} or its index, got {value!r}")
+        raise LasertriError(f"{place}, {field}: expected one of {list(names)} or its index, got {shown(value)}")
     return value
