@@ -226,6 +226,7 @@ def test_bad_data_is_reported_before_a_model_is_loaded(tmp_path):
 def test_an_unknown_model_is_one_sentence(tmp_path, data, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "expected a hub id or a folder" in failure("adapt", tmp_path / "absent", "--data", data)
+    assert "read and written: " in failure("adapt", "a" * 999, "--data", data)
     (tmp_path / "empty").mkdir()
     assert "expected a hub id or a folder" in failure("eval", tmp_path / "empty", "--data", data)
 
