@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""What a user is meant to read: the one exception, and a value as its message shows it."""
+
+from __future__ import annotations
+
+LONGEST = 200  # characters of a value
 
 
 class LasertriError(ValueError):
@@ -11,3 +15,12 @@ class NotFiniteError(LasertriError):
 
 class NonFiniteGradientError(NotFiniteError):
     """A gradient has NaN or Inf; whose, its message says, but not of which sample."""
+
+
+def shown(value: object) -> str:
+    """Its `repr` in one line, cut where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        return f"something too large to show ({type(value).__name__})"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -15,6 +15,9 @@ from lasertri.cli.grouped import grouped
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
+from lasertri.support.interrupts import interrupted
+from lasertri.support.memory import is_out_of_memory, out_of_memory
+from lasertri.support.shown import printable, readable, reason
 from lasertri.version import __version__
 
 wait_asleep()
@@ -40,7 +43,9 @@ def main(
 ) -> None:
     """Set up streams and logging for every command."""
     guard()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_printable)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     logging.getLogger("lasertri").setLevel(logging.INFO)
 
 
@@ -61,20 +66,20 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**given: Any) -> None:
         try:
             function(**given)
-        except LasertriError as error:
-            typer.echo(f"lasertri: {error}", err=True)
-            raise typer.Exit(1) from error
-        except RuntimeError as error:
-            if "out of memory" not in str(error):
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or interrupted():  # which may have become another error
+                typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
+                raise typer.Exit(130) from None
+            if is_out_of_memory(error):
+                told = out_of_memory(error)
+            elif isinstance(error, OSError):  # a name that no file system takes, a disk that fails
+                told = f"expected files that can be read and written: {reason(error)}"
+            elif isinstance(error, LasertriError):
+                told = str(error)
+            else:
                 raise
-            typer.echo(
-                "lasertri: the device is out of memory; choose a smaller --batch-size, or --device cpu",
-                err=True,
-            )
+            typer.echo(f"lasertri: {readable(told)}", err=True)
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
-            raise typer.Exit(130) from None
         failure = failure_of_output()
         if failure is not None:
             if not isinstance(failure, BrokenPipeError):  # whoever closed it knows
@@ -86,4 +91,11 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
 
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """To standard output, as one JSON object or as text."""
-    print(json.dumps(result, allow_nan=False) if as_json else text)  # typer.echo goes round a stream's own encoding
+    text = json.dumps(result, allow_nan=False) if as_json else printable(text)
+    print(text)  # typer.echo goes round a stream's own encoding
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    """Show names of elsewhere, which may hold anything, without what a terminal would obey."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

@@ -11,7 +11,7 @@ import typer
 
 from lasertri.data.files import Fields
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 from lasertri.support.options import Option, nearest
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Source:
             raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
         if self.task and not self.of_lm_eval and self.task not in TASKS:
             raise typer.BadParameter(
-                f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {self.task!r}{nearest(self.task, TASKS)}"
+                f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {shown(self.task)}"
+                + nearest(self.task, TASKS)
             )
 
     @property

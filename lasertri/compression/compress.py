@@ -13,7 +13,7 @@ from lasertri.compression.ranks import Priced, cheapest_ranks
 from lasertri.compression.result import CompressedMatrix, Compression
 from lasertri.compression.sensitivity import output_sensitivity
 from lasertri.data.neutral import neutral_text
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.budget import budget_for
@@ -40,7 +40,7 @@ def check_options(keep: float | None, rank: float | None, factors: str, max_kl: 
         if share is not None and not 0 <= share <= 1:
             raise LasertriError(f"expected {name} as a share from 0 to 1, got {share}")
     if factors not in FACTORS:
-        raise LasertriError(f"expected factors among {list(FACTORS)}, got {factors!r}")
+        raise LasertriError(f"expected factors among {list(FACTORS)}, got {shown(factors)}")
     if max_kl is not None and not max_kl >= 0:
         raise LasertriError(f"expected max_kl of at least 0, got {max_kl}")
 

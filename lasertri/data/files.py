@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 import json
 import math
@@ -89,6 +90,8 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
     """
     if isinstance(source, str | Path):
         return _checked(read_rows(Path(source)), fields or Fields(), str(source))
+    if not isinstance(source, Iterable):
+        raise LasertriError(f"expected samples, rows, or the path of a file with rows, got {shown(source)}")
     frame: Any = source
     items = frame.to_dict("records") if hasattr(source, "columns") and hasattr(source, "to_dict") else list(source)
     ready = [item for item in items if isinstance(item, Sample)]
@@ -132,18 +135,22 @@ def _one_kind(samples: Sequence[Sample]) -> None:
             raise LasertriError(f"{sample.source}: expected choices in all rows or in none")
 
 
-def read_rows(path: Path, *, json_reader: Reader | None = None) -> Iterator[PlacedRow]:
+def read_rows(
+    path: Path, *, json_reader: Reader | None = None, columns: Sequence[str] | None = None
+) -> Iterator[PlacedRow]:
     """Every row of a file with its place, such as "train.jsonl:17".
 
     Args:
         json_reader: reads a .json file; by default as jsonl.
+        columns: the fields that are read of a parquet file, which must have them; by default all.
     """
-    if not path.is_file():
-        raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
-    readers = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
+    parquet = functools.partial(_parquet, columns=columns)
+    readers: dict[str, Reader] = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": parquet}
     try:
+        if not path.is_file():
+            raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
+        if path.suffix not in readers:
+            raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
         yield from readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
@@ -218,7 +225,7 @@ def _csv(path: Path) -> Iterator[PlacedRow]:
             raise LasertriError(f"{path}:{start}: expected comma-separated values ({error})") from error
 
 
-def _parquet(path: Path) -> Iterator[PlacedRow]:
+def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[PlacedRow]:
     require_datasets(f"{path}: expected a jsonl or csv file, or what reads parquet")
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -228,7 +235,11 @@ def _parquet(path: Path) -> Iterator[PlacedRow]:
         with ParquetFile(path) as file:
             if twice := _twice(file.schema_arrow.names):
                 raise LasertriError(f"{path}: expected every field once, got {twice} twice")
-            for batch in file.iter_batches():
+            if lacking := set(columns or ()) - set(file.schema_arrow.names):
+                raise LasertriError(
+                    f"{path}: expected fields {shown(sorted(lacking))}, got {shown(file.schema_arrow.names)}"
+                )
+            for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from lasertri.errors import LasertriError
+from lasertri.ops.arguments import check_dense, check_whole
+from lasertri.ops.finite import check_finite
 
 
 def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -27,20 +29,27 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
         X' `[s, n]` and Δ' `[s, m]`, s = min(most, n + m), in the two's dtypes, but FP32 for FP16; not tokens.
 
     Raises:
-        LasertriError: the two have different numbers of rows, or `most` is below 1.
+        LasertriError: the two have different numbers of rows, `most` is below 1, or a NaN or Inf in what is compressed.
 
     Example:
         >>> inputs, deltas = compress_tokens(torch.randn(50, 6), torch.randn(50, 4), most=10)
         >>> inputs.shape, deltas.shape
         (torch.Size([10, 6]), torch.Size([10, 4]))
     """
-    if most < 1 or len(inputs) != len(deltas):
+    check_whole("most", most, 1)
+    for name, side in (("inputs", inputs), ("deltas", deltas)):
+        check_dense(name, side)
+        if side.dim() != 2:
+            raise LasertriError(f"expected {name} [tokens, size], got {list(side.shape)}; flatten what is in front")
+    if len(inputs) != len(deltas) or inputs.device != deltas.device:
         raise LasertriError(
-            f"expected the same tokens twice and at least one row to keep, got {len(inputs)} and {len(deltas)} tokens "
-            f"and {most} rows"
+            f"expected the same tokens twice on one device, got {len(inputs)} on {inputs.device} and {len(deltas)} on "
+            f"{deltas.device}"
         )
     if len(inputs) <= most:
         return inputs, deltas
+    check_finite("inputs", inputs)
+    check_finite("deltas", deltas)
     wide = torch.promote_types(torch.promote_types(inputs.dtype, deltas.dtype), torch.float32)
     sides = [side.to(wide) for side in (inputs, deltas)]
     norms = [side.norm() for side in sides]

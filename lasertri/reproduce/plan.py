@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 from lasertri.reproduce.published import MODELS, TABLES, columns_of, models_of
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import LASER_RATIOS, STRATEGIES
@@ -125,4 +125,4 @@ class Plan:
 def _expect(what: str, got: tuple[Any, ...], known: tuple[Any, ...] | list[Any]) -> None:
     for value in got:
         if value not in known:
-            raise LasertriError(f"expected {what} among {list(known)}, got {value!r}")
+            raise LasertriError(f"expected {what} among {list(known)}, got {shown(value)}")

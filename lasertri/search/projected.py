@@ -25,6 +25,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
 from lasertri.search.replay import Replay, Trace, record
 from lasertri.search.trial import TrialReadings, by_target
+from lasertri.support.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +86,8 @@ class Projected:
         while True:
             try:
                 return self._run(candidates, part, advance)
-            except torch.OutOfMemoryError:  # the estimate was too high, or another program took memory
-                if self.tokens <= 2 * self._longest:
+            except (MemoryError, RuntimeError) as error:  # the estimate was too high, or another program took memory
+                if not is_out_of_memory(error) or self.tokens <= 2 * self._longest:
                     raise
                 self.tokens //= 2
 
@@ -149,9 +150,9 @@ class Projected:
             outputs = self._outputs([dataclasses.replace(candidate, ratio=1.0)], replay, 2)
         try:
             found, _ = replay.read(self.model, outputs)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # outputs whose rows are not first, as in Llama 4
+            if is_out_of_memory(error):
+                raise
             return f"replaying what runs before it fails: {error}"
         tolerance = torch.finfo(candidate.target.parameter(self.model).dtype).eps ** 0.5 * expected.abs().clamp(min=1)
         if bool(((found - expected).abs() <= tolerance).all()) or not expected.isfinite().all():

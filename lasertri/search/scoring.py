@@ -126,7 +126,6 @@ class Scorer:
         weight = target.view(target.parameter(self.model))
         for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)
-            known = known._replace(basis=known.basis.double())
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
         # counted from where this batch began: under another scale it begins again

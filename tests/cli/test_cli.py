@@ -9,6 +9,7 @@ import signal
 import string
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -225,6 +226,7 @@ def test_bad_data_is_reported_before_a_model_is_loaded(tmp_path):
 def test_an_unknown_model_is_one_sentence(tmp_path, data, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "expected a hub id or a folder" in failure("adapt", tmp_path / "absent", "--data", data)
+    assert "read and written: " in failure("adapt", "a" * 999, "--data", data)
     (tmp_path / "empty").mkdir()
     assert "expected a hub id or a folder" in failure("eval", tmp_path / "empty", "--data", data)
 
@@ -265,6 +267,30 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, data,
 def test_a_device_that_is_not_there(folder, data):
     assert "expected a device such as" in failure("eval", folder, "--data", data, "--device", "abacus")
     assert "expected cpu or" in failure("eval", folder, "--data", data, "--device", "meta")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_memory_that_is_not_there_is_one_sentence(folder, data, monkeypatch, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lacking)
+    assert "none left; choose a smaller --batch-size" in failure("eval", folder, "--data", data)
+
+
+def test_no_temporary_folder_is_one_sentence(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    assert "name one with TMPDIR" in failure("adapt", folder, "--data", data)
+
+
+def test_what_a_terminal_would_obey_is_written_out(folder, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lasertri_config.json").write_text(json.dumps({"kind": "\x1b[31mred"}))
+    said = failure("eval", folder, "--data", data, "--edit", tmp_path / "out")
+    assert r"got '\x1b[31mred'" in said
+    assert r"no \x1b[31mfolder" in failure("eval", tmp_path / "no \x1b[31mfolder", "--data", data)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -303,6 +303,11 @@ def test_files_that_cannot_be_read(tmp_path):
         as_samples(tmp_path / "x.csv")
     with pytest.raises(LasertriError, match="found none there"):
         as_samples(tmp_path / "absent.jsonl")
+    with pytest.raises(LasertriError, match="File name too long"):
+        as_samples(tmp_path / f"{'x' * 999}.jsonl")
+    for nothing in (5, None, 0.5):
+        with pytest.raises(LasertriError, match=f"expected samples, rows, or the path of a file .*, got {nothing}"):
+            as_samples(nothing)
     with pytest.raises(LasertriError, match="ends in .jsonl"):
         as_samples(write(tmp_path / "x.txt", "a"))
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")

@@ -13,7 +13,7 @@ from lasertri.data.papers import bigbench, bios, counterfact, fever, hotpotqa, t
 from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source
 from lasertri.data.sample import Sample
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,9 +71,9 @@ def task_samples(
         LasertriError: an unknown name, or data that is missing, out of reach or of another form.
     """
     if name not in TASKS:
-        raise LasertriError(f"expected a task among {list(TASKS)}, got {name!r}")
+        raise LasertriError(f"expected a task among {list(TASKS)}, got {shown(name)}")
     if protocol not in PROTOCOLS:
-        raise LasertriError(f"expected a protocol among {list(PROTOCOLS)}, got {protocol!r}")
+        raise LasertriError(f"expected a protocol among {list(PROTOCOLS)}, got {shown(protocol)}")
     task = TASKS[name]
     splits = task.source.rows(None if data_dir is None else Path(data_dir))
     found = list(task.samples(splits, Form(masked, protocol == "laser", tokenizer)))
