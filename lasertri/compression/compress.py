@@ -23,6 +23,7 @@ from lasertri.language.text import EncodedText
 from lasertri.measure.side_effects import side_effects
 from lasertri.model.targets import Target, find_targets
 from lasertri.ops import BlockFactors, Partition
+from lasertri.ops.arguments import is_number
 from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
@@ -37,12 +38,12 @@ def check_options(keep: float | None, rank: float | None, factors: str, max_kl: 
     if keep is not None and rank is not None:
         raise LasertriError("expected either keep or rank, got both")
     for name, share in (("keep", keep), ("rank", rank)):
-        if share is not None and not 0 <= share <= 1:
-            raise LasertriError(f"expected {name} as a share from 0 to 1, got {share}")
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise LasertriError(f"expected {name} as a share from 0 to 1, got {shown(share)}")
     if factors not in FACTORS:
         raise LasertriError(f"expected factors among {list(FACTORS)}, got {shown(factors)}")
-    if max_kl is not None and not max_kl >= 0:
-        raise LasertriError(f"expected max_kl of at least 0, got {max_kl}")
+    if max_kl is not None and not (is_number(max_kl) and max_kl >= 0):
+        raise LasertriError(f"expected max_kl of at least 0, got {shown(max_kl)}")
 
 
 def compress(

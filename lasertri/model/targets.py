@@ -17,6 +17,7 @@ from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
+from lasertri.support.patterns import target_pattern
 from lasertri.support.shown import LONGEST, listed, shown
 
 logger = logging.getLogger(__name__)
@@ -136,12 +137,8 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
     matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
     if pattern is not None:
         matrices |= others
-        try:
-            chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
-        except re.error as error:
-            raise LasertriError(
-                f"expected a regular expression for the targets, got {shown(pattern)}: {error}"
-            ) from error
+        wanted_name = target_pattern(pattern)
+        chosen = [target for name, target in matrices.items() if wanted_name.search(name)]
         wanted = f"a module path that matches {shown(pattern)}"
     else:
         chosen = [target for target in matrices.values() if target.role in roles]
@@ -181,7 +178,8 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
         if target.expert is not None or isinstance(model.get_submodule(target.module), Linear)
     ]
     if pattern is not None:
-        chosen = [target for target in whole if re.search(pattern, str(target))]
+        wanted_name = target_pattern(pattern)
+        chosen = [target for target in whole if wanted_name.search(str(target))]
     else:
         chosen = [target for target in whole if target.layer >= 0] or whole
     if not chosen:

@@ -18,7 +18,7 @@ from lasertri.data.neutral import neutral_text
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.edit.adapter import loadable
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
@@ -82,11 +82,15 @@ def prepare(
     Raises:
         LasertriError: the input cannot be used.
     """
+    if objective is not None and not isinstance(objective, Objective):
+        raise LasertriError(f"expected objective=Objective(forward, loss, score), got {shown(objective)}")
     listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
     given = listed(samples)
     split = _split(given, None if held_out is None else listed(held_out), objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
+    if not isinstance(model, nn.Module):
+        raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
     require_editable(model)
     if objective is None:
@@ -167,6 +171,8 @@ def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedT
             "objective=Objective(forward, loss, score) what any other module is for"
         )
     if given is not None:
+        if not isinstance(given, PreTrainedTokenizerBase):
+            raise LasertriError(f"expected a tokenizer of transformers, got {shown(given)}; load it by load_tokenizer")
         return given
     return load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
 

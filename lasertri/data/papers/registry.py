@@ -70,7 +70,7 @@ def task_samples(
     Raises:
         LasertriError: an unknown name, or data that is missing, out of reach or of another form.
     """
-    if name not in TASKS:
+    if not isinstance(name, str) or name not in TASKS:
         raise LasertriError(f"expected a task among {list(TASKS)}, got {shown(name)}")
     if protocol not in PROTOCOLS:
         raise LasertriError(f"expected a protocol among {list(PROTOCOLS)}, got {shown(protocol)}")
