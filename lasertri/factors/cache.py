@@ -130,6 +130,11 @@ class FactorCache:
                 self._evict()
                 self._unseen = 0
 
+    def sweep(self) -> None:
+        """Delete the least recently used files that no longer fit; those of journals are named alike."""
+        with self._disk():
+            self._evict()
+
     def _path(self, key: str) -> Path:
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 

@@ -26,6 +26,7 @@ from lasertri.result.summary import summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.support.atomic_files import whole_directory
+from lasertri.support.journal import NOTHING, Journal
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Adaptation:
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
+        journal: of the search, deleted when the result is saved.
     """
 
     model: nn.Module = field(repr=False)
@@ -59,6 +61,7 @@ class Adaptation:
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
     refused: str | None = None
+    journal: Journal = field(default=NOTHING, repr=False)
 
     @property
     def edits(self) -> list[Edit]:
@@ -136,6 +139,7 @@ class Adaptation:
                 self.report(folder / REPORT_NAME)
             else:
                 logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
+        self.journal.delete()
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.
