@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import random
 import signal
@@ -19,8 +20,7 @@ from torch import nn
 
 from lasertri import Objective, Sample, adapt
 from lasertri.edit.step import Step
-from lasertri.result.adaptation import SUMMARY_NAME
-from lasertri.support import journal
+from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
 
 KINDS = {
     "truncate": {"edit": "truncate", "blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "max_edits": 2},
@@ -80,10 +80,8 @@ def same(one, other):
         ("truncate", "gptj", "torn", 16),
         ("step", "gptj", "before", 9),
         ("shrink", "gptj", "after", 7),
-        *(
-            slow(kind, architecture, when, 1 if when == "after" else 2)
-            for kind, architecture, when in itertools.product(KINDS, ("gptj", "qwen2_moe"), WHENS)
-        ),
+        *(slow(kind, "gptj", when, 1 if when == "after" else 2) for kind, when in itertools.product(KINDS, WHENS)),
+        *(slow(kind, "qwen2_moe", "torn", 9) for kind in KINDS),
     ],
 )
 def test_whenever_it_is_killed_the_result_is_the_same(tmp_path, killer, kind, architecture, when, at):
@@ -193,7 +191,7 @@ def test_the_same_command_goes_on_after_any_signal(tmp_path, folder, kind):
     rows = (f'{{"prompt": "{s.prompt}", "choices": ["yes", "no"], "label": {s.label}}}\n' for s in make_samples(60))
     (tmp_path / "train.jsonl").write_text("".join(rows))
     command = [sys.executable, "-c", AT_ONCE, "adapt", folder, "--data", tmp_path / "train.jsonl", "--accept", "best"]
-    command += ["--edit", kind, "--batch-size", "4", *(["--max-edits", "2"] if kind == "truncate" else [])]
+    command += ["--edit", kind, "--batch-size", "4"]
 
     def run(name):
         environment = os.environ | {"OMP_NUM_THREADS": "1", "LASERTRI_CACHE": str(tmp_path / name)}
@@ -203,26 +201,32 @@ def test_the_same_command_goes_on_after_any_signal(tmp_path, folder, kind):
         )
 
     def journalled():
-        return {p.name for p in (tmp_path / "killed").glob("*")} if (tmp_path / "killed").exists() else set()
+        return set(os.listdir(tmp_path / "killed")) if (tmp_path / "killed").exists() else set()
 
     process = run("undisturbed")
     assert process.wait(timeout=600) == 0, process.communicate()
-    seen = b""
-    for number, name in enumerate(itertools.cycle(["SIGKILL", "SIGTERM", "SIGINT"])):
+    for name, new in (("SIGKILL", 9), ("SIGTERM", 6), ("SIGINT", 3)):
         before, process = journalled(), run("killed")
-        while process.poll() is None and len(journalled() - before) < 4 + number % 5:
+        while len(journalled() - before) < new:
+            assert process.poll() is None, process.communicate()
             time.sleep(0.001)
         process.send_signal(getattr(signal, name))
         _, said = process.communicate(timeout=600)
-        seen += said
-        if process.returncode == 0:
-            break
-    assert number >= 3
-    assert b"going on where this was stopped" in seen
-    outs = [tmp_path / f"{name}-out" for name in ("undisturbed", "killed")]
-    assert sorted(os.listdir(outs[0])) == sorted(os.listdir(outs[1]))
-    for file in os.listdir(outs[0]):
-        ours, theirs = ((out / file).read_bytes() for out in outs)
-        if file == SUMMARY_NAME:
-            ours, theirs = (without_times(journal.json.loads(text)) for text in (ours, theirs))
-        assert ours == theirs or file == "report.html", file
+        assert process.returncode == (130 if name == "SIGINT" else -getattr(signal, name)), said
+        assert (b"going on where this was stopped" in said) == (name != "SIGKILL")
+    process = run("killed")
+    assert process.wait(timeout=600) == 0, process.communicate()
+    assert_same_files(tmp_path / "undisturbed-out", tmp_path / "killed-out")
+
+
+def assert_same_files(one, other):
+    """But for times, the report with its drawings, and the order of a set that peft writes."""
+    files = [sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file()) for out in (one, other)]
+    assert files[0] == files[1]
+    for file in files[0]:
+        ours, theirs = ((out / file).read_bytes() for out in (one, other))
+        if file.name == SUMMARY_NAME:
+            ours, theirs = (without_times(json.loads(text)) for text in (ours, theirs))
+        if file.name == "adapter_config.json":
+            ours, theirs = sorted(ours), sorted(theirs)
+        assert ours == theirs or file.name == REPORT_NAME, file

@@ -99,7 +99,8 @@ def made_of_tokens(
         make: a name, a fold and the tokens of all folds -> tensors of every target.
     """
     journal, pairs = problem.journal.under("steps"), list(itertools.product(names, range(len(parts))))
-    records = {pair: record for pair in pairs if (record := journal.recall(pair)) is not None}
+    with clock("gradient"):
+        records = {pair: record for pair in pairs if (record := journal.recall(pair)) is not None}
     if len(records) < len(pairs):
         tokens = gather_folds(problem, parts, clock)  # they may take as much memory as the model
         number = {target: i for i, target in enumerate(problem.targets)}

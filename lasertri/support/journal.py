@@ -183,7 +183,8 @@ class _Files:
         """Have what was added reach the disk."""
         if not self._new:
             return
-        path = self.folder / f"{self.key[:32]}{uuid.uuid4().hex}.safetensors"
+        own = f"{time.time_ns():016x}{uuid.uuid4().hex[:16]}"  # in the order in which they are written
+        path = self.folder / f"{self.key[:32]}{own}.safetensors"
         content, listing, places = dict[str, Tensor](), list[object](), dict[str, _Place]()
         for number, (name, record, seconds) in enumerate(self._new):
             content |= {f"{number}.{i}": tensor for i, tensor in enumerate(record)}

@@ -1,6 +1,7 @@
 """A search finds the journal of the same model, samples and options, and no other."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -77,11 +78,14 @@ def test_a_change_of_model_samples_or_options_begins_anew(folder, change):
     assert journal_of(folder, **change).recall("x") is None
 
 
-def test_where_they_come_from_and_what_is_shown_make_no_difference(folder, tmp_path):
-    make_model("gptj").save_pretrained(tmp_path / "model")
+def test_where_they_come_from_and_what_is_shown_make_no_difference(tmp_path):
+    make_model("gptj").save_pretrained(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
     moved = [dataclasses.replace(sample, source="elsewhere") for sample in SAMPLES]
-    model = load_model(tmp_path / "model", device="cpu")
-    assert journal_of(folder, model, moved, progress=False).recall("x")
+    models = (load_model(tmp_path / name, device="cpu") for name in ("one", "other"))
+    with journal_of(tmp_path, next(models)) as journal:
+        journal.keep("x", [torch.zeros(1)])
+    assert journal_of(tmp_path, next(models), moved, progress=False).recall("x")
 
 
 def test_of_an_objective_the_model_the_options_and_the_groups_are_known(tmp_path):

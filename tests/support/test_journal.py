@@ -195,7 +195,7 @@ def test_a_damaged_file_is_never_believed(tmp_path, made, caplog):
     kept(tmp_path, made)
     [path] = files(tmp_path)
     content = path.read_bytes()
-    for count, damaged in enumerate(damages(content)):
+    for damaged in damages(content):
         path.write_bytes(damaged)
         before = len(made)
         assert_right(kept(tmp_path, made))
@@ -203,7 +203,7 @@ def test_a_damaged_file_is_never_believed(tmp_path, made, caplog):
             assert not path.exists()
         for other in files(tmp_path):
             other.unlink()
-    assert count > 40
+    assert len(made) > 50
     assert f"{path}: expected a journal as it was written, got a damaged file; its part is done again" in caplog.text
 
 
