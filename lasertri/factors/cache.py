@@ -131,6 +131,11 @@ class FactorCache:
                 _mark_used(self._path(key.text))
             self._evict()
 
+    def sweep(self) -> None:
+        """Delete the least recently used files that no longer fit; those of journals are named alike."""
+        with self._disk():
+            self._evict()
+
     def _path(self, key: str) -> Path:
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
 

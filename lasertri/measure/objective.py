@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NotFiniteError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
+from lasertri.support.journal import NOTHING, Journal
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,22 @@ class ObjectiveSamples:
         """Nothing read yet, of one model or of an array of them."""
         return ObjectiveReadings(*(np.full((*models, len(self)), np.nan) for _ in range(2)))
 
+    @property
+    def content(self) -> str:
+        """How many they are, and in which groups: the rest is the caller's."""
+        return repr(self.groups)
+
     def read(
-        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
+        self,
+        model: nn.Module,
+        chosen: Sequence[int] | None = None,
+        advance: Advance = lambda _: None,
+        journal: Journal = NOTHING,
     ) -> ObjectiveReadings:
-        """Loss and score of the chosen samples (of all); `advance` is told how many."""
+        """Loss and score of the chosen samples (of all); `advance` is told how many. See `Samples.read`."""
         readings = self.readings()
         for batch in self.batches(chosen):
-            readings.record(batch, *batch.read(model))
+            readings.record(batch, *journal.of(batch.entry.tolist(), functools.partial(batch.read, model)))
             advance(len(batch.samples))
         return readings
 

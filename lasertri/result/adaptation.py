@@ -26,6 +26,7 @@ from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
+from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Adaptation:
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
+        journal: of the search, deleted when the result is saved.
     """
 
     model: nn.Module = field(repr=False)
@@ -60,6 +62,7 @@ class Adaptation:
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
     refused: str | None = None
+    journal: Journal = field(default=NOTHING, repr=False)
 
     @property
     def edits(self) -> list[Edit]:
@@ -137,6 +140,7 @@ class Adaptation:
                 self.report(folder / REPORT_NAME)
             else:
                 logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
+        self.journal.delete()
 
     def _write_findings(self, folder: Path) -> None:
         """The edits alone, and what was measured."""

@@ -45,7 +45,13 @@ class Confirmation:
         edit = Truncation.build(winner.candidate, model, problem.factors)
         try:
             found = Comparison.of(
-                model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
+                model,
+                [edit],
+                samples,
+                normalize=settings.normalize,
+                may_fail=True,
+                progress=settings.progress,
+                journal=problem.journal.under("confirmation"),
             )
         except NotFiniteError as error:
             logger.warning("no confirmation on fresh samples: %s", error)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import string
 import subprocess
@@ -15,6 +16,8 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from killing import Killed, Killer, without_times
+from marks import slow
 from tiny import make_samples
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -291,6 +294,41 @@ def test_what_a_terminal_would_obey_is_written_out(folder, data, tmp_path):
     said = failure("eval", folder, "--data", data, "--edit", tmp_path / "out")
     assert r"got '\x1b[31mred'" in said
     assert r"no \x1b[31mfolder" in failure("eval", tmp_path / "no \x1b[31mfolder", "--data", data)
+
+
+@pytest.mark.parametrize("kind", ["step", slow("truncate"), slow("shrink")])
+def test_a_command_goes_on_where_it_was_killed(folder, data, tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path / "cache"))
+    command = ["adapt", folder, "--data", data, "--edit", kind, "--accept", "best", "--no-progress"]
+    killer, going_on = Killer(monkeypatch), "going on where this was stopped"
+
+    def killed(*options):
+        """Whether it went on, and how much it wrote; None where it was killed."""
+        killer.written = 0
+        caplog.clear()
+        try:
+            result = run(*command, *options)
+        except Killed:
+            return None
+        finally:
+            killer.at = None
+        assert result.exit_code == 0, result.output
+        return going_on in caplog.text, killer.written
+
+    assert killed() == (False, 0)  # without OUT there is nothing to go on to
+    went_on, written = killed("-o", tmp_path / "undisturbed")
+    assert not went_on
+    factors = set(os.listdir(tmp_path / "cache")) if kind != "step" else set()
+    for options in ([], ["--no-resume"]):
+        killer.at = written // 2
+        assert killed("-o", tmp_path / "out") is None
+        assert not (tmp_path / "out").exists()
+        rest = written if options else written - written // 2
+        assert killed("-o", tmp_path / "out", "--overwrite", *options) == (not options, rest)
+        figures = [json.loads((tmp_path / name / SUMMARY_NAME).read_text()) for name in ("undisturbed", "out")]
+        assert without_times(figures[0]) == without_times(figures[1])
+        assert set(os.listdir(tmp_path / "cache")) == factors
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
