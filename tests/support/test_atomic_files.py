@@ -1,11 +1,13 @@
 """A folder appears whole or not at all."""
 
+import os
+
 import pytest
 import safetensors.torch
 import torch
 
 from lasertri import LasertriError
-from lasertri.support.atomic_files import check_writable, whole_directory, write_whole
+from lasertri.support.atomic_files import check_writable, replace_file, whole_directory, write_whole
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):
@@ -71,3 +73,14 @@ def test_an_unwritable_folder_is_found_out_at_once(tmp_path):
         check_writable(tmp_path / "full")
     with pytest.raises(LasertriError, match="of free disk"):
         check_writable(tmp_path / "out", needed=1 << 60)
+
+
+def test_what_is_to_last_reaches_the_disk_before_it_appears(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((tmp_path / "x").exists()) or sync(file))
+    replace_file(tmp_path / "x", b"1")
+    assert seen == []
+    (tmp_path / "x").unlink()
+    replace_file(tmp_path / "x", b"2", durable=True)
+    assert seen == [False]
+    assert (tmp_path / "x").read_bytes() == b"2"
