@@ -8,6 +8,7 @@ harm, in layers that a few enormous activations pass through.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,6 +23,7 @@ from lasertri.ops import linear_blocks
 from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
+from lasertri.support.journal import NOTHING, Journal, Record
 
 TOKENS = 512  # whose outputs under all ratios are held at once
 
@@ -34,6 +36,7 @@ def forecast(
     factors: FactorStore,
     *,
     progress: bool = False,
+    journal: Journal = NOTHING,
 ) -> Tensor:
     """By how much each truncation should lower the mean loss, `[candidates]` in nats; below 0 where it should rise.
 
@@ -42,11 +45,12 @@ def forecast(
 
     Args:
         candidates: of consecutive blocks.
+        journal: of this forecast.
 
     Raises:
         LasertriError: a gradient is NaN or Inf (its layer is named), or none reached a target.
     """
-    changes = _Changes(model, candidates, samples, factors)
+    changes = _Changes(model, candidates, samples, factors, journal)
     with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
         if not changes.add_together(bar.update):
             bar.reset()
@@ -63,9 +67,15 @@ class _Changes:
     """
 
     def __init__(
-        self, model: nn.Module, candidates: Sequence[Candidate], samples: Samples, factors: FactorStore
+        self,
+        model: nn.Module,
+        candidates: Sequence[Candidate],
+        samples: Samples,
+        factors: FactorStore,
+        journal: Journal = NOTHING,
     ) -> None:
         self.model, self.candidates, self.samples, self.factors = model, candidates, samples, factors
+        self.journal = journal
         self.of = torch.zeros(len(candidates), len(samples), dtype=torch.float64)
         self._numbers, self._reached = by_target(candidates), set[Target]()
         self._layers = {target: own for target in self._numbers if (own := target.linear_layer(model)) is not None}
@@ -74,19 +84,23 @@ class _Changes:
         """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
         for batch in self.samples.loss_batches(range(len(self.samples))) if self._layers else ():
             rows = self.samples.row_samples(batch)
-            taken = {} if rows is None else self._taken(batch)
-            if rows is None or any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
-                self.of.zero_()
-                return False
-            self._add(taken, rows)
-            advance(len(rows.unique()))
+            record = None if rows is None else self.journal.recall(("together", batch.entry.tolist()))
+            if record is None:
+                taken = {} if rows is None else self._taken(batch)
+                if rows is None or any(own.axis != len(rows) or t.expert is not None for t, own in taken.items()):
+                    self.of.zero_()
+                    return False
+                record = self.journal.keep(("together", batch.entry.tolist()), self._changed(taken, rows))
+            self._add(record)
+            advance(len(record[0]))
         return True
 
     def add_apart(self, advance: Advance) -> None:
         """Take in all samples one by one."""
         for i in range(len(self.samples)):
             for batch in self.samples.loss_batches([i]):
-                self._add(self._taken(batch), i)
+                make = functools.partial(self._changed_apart, batch, i)
+                self._add(self.journal.of(("apart", i, batch.entry.tolist()), make))
             advance(1)
 
     def add_by_gradients(self) -> None:
@@ -95,29 +109,48 @@ class _Changes:
         targets = [target for target in self._numbers if target not in self._reached and target.expert is None]
         mine = [n for target in targets for n in self._numbers[target]]
         for i in range(len(self.samples)) if targets else ():
-            scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
-            for batch in self.samples.loss_batches([i]):
-                scorer.add(batch)
-            for n, candidate in ((n, self.candidates[n]) for n in mine):
-                score = scorer.total[candidate.target, candidate.blocks]
-                self.of[n, i] = -float(score.tail(ratios=candidate.ratio))
+            [self.of[mine, i]] = self.journal.of(("gradient", i), functools.partial(self._tails, targets, mine, i))
+
+    def _tails(self, targets: Sequence[Target], mine: Sequence[int], sample: int) -> list[Tensor]:
+        """What these candidates of these targets change one sample's loss by."""
+        scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
+        for batch in self.samples.loss_batches([sample]):
+            scorer.add(batch)
+        changes = []
+        for candidate in (self.candidates[n] for n in mine):
+            score = scorer.total[candidate.target, candidate.blocks]
+            changes.append(-float(score.tail(ratios=candidate.ratio)))
+        return [torch.tensor(changes, dtype=torch.float64)]
 
     def _taken(self, batch: SampleBatch) -> dict[Target, Taken]:
         return batch_tokens(self.model, list(dict.fromkeys(self._layers.values())), batch)
 
-    def _add(self, taken: Mapping[Target, Taken], rows: Tensor | int) -> None:
-        """Take in a batch, of the samples of its rows or of one."""
+    def _changed_apart(self, batch: SampleBatch, sample: int) -> list[Tensor]:
+        """See `_changed`; all rows are of one sample."""
+        taken = self._taken(batch)
+        rows = torch.full((max((own.axis for own in taken.values()), default=1),), sample)
+        return self._changed(taken, rows)
+
+    def _changed(self, taken: Mapping[Target, Taken], rows: Tensor) -> list[Tensor]:
+        """The samples of a batch's rows, what every candidate changes their losses by, which targets were reached."""
+        samples, place = rows.unique(return_inverse=True)
+        changes = torch.zeros(len(self.candidates), len(samples), dtype=torch.float64)
+        reached = torch.tensor([layer in taken for layer in self._layers.values()])
         for target, layer in self._layers.items():
             if layer in taken:
                 own, mine = taken[layer], self._numbers[target]
-                first = own.first.cpu()
-                sample = rows[first] if isinstance(rows, Tensor) else torch.full_like(first, rows)
                 deltas = own.deltas[:, slice(*(target.rows or (None,)))]
                 pieces = zip(own.inputs.split(TOKENS), deltas.split(TOKENS), strict=True)
                 chosen = [self.candidates[n] for n in mine]
                 along = torch.cat([_along(self.model, chosen, *piece, self.factors) for piece in pieces], dim=1)
-                self.of[mine] = self.of[mine].index_add(1, sample, along)
-                self._reached.add(target)
+                changes[mine] = changes[mine].index_add(1, place[own.first.cpu()], along)
+        return [samples, changes, reached]
+
+    def _add(self, record: Record) -> None:
+        """Take in what `_changed` gave."""
+        samples, changes, reached = record
+        self.of[:, samples] += changes
+        self._reached |= {target for target, hit in zip(self._layers, reached.tolist(), strict=True) if hit}
 
 
 def _along(

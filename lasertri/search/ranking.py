@@ -42,7 +42,8 @@ def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
     model, samples, factors, settings = problem.model, problem.gradients, problem.factors, problem.settings
     if settings.score == "fisher":
         grid = [Candidate(target, blocks, ratio) for target in targets for ratio in settings.ratios]
-        return forecast(model, grid, samples, factors, progress=settings.progress)
+        batches = problem.journal.under("score")
+        return forecast(model, grid, samples, factors, progress=settings.progress, journal=batches)
     contracted = score_targets(
         model, targets, samples, block_counts=[blocks], factors=factors, progress=settings.progress
     )

@@ -38,10 +38,9 @@ def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            if durable:
-                file.flush()
+        temporary.write_bytes(content)
+        if durable:
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from killing import Killer
 from tiny import make_model, make_samples, make_tokenizer
 from torch import nn
 
@@ -13,6 +14,7 @@ from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.search.forecast import forecast
+from lasertri.support.journal import Journal
 
 RATIOS, BLOCKS = (0.7, 0.2, 0.0), (1, 3)
 
@@ -27,10 +29,10 @@ def grid(model, pattern=None):
     return [Candidate(target, blocks, ratio) for target in targets for blocks in BLOCKS for ratio in RATIOS]
 
 
-def foretold(model, samples, candidates):
+def foretold(model, samples, candidates, **options):
     factors = FactorStore(model, {candidate.target for candidate in candidates}, BLOCKS, budget=1 << 30)
     with preserved(model):
-        return forecast(model, candidates, samples, factors)
+        return forecast(model, candidates, samples, factors, **options)
 
 
 def by_plain_gradients(model, samples, candidates):
@@ -108,3 +110,25 @@ def test_a_matrix_that_no_gradient_reaches_is_named():
     model, samples = several()
     with pytest.raises(LasertriError, match=r"expected a gradient for every target, none reached unused\.weight"):
         foretold(model, samples, grid(model, "unused|head"))
+
+
+@pytest.mark.parametrize("case", ["batch by batch", "sample by sample", "by gradients"])
+def test_a_forecast_that_was_killed_goes_on_with_the_next_batch(tmp_path, monkeypatch, case):
+    if case == "by gradients":
+        model, samples = several()
+        candidates = grid(model, "lstm|attention|head")
+    else:
+        model = make_model("gptj" if case == "batch by batch" else "mixtral").eval()
+        samples, candidates = EncodedSamples(make_samples(19), model=model, tokenizer=make_tokenizer()), grid(model)
+    samples.batch_size = 2
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    killer, expected = Killer(monkeypatch), foretold(model, samples, candidates)
+    once = len(forwards)
+    forwards.clear()
+    found, times = killer.until_it_ends(
+        lambda: foretold(model, samples, candidates, journal=Journal.open(tmp_path, "forecast")), 3
+    )
+    assert found.equal(expected)
+    assert times >= 3
+    assert len(forwards) <= once + times  # the first batch shows whether samples can be told apart
