@@ -11,8 +11,9 @@ import typer
 
 from lasertri.data.files import Fields
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
 from lasertri.support.options import Option, nearest
+from lasertri.support.shown import shown
 
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample

@@ -16,7 +16,7 @@ from lasertri.compression.ranks import Priced, cheapest_ranks
 from lasertri.compression.result import CompressedMatrix, Compression
 from lasertri.compression.sensitivity import output_sensitivity
 from lasertri.data.neutral import neutral_text
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.budget import budget_for
@@ -34,6 +34,7 @@ from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
 from lasertri.support.journal import Journal
+from lasertri.support.shown import shown
 
 FACTORS = ("whitened", "plain")
 KEEP = 0.9

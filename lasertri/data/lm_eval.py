@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.chat import chat_text
 from lasertri.data.sample import Sample
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 LASER_TASKS = Path(__file__).parent / "lm_eval_yaml"
 FEWSHOT_SEED = 1234  # lm_eval's own default

@@ -9,7 +9,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from lasertri.data.sample import FEWEST, group_names
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 T = TypeVar("T")
 Groups = Callable[[Sequence[Any]], Sequence[Hashable]]

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
 from lasertri.ops.arguments import check_matrices, is_number
 from lasertri.ops.blocks import retained_rank
 from lasertri.support.checksum import content_key
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 

@@ -150,7 +150,7 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
             f"{count} × {name} {list(shape)}{BY_TURNS if name.endswith('query_key_value') else ''}"
             for (name, shape), count in seen.items()
         )
-        listing = listed(matrices_seen) or "no matrices"
+        listing = listed(matrices_seen, between="; ") or "no matrices"
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     for target in chosen:
         require_plain(target.name, target.parameter(model))

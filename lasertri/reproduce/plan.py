@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
 from lasertri.reproduce.published import MODELS, TABLES, columns_of, models_of
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import LASER_RATIOS, STRATEGIES
 from lasertri.support.options import Option, declared
+from lasertri.support.shown import shown
 
 BASELINE = "baseline"
 AS_IN_SETTINGS = {name: each.option for name, each in declared(Settings).items()}

@@ -18,7 +18,7 @@ from lasertri.data.neutral import neutral_text
 from lasertri.data.sample import group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.edit.adapter import loadable
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.journals import open_journal
@@ -36,6 +36,7 @@ from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ def readable(message: str) -> str:
     return text if len(lines) <= LINES and len(text) <= CHARACTERS else f"{text[: CHARACTERS - 2]} …"
 
 
-def listed(items: Iterable[str], most: int = 12) -> str:
+def listed(items: Iterable[str], most: int = 12, *, between: str = ", ") -> str:
     """The first of these, and how many more there are."""
-    all_items = list(items)
-    rest = len(all_items) - most
-    return "; ".join(all_items[:most]) + (f"; and {rest} more" if rest > 0 else "")
+    known = list(items)
+    rest = [f"and {len(known) - most} more"] if len(known) > most else []
+    return between.join([*known[:most], *rest])
 
 
 def reason(error: BaseException) -> str:

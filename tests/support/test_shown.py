@@ -43,5 +43,5 @@ def test_a_message_is_of_three_lines_at_most():
 
 
 def test_a_long_list_is_cut():
-    assert listed("abc") == "a; b; c"
-    assert listed(map(str, range(100)), most=3) == "0; 1; 2; and 97 more"
+    assert listed("abc") == "a, b, c"
+    assert listed(map(str, range(100)), most=3, between="; ") == "0; 1; 2; and 97 more"

@@ -8,7 +8,8 @@ from lasertri.data.files import PlacedRow
 from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source, value_of
 from lasertri.data.sample import MASK, Sample
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 SOURCE = Source(
     repository="azhx/counterfact",

@@ -13,7 +13,8 @@ from lasertri.data.papers import bigbench, bios, counterfact, fever, hotpotqa, t
 from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source
 from lasertri.data.sample import Sample
-from lasertri.errors import LasertriError, shown
+from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
