@@ -208,7 +208,7 @@ def test_an_order_with_a_row_twice_is_refused(model, tmp_path):
 def test_several_edits_are_saved_as_factors(model_of, tokenizer, samples, tmp_path, architecture):
     model = model_of(architecture)
     before = copy.deepcopy(model.state_dict())
-    result = adapt(model, samples, tokenizer=tokenizer, max_edits=2, **SMALL)
+    result = adapt(model, samples, tokenizer=tokenizer, max_edits=2, score="taylor", **SMALL)
     assert len(result.edits) == 2
     for name, factored in (("dense", False), ("factored", True)):
         result.save(tmp_path / name, factored=factored)
