@@ -128,8 +128,8 @@ class _Changes:
     def _changed_apart(self, batch: SampleBatch, sample: int) -> list[Tensor]:
         """See `_changed`; all rows are of one sample."""
         taken = self._taken(batch)
-        rows = torch.full((max((own.axis for own in taken.values()), default=1),), sample)
-        return self._changed(taken, rows)
+        last = max((int(own.first.max()) for own in taken.values() if len(own.first)), default=0)
+        return self._changed(taken, torch.full((last + 1,), sample))
 
     def _changed(self, taken: Mapping[Target, Taken], rows: Tensor) -> list[Tensor]:
         """The samples of a batch's rows, what every candidate changes their losses by, which targets were reached."""

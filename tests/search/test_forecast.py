@@ -132,3 +132,27 @@ def test_a_forecast_that_was_killed_goes_on_with_the_next_batch(tmp_path, monkey
     assert found.equal(expected)
     assert times >= 3
     assert len(forwards) <= once + times  # the first batch shows whether samples can be told apart
+
+
+class Pairs(nn.Module):
+    """Runs one layer on one vector and then on two."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 3)
+
+    def forward(self, x):
+        once, twice = self.inner(x), self.inner(torch.cat([x, x.flip(-1)]).tanh())
+        return once + twice[: len(x)] * twice[len(x) :]
+
+
+def test_a_layer_that_runs_on_tensors_of_different_lengths():
+    _, samples = several()
+    pairs = [(x[0], y) for x, y in samples.samples]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Pairs().eval()
+    samples = ObjectiveSamples(pairs, objective=samples.objective)
+    candidates = grid(model, ".")
+    expected = by_plain_gradients(model, samples, candidates)
+    torch.testing.assert_close(foretold(model, samples, candidates), expected, rtol=1e-3, atol=1e-6)
