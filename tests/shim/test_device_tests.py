@@ -12,6 +12,7 @@ import torch
 
 from lasertri.ops import extension
 from lasertri.ops.backends import BACKENDS
+from shim.build import build
 from shim.library import Libraries
 
 THESE = {
@@ -35,6 +36,12 @@ THESE = {
     test_sanitized: ("test_ops_of_awkward_shapes",),
 }
 globals().update({name: getattr(module, name) for module, names in THESE.items() for name in names})
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    """Of its own: these tests run in the main thread, whose handles stay open."""
+    return Libraries.load(build(tmp_path_factory.mktemp("device") / "built"))
 
 
 @pytest.fixture(params=["reference", "gram", "cuda"])
