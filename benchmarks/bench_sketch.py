@@ -27,7 +27,6 @@ from lasertri.ops import whiten_blocks
 from lasertri.search.directions import DAMPING, RANKS
 from lasertri.search.tokens import Room, Tokens, gather_tokens
 
-ALL = 1 << 60  # tokens
 Root = tuple[Tensor, Tensor, float]
 
 
@@ -94,7 +93,7 @@ def main(
     )
     targets = [target for target in find_linear_layers(loaded) if target.layer % stride == 0]
     with preserved(loaded):
-        tokens = gather_tokens(loaded, targets, encoded.loss_batches(range(len(encoded))), Room(ALL))
+        tokens = gather_tokens(loaded, targets, encoded.loss_batches(range(len(encoded))), Room())
     counts = list(map(int, rows.split(",")))
     ratios: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     kept: dict[int, list[int]] = defaultdict(list)

@@ -155,7 +155,7 @@ def main(
             samples = Case(loaded, tokenizer, TASKS[name], split, seed).calibration
             with preserved(loaded):
                 batches = [batch for i in range(len(samples)) for batch in samples.loss_batches([i])]  # one a sample
-                tokens = gather_tokens(loaded, left, batches, Room(1 << 60)) if left else {}
+                tokens = gather_tokens(loaded, left, batches, Room()) if left else {}
                 for target in left:
                     own = tokens.pop(target)
                     pieces = list(zip(own.inputs, own.deltas, strict=True))

@@ -102,6 +102,7 @@ def main(steps: int = 300, samples: int = 1000) -> Adaptation:
         draw(samples, seed=2, marked=samples),
         objective=OBJECTIVE,
         edit="truncate",
+        score="taylor",  # to undo a backdoor changes too much to be foretold at second order
         targets=r"lstm|hidden",  # an LSTM's gates are stacked in rows: its matrices are [4 · WIDTH, WIDTH]
         progress=False,
     )

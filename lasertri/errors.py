@@ -1,4 +1,8 @@
-"""The one exception a user is meant to read."""
+"""What a user is meant to read: the one exception, and a value as its message shows it."""
+
+from __future__ import annotations
+
+LONGEST = 200  # characters of a value
 
 
 class LasertriError(ValueError):
@@ -19,3 +23,12 @@ class TooLittleMemoryError(LasertriError):
 
 class NotConvergedError(LasertriError):
     """An eigensolver or an SVD gave up on a matrix."""
+
+
+def shown(value: object) -> str:
+    """Its `repr` in one line, cut where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists in lists
+        return f"something too large to show ({type(value).__name__})"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -10,6 +10,7 @@ import functools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -35,7 +36,6 @@ from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
 from lasertri.search.ranking import Promise, promising, ranked
 from lasertri.search.round import Round
-from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
@@ -59,6 +59,8 @@ def adapt(
     held_out: SampleSource | Iterable[Any] | None = None,
     objective: Objective | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    journal: str | Path | None = None,
+    resume: bool = True,
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
     """Find the edit that helps a model most on a task, if any does: by default one step of all its linear layers.
@@ -74,6 +76,10 @@ def adapt(
         objective: how samples run, and what is to get better, for a module that is no language model or for
             another aim than the right answer.
         tokenizer: the model's own by default.
+        journal: folder in which a search that is killed leaves what it has done, until `Adaptation.save` has written
+            the result: called again with the same model, samples and options, it goes on there. An objective's
+            functions must be the same, too, and its samples, by nothing but their number and groups.
+        resume: where False, it begins anew.
         settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
@@ -86,10 +92,12 @@ def adapt(
         held_out=held_out,
         objective=objective,
         tokenizer=tokenizer,
+        journal=journal,
+        resume=resume,
     )
-    clock = Clock()
+    clock = Clock(problem.journal.now)
     refused = on_held_out = None
-    with preserved(problem.model):
+    with problem.journal, preserved(problem.model):
         with samples_named(problem):
             preflight(problem)
             rounds = SEARCHES[problem.settings.edit](problem, clock)
@@ -98,10 +106,14 @@ def adapt(
         edits = [found.edit for found in rounds if found.edit is not None]
         with clock("held-out"):
             compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
-            on_calibration = compare(problem.calibration, may_fail=True)  # as in trials
+            on_calibration = compare(  # as in trials
+                problem.calibration, may_fail=True, journal=problem.journal.under("calibration")
+            )
             try:
                 with memory_told("the samples held out"):
-                    on_held_out = compare(problem.held_out, progress=problem.settings.progress)
+                    on_held_out = compare(
+                        problem.held_out, progress=problem.settings.progress, journal=problem.journal.under("held-out")
+                    )
             except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
                 refused = f"no held-out figures: {error}"
                 logger.warning(refused)
@@ -117,6 +129,7 @@ def adapt(
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
         asked=problem.asked,
+        journal=problem.journal,
     )
 
 
@@ -144,7 +157,8 @@ def search_truncations(problem: Problem, clock: Clock) -> list[Round]:
     targets, rounds = list(problem.targets), list[Round]()
     with ExitStack() as applied:
         while targets and len(rounds) < problem.settings.max_edits:
-            rounds.append(truncate(problem, targets, clock))
+            journal = problem.journal.under(f"edit {len(rounds) + 1}") if rounds else problem.journal
+            rounds.append(truncate(replace(problem, journal=journal), targets, clock))
             edit = rounds[-1].edit
             if edit is None:
                 break
@@ -160,7 +174,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     # see whether one can help
     with clock("baseline"):
-        unedited = evaluate(model, problem.calibration, normalize=settings.normalize)
+        journal = problem.journal.under("baseline")
+        unedited = evaluate(model, problem.calibration, normalize=settings.normalize, journal=journal)
     hopeless = no_truncation_can_help(
         unedited, problem.calibration.groups, settings, confirmed=problem.confirm is not None
     )
@@ -170,12 +185,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     # score
     if strategy.gradients is not None:
-        with clock("factor"):
-            blocks = scoring_blocks(targets, settings.scoring_blocks)
-            factors.prepare(targets, blocks)
-            targets = [target for target, *_ in factors.usable((target, blocks, None) for target in targets)]
-        with clock("score"):
-            ranking, promise = ranked(problem, targets)
+        ranking, promise = ranked(problem, targets, clock)
 
     # choose
     requested = list(
@@ -198,7 +208,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     # edit, measure, decide
     with clock("trials"):
-        baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
+        journal = problem.journal.under("trials")
+        baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings, journal)
         if baseline.warning:
             logger.warning(baseline.warning)
     with clock("decide"):

@@ -14,8 +14,6 @@ from lasertri.model.targets import Target, find_linear_layers
 from lasertri.search.directions import make_step
 from lasertri.search.tokens import Room, Tokens, gather_tokens
 
-MANY = 1 << 20  # tokens
-
 
 def encoded(model: nn.Module, architecture: str, samples: Sequence[Sample] | int = 12, batch_size: int = 5):
     chosen = make_samples(samples) if isinstance(samples, int) else samples
@@ -23,7 +21,7 @@ def encoded(model: nn.Module, architecture: str, samples: Sequence[Sample] | int
 
 
 def gathered(
-    model: nn.Module, samples: EncodedSamples, targets: Sequence[Target] | None = None, most: int = MANY
+    model: nn.Module, samples: EncodedSamples, targets: Sequence[Target] | None = None, most: int | None = None
 ) -> dict[Target, Tokens]:
     """The tokens of every linear layer."""
     with preserved(model):

@@ -344,6 +344,15 @@ def test_a_model_without_a_head_asks_for_an_objective(model, tokenizer, samples)
         adapt(model.transformer, samples, tokenizer=tokenizer, **SMALL)
 
 
+def test_arguments_of_other_kinds_are_refused(model, tokenizer, samples):
+    with pytest.raises(LasertriError, match="expected a model, or a hub id or folder to load it from, got 5"):
+        adapt(5, samples)
+    with pytest.raises(LasertriError, match="expected a tokenizer of transformers, got 'gpt2'; load it by"):
+        adapt(model, samples, tokenizer="gpt2")
+    with pytest.raises(LasertriError, match=r"expected objective=Objective\(forward, loss, score\), got 'loss'"):
+        adapt(model, samples, tokenizer=tokenizer, objective="loss")
+
+
 # steps, and shrink
 
 STEP = {"edit": "step", "progress": False}

@@ -1,4 +1,5 @@
-// Symmetric eigenproblems of equal size, in place: one batched call, or a loop over a few streams.
+// Symmetric eigenproblems of equal size, in place: one batched call, or a loop over a few streams. The loop runs in one
+// host thread: where cusolverDnXsyevd itself waits for the device, which no device has shown yet, streams do not overlap.
 #pragma once
 
 #include "call.cuh"

@@ -17,22 +17,24 @@
 
 namespace lasertri {
 
+inline const char* advice(bool no_memory) { return no_memory ? "; free some of the device's memory" : ""; }
+
 inline void succeed(cudaError_t code, const char* call) {
   if (code != cudaSuccess)
-    fail("expected ", call, " to succeed, got CUDA error ", static_cast<int>(code), " (", cudaGetErrorString(code), ")");
+    fail("expected ", call, " to succeed, got CUDA error ", static_cast<int>(code), " (", cudaGetErrorString(code), ")",
+         advice(code == cudaErrorMemoryAllocation));
 }
 
 inline void succeed(cublasStatus_t code, const char* call) {
   if (code != CUBLAS_STATUS_SUCCESS)
     fail("expected ", call, " to succeed, got cuBLAS status ", static_cast<int>(code), " (",
-         cublasGetStatusString(code), ")");
+         cublasGetStatusString(code), ")", advice(code == CUBLAS_STATUS_ALLOC_FAILED));
 }
 
 inline void succeed(cusolverStatus_t code, const char* call) {
-  if (code == CUSOLVER_STATUS_ALLOC_FAILED)
-    fail("expected memory for ", call, ", got cuSOLVER status ", static_cast<int>(code), "; free some on the device");
   if (code != CUSOLVER_STATUS_SUCCESS)
-    fail("expected ", call, " to succeed, got cuSOLVER status ", static_cast<int>(code));
+    fail("expected ", call, " to succeed, got cuSOLVER status ", static_cast<int>(code),
+         advice(code == CUSOLVER_STATUS_ALLOC_FAILED));
 }
 
 #define LASERTRI_CALL(function, ...) ::lasertri::succeed(function(__VA_ARGS__), #function)
@@ -64,7 +66,7 @@ inline Event make_event() {
   return Event(event);
 }
 
-constexpr int kStreams = 4;  // on which eigenproblems that are not batched overlap
+constexpr int kStreams = 4;  // on which eigenproblems that are not batched may overlap
 
 struct Handles {
   Blas blas;

@@ -41,6 +41,7 @@ def adapt(
     output: options.Output = None,
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
+    resume: options.Resume = True,
     as_json: options.Json = False,
     config: Config = None,
 ) -> None:
@@ -66,7 +67,7 @@ def adapt(
     others = None if held_out is None else as_samples(held_out, as_typed(fields))
     if source.of_lm_eval:
         settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored")
+    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored", resume=resume)
 
 
 def run(
@@ -79,10 +80,12 @@ def run(
     as_json: bool,
     *,
     factored: bool = False,
+    resume: bool = True,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
     from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
+    from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
 
     if output is not None and settings.edit == "step":
@@ -90,7 +93,15 @@ def run(
     loaded, tokenizer = loading.load(model)
     if output is not None and (settings.edit != "step" or settings.merge):
         output.require(sum(p.nbytes for p in loaded.parameters()))
-    result = adapt(loaded, samples, held_out=held_out, tokenizer=tokenizer, **settings.keywords)
+    result = adapt(
+        loaded,
+        samples,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        journal=None if output is None else journal_folder(),
+        resume=resume,
+        **settings.keywords,
+    )
     try:
         if output is not None:
             result.save(output, factored=factored)

@@ -13,9 +13,14 @@ import typer
 
 from lasertri.cli.grouped import grouped
 from lasertri.cli.streams import failure_of_output, guard
+from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
+from lasertri.support.interrupts import interrupted
+from lasertri.support.memory import shortage
+from lasertri.support.shown import printable, readable, reason
 from lasertri.version import __version__
 
+wait_asleep()
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,7 +43,9 @@ def main(
 ) -> None:
     """Set up streams and logging for every command."""
     guard()
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(_printable)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     logging.getLogger("lasertri").setLevel(logging.INFO)
 
 
@@ -59,20 +66,21 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
     def wrapper(**given: Any) -> None:
         try:
             function(**given)
-        except LasertriError as error:
-            typer.echo(f"lasertri: {error}", err=True)
-            raise typer.Exit(1) from error
-        except (RuntimeError, MemoryError) as error:
-            from lasertri.support.memory import shortage  # which imports torch
-
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) or interrupted():  # which may have become another error
+                typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
+                raise typer.Exit(130) from None
             short = shortage(error)
-            if short is None:
+            if short is not None:
+                told = str(short)
+            elif isinstance(error, OSError):  # a name that no file system takes, a disk that fails
+                told = f"expected files that can be read and written: {reason(error)}"
+            elif isinstance(error, LasertriError):
+                told = str(error)
+            else:
                 raise
-            typer.echo(f"lasertri: {short}", err=True)
+            typer.echo(f"lasertri: {readable(told)}", err=True)
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
-            typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
-            raise typer.Exit(130) from None
         failure = failure_of_output()
         if failure is not None:
             if not isinstance(failure, BrokenPipeError):  # whoever closed it knows
@@ -84,4 +92,11 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
 
 def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
     """To standard output, as one JSON object or as text."""
-    print(json.dumps(result, allow_nan=False) if as_json else text)  # typer.echo goes round a stream's own encoding
+    text = json.dumps(result, allow_nan=False) if as_json else printable(text)
+    print(text)  # typer.echo goes round a stream's own encoding
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    """Show names of elsewhere, which may hold anything, without what a terminal would obey."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

@@ -44,6 +44,7 @@ def compress_command(
     ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="Number of row blocks K.")] = 1,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = True,
     as_json: options.Json = False,
 ) -> None:
     """Write MODEL with many matrices as factors of lower rank, and say what that does to its predictions on a text.
@@ -51,6 +52,7 @@ def compress_command(
     How well it still does a task lasertri eval measures.
     """
     from lasertri.compression.compress import check_options, compress
+    from lasertri.factors.journals import journal_folder
     from lasertri.model.checkpoint import rebuilt, save
 
     with usage():
@@ -72,12 +74,15 @@ def compress_command(
         blocks=blocks,
         memory_budget=settings.memory_budget,
         progress=settings.progress,
+        journal=journal_folder(),
+        resume=resume,
     )
     written = None
     try:
         if result.count:
             save(loaded, folder, tokenizer=tokenizer)
             written = str(output)
+        result.journal.delete()
     finally:  # the figures are worth as much without a folder
         print_result(result.to_dict() | {"output": written}, as_json, str(result))
     typer.echo("nothing written: no factors would be smaller" if written is None else f"wrote {written}", err=True)

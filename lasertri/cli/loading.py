@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLError
 from typing import TYPE_CHECKING, Annotated
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from lasertri.support.options import Option
+from lasertri.support.shown import reason, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
+HUB_SECONDS = 4.0  # to answer
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -23,11 +33,32 @@ class Loading:
 
     def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model and its tokenizer, without the progress bars of transformers."""
+        logger.info("reading the model %s", shown(model))
         from transformers.utils import logging as transformers_logging
 
         from lasertri.model.loading import load_model, load_tokenizer
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+        if not Path(model).exists():
+            _go_offline_where_the_hub_is_silent()
         loaded = load_model(model, revision=self.revision, dtype=self.dtype, device=self.device)
         return loaded, load_tokenizer(model, revision=self.revision)
+
+
+def _go_offline_where_the_hub_is_silent() -> None:
+    """With what was downloaded before: its library asks for each file again and again, for a minute in all."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        with suppress(HTTPError):  # an answer too
+            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+    except (URLError, TimeoutError) as error:
+        if not isinstance(getattr(error, "reason", None), SSLError):  # of certificates its library knows more
+            told = reason(error)
+            logger.warning(
+                "%s does not answer (%s): only what was downloaded before is there", constants.ENDPOINT, told
+            )
+            constants.HF_HUB_OFFLINE = True

@@ -23,3 +23,11 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output folder that lasertri wrote.", rich_help_panel="Output")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Go on where the same command was stopped, if it was, or begin anew.",
+        rich_help_panel="Output",
+    ),
+]

@@ -13,6 +13,7 @@ from lasertri.data.files import Fields
 from lasertri.data.papers.registry import PROTOCOLS, TASKS
 from lasertri.errors import LasertriError
 from lasertri.support.options import Option, nearest
+from lasertri.support.shown import shown
 
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample
@@ -58,7 +59,8 @@ class Source:
             raise typer.BadParameter(f"--include-path goes with --task {LM_EVAL}NAME")
         if self.task and not self.of_lm_eval and self.task not in TASKS:
             raise typer.BadParameter(
-                f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {self.task!r}{nearest(self.task, TASKS)}"
+                f"expected a task among {list(TASKS)} or {LM_EVAL}NAME, got {shown(self.task)}"
+                + nearest(self.task, TASKS)
             )
 
     @property

@@ -40,9 +40,9 @@ def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
     try:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise LasertriError(f"{folder / ADAPTER}: expected an adapter's description, got {reason(error)}") from error
-    if not base:
+    if not isinstance(base, str) or not base:
         raise LasertriError(
             f"{folder}: expected an adapter that names its model, but base_model_name_or_path in {ADAPTER} is empty; "
             f"give the model as MODEL, and --edit {folder}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lasertri.compression.moments import InputMoments
@@ -19,16 +22,21 @@ from lasertri.factored.exchange import exchange, exchanged, factored, linear_at,
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
+from lasertri.factors.journals import open_journal
 from lasertri.factors.store import FactorStore
 from lasertri.language.text import EncodedText
 from lasertri.measure.side_effects import side_effects
+from lasertri.model.identity import identity
 from lasertri.model.targets import Target, find_targets
 from lasertri.ops import BlockFactors, Partition
+from lasertri.ops.arguments import is_number
 from lasertri.ops.blocks import retained_rank
 from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
+from lasertri.support.journal import Journal
 from lasertri.support.memory import memory_told
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +49,12 @@ def check_options(keep: float | None, rank: float | None, factors: str, max_kl: 
     if keep is not None and rank is not None:
         raise LasertriError("expected either keep or rank, got both")
     for name, share in (("keep", keep), ("rank", rank)):
-        if share is not None and not 0 <= share <= 1:
-            raise LasertriError(f"expected {name} as a share from 0 to 1, got {share}")
+        if share is not None and not (is_number(share) and 0 <= share <= 1):
+            raise LasertriError(f"expected {name} as a share from 0 to 1, got {shown(share)}")
     if factors not in FACTORS:
-        raise LasertriError(f"expected factors among {list(FACTORS)}, got {factors!r}")
-    if max_kl is not None and not max_kl >= 0:
-        raise LasertriError(f"expected max_kl of at least 0, got {max_kl}")
+        raise LasertriError(f"expected factors among {list(FACTORS)}, got {shown(factors)}")
+    if max_kl is not None and not (is_number(max_kl) and max_kl >= 0):
+        raise LasertriError(f"expected max_kl of at least 0, got {shown(max_kl)}")
 
 
 @memory_told()
@@ -63,6 +71,8 @@ def compress(
     blocks: int = 1,
     memory_budget: int | None = None,
     progress: bool = True,
+    journal: str | Path | None = None,
+    resume: bool = True,
 ) -> Compression:
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
 
@@ -84,6 +94,10 @@ def compress(
         blocks: number K of row blocks.
         memory_budget: bytes for the FP64 workspace of one matrix, second moments, and factors not yet used; by default
             4 GiB, or half of what a GPU has free.
+        journal: folder in which whitened factors are kept, as large as the targets in FP32: called again after it was
+            killed, with the same model, text, targets and blocks, it goes on there. `Compression.journal.delete()` is
+            for when the model is saved.
+        resume: where False, it begins anew.
 
     Raises:
         LasertriError: an option cannot be used, a weight is not finite, the budget is too small, the text too short, or
@@ -103,47 +117,68 @@ def compress(
     if tokenizer is not None:
         encoded = EncodedText(neutral_text() if text is None else text, model=model, tokenizer=tokenizer)
     layers = [target for target in chosen if target.is_layer(model)]
-    moments, worth = None, None
-    if encoded is not None and factors == "whitened":
-        worth = output_sensitivity(model, layers, encoded.graded)
-        layers = [target for target in layers if worth[target] > 0]
-        moments = InputMoments(model, layers, encoded.calibration)
-    cache, inputs = FactorCache.default(), None if moments is None else moments.of
-    budget = budget_for(model, memory_budget)
-    store = FactorStore(model, layers, [blocks], budget=budget, cache=cache, inputs=inputs)
-    if moments is not None:
-        moments.budget = store.budget.free // 2  # the other half is for factors
-        store.budget.take(moments.budget)
-    with tqdm(total=2 * len(layers), desc="compress", disable=not progress) as bar:
-        priced: dict[Target, list[Priced]] = {}
-        for target in layers:
-            width = target.parameter(model).element_size()
-            try:
-                priced[target] = _priced(store.of(target, blocks), width, None if worth is None else worth[target])
-            except NotConvergedError as error:
-                logger.warning("%s stays as it is: %s", target, error)
-            bar.update()
-        layers = list(priced)
-        ranks = _ranks(priced, KEEP if keep is None else keep, rank)
-        made: dict[str, FactoredLinear] = {}
-        found: dict[Target, CompressedMatrix] = {}
-        for i, target in enumerate(layers):
-            layer, found[target] = _compressed(model, target, store.of(target, blocks), ranks[target])
-            if layer is not None:
-                made[target.module] = layer
-            store.retain((later, blocks, None) for later in layers[i + 1 :])
-            bar.update()
-    measured = None
-    if encoded is not None:
-        before = encoded.read(model)
-        with exchanged(model, made):
-            measured = side_effects(before, encoded.read(model))
-        measured.require(max_kl)
+    cache, whitened = FactorCache.default(), factors == "whitened"
+    about = functools.partial(_content, model, encoded, layers, blocks)
+    with open_journal(journal if whitened else None, about, cache, resume=resume) as kept:
+        moments, worth = None, None
+        if encoded is not None and whitened:
+            worth = _worth(model, layers, encoded, kept)
+            layers = [target for target in layers if worth[target] > 0]
+            moments = InputMoments(model, layers, encoded.calibration)
+        inputs, records = None if moments is None else moments.of, kept.under("factors")
+        budget = budget_for(model, memory_budget)
+        store = FactorStore(model, layers, [blocks], budget=budget, cache=cache, inputs=inputs, journal=records)
+        if moments is not None:
+            moments.budget = store.budget.free // 2  # the other half is for factors
+            store.budget.take(moments.budget)
+        with tqdm(total=2 * len(layers), desc="compress", disable=not progress) as bar:
+            priced: dict[Target, list[Priced]] = {}
+            for target in layers:
+                width = target.parameter(model).element_size()
+                try:
+                    own = store.of(target, blocks)
+                except NotConvergedError as error:
+                    logger.warning("%s stays as it is: %s", target, error)
+                else:
+                    priced[target] = _priced(own, width, None if worth is None else worth[target])
+                bar.update()
+            layers = list(priced)
+            ranks = _ranks(priced, KEEP if keep is None else keep, rank)
+            made: dict[str, FactoredLinear] = {}
+            found: dict[Target, CompressedMatrix] = {}
+            for i, target in enumerate(layers):
+                layer, found[target] = _compressed(model, target, store.of(target, blocks), ranks[target])
+                if layer is not None:
+                    made[target.module] = layer
+                store.retain((later, blocks, None) for later in layers[i + 1 :])
+                bar.update()
+        measured = None
+        if encoded is not None:
+            before = encoded.read(model)
+            with exchanged(model, made):
+                measured = side_effects(before, encoded.read(model))
+            measured.require(max_kl)
     size = _size(model)
     exchange(model, made)
     matrices = [found[target] if target in found else _left(target, model, blocks) for target in chosen]
     parameters, nbytes = zip(size, _size(model), strict=True)
-    return Compression(factors, matrices, parameters, nbytes, measured)
+    return Compression(factors, matrices, parameters, nbytes, measured, kept)
+
+
+def _content(model: nn.Module, text: EncodedText | None, layers: Sequence[Target], blocks: int) -> list[object]:
+    """All that whitened factors depend on, of whatever rank they will be."""
+    batches = [] if text is None else [*text.calibration, *text.graded]
+    return [identity(model), [batch.input_ids.tolist() for batch in batches], [str(t) for t in layers], blocks]
+
+
+def _worth(model: nn.Module, layers: Sequence[Target], text: EncodedText, journal: Journal) -> dict[Target, float]:
+    """See `output_sensitivity`."""
+
+    def make() -> list[Tensor]:
+        return [torch.tensor([*output_sensitivity(model, layers, text.graded).values()], dtype=torch.float64)]
+
+    [worth] = journal.of("sensitivity", make)
+    return dict(zip(layers, worth.tolist(), strict=True))
 
 
 def _priced(factors: BlockFactors, width: int, worth: float | None) -> list[Priced]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lasertri.measure.side_effects import SideEffects
 from lasertri.model.targets import Target
+from lasertri.support.journal import NOTHING, Journal
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Compression:
         matrices: every target, factored or left as it was.
         parameters, bytes: of the whole model, before and after.
         side_effects: on the part of the text that was held out; None where no text was run.
+        journal: of what took long, to be deleted when the model is saved.
     """
 
     factors: str
@@ -69,6 +71,7 @@ class Compression:
     parameters: tuple[int, int]
     bytes: tuple[int, int]
     side_effects: SideEffects | None
+    journal: Journal = field(default=NOTHING, repr=False, compare=False)
 
     @property
     def count(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +80,7 @@ class Fields:
 
 
 def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sample]:
-    """Samples from a file, from rows, or as they are.
+    """Samples from a file, from rows (those of a pandas DataFrame too), or as they are.
 
     A field is absent where it is null, NaN or, in csv, empty. A template reads it as nothing, as long as another of its
     fields holds something. A row's field `delimiter` is its sample's.
@@ -88,7 +90,10 @@ def as_samples(source: SampleSource, fields: Fields | None = None) -> list[Sampl
     """
     if isinstance(source, str | Path):
         return _checked(read_rows(Path(source)), fields or Fields(), str(source))
-    items = list(source)
+    if not isinstance(source, Iterable):
+        raise LasertriError(f"expected samples, rows, or the path of a file with rows, got {shown(source)}")
+    frame: Any = source
+    items = frame.to_dict("records") if hasattr(source, "columns") and hasattr(source, "to_dict") else list(source)
     ready = [item for item in items if isinstance(item, Sample)]
     if items and len(ready) == len(items):
         _one_kind(ready)
@@ -130,18 +135,22 @@ def _one_kind(samples: Sequence[Sample]) -> None:
             raise LasertriError(f"{sample.source}: expected choices in all rows or in none")
 
 
-def read_rows(path: Path, *, json_reader: Reader | None = None) -> Iterator[PlacedRow]:
+def read_rows(
+    path: Path, *, json_reader: Reader | None = None, columns: Sequence[str] | None = None
+) -> Iterator[PlacedRow]:
     """Every row of a file with its place, such as "train.jsonl:17".
 
     Args:
         json_reader: reads a .json file; by default as jsonl.
+        columns: the fields that are read of a parquet file, which must have them; by default all.
     """
-    if not path.is_file():
-        raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
-    readers = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
+    parquet = functools.partial(_parquet, columns=columns)
+    readers: dict[str, Reader] = {".jsonl": _jsonl, ".json": json_reader or _jsonl, ".csv": _csv, ".parquet": parquet}
     try:
+        if not path.is_file():
+            raise LasertriError(f"{path}: expected a jsonl, csv or parquet file, found none there")
+        if path.suffix not in readers:
+            raise LasertriError(f"{path}: expected a name that ends in .jsonl, .csv or .parquet")
         yield from readers[path.suffix](path)
     except UnicodeDecodeError as error:
         raise LasertriError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start})") from error
@@ -216,7 +225,8 @@ def _csv(path: Path) -> Iterator[PlacedRow]:
             raise LasertriError(f"{path}:{start}: expected comma-separated values ({error})") from error
 
 
-def _parquet(path: Path) -> Iterator[PlacedRow]:
+def _parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[PlacedRow]:
+    require_datasets(f"{path}: expected a jsonl or csv file, or what reads parquet")
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -225,13 +235,23 @@ def _parquet(path: Path) -> Iterator[PlacedRow]:
         with ParquetFile(path) as file:
             if twice := _twice(file.schema_arrow.names):
                 raise LasertriError(f"{path}: expected every field once, got {twice} twice")
-            for batch in file.iter_batches():
+            if lacking := set(columns or ()) - set(file.schema_arrow.names):
+                raise LasertriError(
+                    f"{path}: expected fields {shown(sorted(lacking))}, got {shown(file.schema_arrow.names)}"
+                )
+            for batch in file.iter_batches(columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}:{number}", row
     except (ArrowException, OSError, OverflowError) as error:
         place = path if not number else f"{path}:{number + 1}"
         raise LasertriError(f"{place}: expected a parquet file whose fields can be read ({reason(error)})") from error
+
+
+def require_datasets(expected: str) -> None:
+    """Refuse what the extra `datasets` reads where that is not installed."""
+    if importlib.util.find_spec("datasets") is None:
+        raise LasertriError(f"{expected}; pip install 'lasertri[datasets]'")
 
 
 def _sample(row: Row, fields: Fields, source: str) -> Sample:
@@ -288,6 +308,7 @@ def _text(value: object, place: str) -> str:
 
 def _choices(value: object, fields: Fields, source: str) -> tuple[str, ...]:
     found = _json(value) if isinstance(value, str) else value
+    found = found.tolist() if hasattr(found, "tolist") else found  # of a DataFrame that was read from parquet
     if not isinstance(found, list | tuple) or not all(isinstance(choice, str) for choice in found):
         raise LasertriError(
             f'{source}, {fields.choices}: expected a list of texts such as ["yes", "no"], got {shown(found)}'

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.data.chat import chat_text
 from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 LASER_TASKS = Path(__file__).parent / "lm_eval_yaml"
 FEWSHOT_SEED = 1234  # lm_eval's own default
@@ -61,7 +62,7 @@ def lm_eval_samples(
     if obstacle:
         raise LasertriError(f"lm_eval task {name}: {obstacle}; choose another task, or bring its rows as a file")
     if group != "group" and group not in found.features:
-        raise LasertriError(f"lm_eval task {name}: expected docs with a field {group!r}, got {found.features}")
+        raise LasertriError(f"lm_eval task {name}: expected docs with a field {shown(group)}, got {found.features}")
     found.set_fewshot_seed(FEWSHOT_SEED)
     found.build_all_requests(
         limit=limit,
@@ -85,7 +86,7 @@ def _load(task: str | dict[str, Any], include_path: str | Path | None) -> Any:
             "pip install 'lasertri[lm-eval]'"
         ) from error
     if include_path is not None and not Path(include_path).is_dir():
-        raise LasertriError(f"expected a folder of lm_eval tasks, found none at {str(include_path)!r}")
+        raise LasertriError(f"expected a folder of lm_eval tasks, found none at {shown(str(include_path))}")
     folders = [LASER_TASKS] if include_path is None else [LASER_TASKS, include_path]
     name = task["task"] if isinstance(task, dict) else task
     for defaults in (False, True):  # lm_eval's own tasks take long to index: they come last
@@ -93,9 +94,11 @@ def _load(task: str | dict[str, Any], include_path: str | Path | None) -> Any:
         if isinstance(task, dict) or name in manager.task_index or Path(name).is_file():
             break
     else:
-        raise LasertriError(f"expected the name of an lm_eval task, got {name!r}; `lm_eval ls tasks` lists them")
+        raise LasertriError(f"expected the name of an lm_eval task, got {shown(name)}; `lm_eval ls tasks` lists them")
     if name in (*manager.all_groups, *manager.all_tags):
-        raise LasertriError(f"expected a single lm_eval task, got {name!r}, which names several; choose one of them")
+        raise LasertriError(
+            f"expected a single lm_eval task, got {shown(name)}, which names several; choose one of them"
+        )
     try:
         [found] = manager.load([task])["tasks"].values()
     except (OSError, ValueError, DatasetsError) as error:

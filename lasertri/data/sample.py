@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 
@@ -47,8 +47,8 @@ class Sample:
     source: str = field(default="a sample", compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.choices, str):
-            raise LasertriError(f"{self.source}, choices: expected a list of texts, got the text {shown(self.choices)}")
+        if isinstance(self.choices, str) or not isinstance(self.choices, Iterable):
+            raise LasertriError(f"{self.source}, choices: expected a list of texts, got {shown(self.choices)}")
         object.__setattr__(self, "choices", tuple(self.choices))
         _expect_text(self.prompt, f"{self.source}, prompt")
         if (self.completion is None) == (not self.choices):

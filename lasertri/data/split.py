@@ -10,6 +10,7 @@ import numpy as np
 
 from lasertri.data.sample import FEWEST, group_names
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 T = TypeVar("T")
 Groups = Callable[[Sequence[Any]], Sequence[Hashable]]
@@ -72,7 +73,7 @@ def split_samples(
         if shared:
             raise LasertriError(
                 f"expected held-out samples of other groups and prompts than the calibration's, got {len(shared)} on "
-                f"both sides, such as {min(map(str, shared))!r}"
+                f"both sides, such as {shown(min(map(str, shared)))}"
             )
         reported = [held_out[i] for i in generator.permutation(len(held_out))][:held_out_limit]
     return Split([samples[i] for i in chosen], reported, _confirming(spare, reported, confirm, group_names))

@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import trange
+from tqdm.auto import trange
 from transformers import GPTJConfig, GPTJForCausalLM, PreTrainedTokenizerFast
 
 from lasertri.demo import MODEL_DIR

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lasertri.edit.origin import Origin, as_parameters
+from lasertri.edit.reading import checked, read_tensors
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.support.memory import is_out_of_memory
+from lasertri.support.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,22 @@ def write_adapter(factors: Factors, folder: Path, origin: Origin) -> None:
 
 
 def read_adapter(folder: Path, targets: Iterable[Target], origin: Origin) -> dict[Target, tuple[Tensor, Tensor]]:
-    """The factors that `write_adapter` wrote for these targets."""
-    tensors = load_file(folder / WEIGHTS_NAME)
-    factors = {}
+    """The factors that `write_adapter` wrote for these targets.
+
+    Raises:
+        LasertriError: one is missing, of another shape or dtype, or not finite.
+    """
+    path, factors = folder / WEIGHTS_NAME, {}
+    tensors = read_tensors(path)
     for target in targets:
-        count, turned = _stored(target, origin)
-        a, b = (tensors[name] for name in _names(target, origin))
+        (count, turned), (name_a, name_b) = _stored(target, origin), _names(target, origin)
+        inputs, outputs = reversed(target.shape) if not turned else target.shape
+        if (target.expert or 0) >= count:
+            raise LasertriError(f"{path}: expected one of {count} matrices, got {target}; copy the edit again")
+        a = tensors.get(name_a)
+        rank = 1 if a is None or a.dim() == 0 else max(1, len(a) // count)
+        a = checked(path, name_a, a, (count * rank, inputs))
+        b = checked(path, name_b, tensors.get(name_b), (outputs, rank * count))
         a, b = a.unflatten(0, (count, -1))[target.expert or 0], b.unflatten(1, (-1, count))[..., target.expert or 0]
         factors[target] = (a.mT, b.mT) if turned else (b, a)
     return factors
@@ -154,11 +165,11 @@ def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
 def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
     """Whether an adapter of these layers is loaded into them and no others."""
     factors = {target: (torch.zeros(target.shape[0], 1), torch.zeros(1, target.shape[1])) for target in targets}
-    with preserved(model), tempfile.TemporaryDirectory(prefix="lasertri-") as directory, warnings.catch_warnings():
+    with preserved(model), scratch_folder() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what it cannot place, which is looked for here
-        write_adapter(factors, Path(directory), Origin())
+        write_adapter(factors, directory, Origin())
         try:
-            with as_peft_loads_it(model, Path(directory)) as adapted:
+            with as_peft_loads_it(model, directory) as adapted:
                 found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
         except (ValueError, RuntimeError) as error:  # no such module, or none that it would change
             if is_out_of_memory(error):

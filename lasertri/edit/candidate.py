@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from lasertri.edit.reading import field_of
 from lasertri.model.targets import Target
 from lasertri.ops.blocks import Partition, lengths, retained_rank
 from lasertri.ops.laser import laser_rank
+from lasertri.support.shown import shown
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,17 @@ class Candidate:
     ratio: float
     clustered: bool = False
     compat: bool = False
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Candidate:
+        """What an edit's description says, once it is known to be possible."""
+        target, blocks = Target.from_dict(field_of(config, "target", dict)), field_of(config, "blocks", int)
+        clustered, compat = field_of(config, "clustered", bool), field_of(config, "compat", bool)
+        ratio = field_of(config, "ratio", int, float)
+        rows, _ = target.shape
+        if not 1 <= blocks <= (1 if compat else rows) or not 0 <= ratio <= 1 or (clustered and compat):
+            raise ValueError(f"{shown(blocks)} blocks of {rows} rows at a ratio of {shown(ratio)}")
+        return cls(target, blocks, ratio, clustered, compat)
 
     @property
     def dimension(self) -> int | None:

@@ -12,6 +12,7 @@ from lasertri.measure.evaluate import evaluate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import loss_interval, paired_interval, verdict
+from lasertri.support.journal import NOTHING, Journal
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,34 @@ class Comparison:
         normalize: bool = False,
         may_fail: bool = False,
         progress: bool = False,
+        journal: Journal = NOTHING,
     ) -> Comparison:
         """Evaluate the model, then the model with these edits, if there are any.
 
         Args:
             may_fail: of the edited model, see `evaluate`.
+            journal: of these edits.
 
         Raises:
             NotFiniteError: a model gave NaN.
         """
-        baseline = evaluate(model, samples, normalize=normalize, progress="baseline" if progress else None)
+        baseline = evaluate(
+            model,
+            samples,
+            normalize=normalize,
+            progress="baseline" if progress else None,
+            journal=journal.under("baseline"),
+        )
         if not edits:
             return cls(baseline)
-        with all_applied(edits, model):
+        with journal.under("edited").within(all_applied(edits, model)) as here:
             edited = evaluate(
-                model, samples, normalize=normalize, may_fail=may_fail, progress="edited" if progress else None
+                model,
+                samples,
+                normalize=normalize,
+                may_fail=may_fail,
+                progress="edited" if progress else None,
+                journal=here,
             )
         return cls(
             baseline,

@@ -9,10 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lasertri.data.files import parsed_json
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
@@ -27,7 +28,13 @@ KINDS = {  # by the name that its description gives
 
 
 class Edit(ABC):
-    """What is changed in a model."""
+    """What is changed in a model.
+
+    Attributes:
+        content: name of the file with its tensors.
+    """
+
+    content: ClassVar[str] = FACTORS_NAME
 
     @property
     @abstractmethod
@@ -85,7 +92,9 @@ class Edit(ABC):
                 "later lasertri wrote it, upgrade"
             )
         module, name = KINDS[kind]
-        found: Edit = getattr(importlib.import_module(module), name).read(Path(directory), config)
+        cls = getattr(importlib.import_module(module), name)
+        _check_unchanged(Path(directory), config, Path(directory) / cls.content)
+        found: Edit = cls.read(Path(directory), config)
         return found
 
 
@@ -125,14 +134,14 @@ def write_config(path: Path, config: dict[str, Any], content: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def check_config(directory: Path, config: dict[str, Any], content: Path) -> None:
-    """Whether description and file are as they were written.
-
-    Raises:
-        LasertriError: they are not.
-    """
+def _check_unchanged(directory: Path, config: dict[str, Any], content: Path) -> None:
+    """Raise unless description and file are as they were written."""
     own = {name: value for name, value in config.items() if name != "sha256"}
-    if _checksum(own, content) != config.get("sha256"):
+    try:
+        found = _checksum(own, content)
+    except OSError as error:
+        raise LasertriError(f"{content}: expected an edit's tensors, but {reason(error)}; copy it again") from error
+    if found != config.get("sha256"):
         raise LasertriError(f"{directory}: the edit was changed after it was written; adapt again or copy it again")
 
 
@@ -144,11 +153,12 @@ def read_config(path: Path) -> dict[str, Any]:
             "there is none"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LasertriError(
             f"{path}: expected the description of an edit, but it cannot be read: {reason(error)}"
         ) from error
+    config = parsed_json(text, path, expected="the description of an edit")
     if not isinstance(config, dict):
         raise LasertriError(f"{path}: expected a JSON object that describes an edit")
     return config

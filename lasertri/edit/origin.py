@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Self
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lasertri.edit.reading import field_of
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.editable import require_plain
 from lasertri.model.files import changed_since
 from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import content_key, weight_sha256
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +68,22 @@ class Origin:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], targets: Sequence[Target]) -> Self:
-        """What `to_dict` gave, for targets in the same order."""
-        checksums = dict(zip(targets, fields["sha256"], strict=True)) if fields["sha256"] else {}
-        parameters = {name: (count, transposed) for name, (count, transposed) in fields["parameters"].items()}
-        return cls(fields["base_model"], fields["base_revision"], tuple(fields["modules"]), parameters, checksums)
+        """What `to_dict` gave, for targets in the same order.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is nothing of the kind.
+        """
+        sha256, modules, parameters = field_of(fields, "sha256", list), field_of(fields, "modules", list), {}
+        for name, stored in field_of(fields, "parameters", dict).items():
+            count, transposed = stored
+            if (type(count), type(transposed)) != (int, bool) or count < 1:
+                raise ValueError(f"the parameter {shown(stored)}")
+            parameters[name] = count, transposed
+        if not all(isinstance(text, str) for text in (*sha256, *modules)):
+            raise ValueError(f"checksums and modules {shown([sha256, modules])}")
+        checksums = dict(zip(targets, sha256, strict=True)) if sha256 else {}
+        base, revision = field_of(fields, "base_model", str), field_of(fields, "base_revision", str, NoneType)
+        return cls(base, revision, tuple(modules), parameters, checksums)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -88,11 +104,11 @@ class Origin:
             try:
                 stored = target.parameter(model)
                 shape = tuple(target.view(stored).shape)
-            except (AttributeError, IndexError) as error:
+            except (AttributeError, IndexError, RuntimeError) as error:  # no such parameter, or no matrix
                 raise LasertriError(f"expected a model with {target}, a target of the edit, but it has none") from error
             require_plain(target.name, stored)
             if shape != target.shape or not self._has(target, target.part(stored), checksum):
-                origin = f" ({self.base})" if self.base else ""
+                origin = f" ({shown(self.base)})" if self.base else ""
                 raise LasertriError(
                     f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
                     "values or another dtype; apply the edit to its own base, once"
@@ -133,7 +149,10 @@ def _base(model: nn.Module) -> str:
     """Where the model came from; empty where it was changed since, of which a warning tells."""
     config = getattr(model, "config", None)
     base: str = getattr(config, "_name_or_path", "")
-    changed = changed_since(model, base, getattr(config, "_commit_hash", None))
+    try:
+        changed = changed_since(model, base, getattr(config, "_commit_hash", None))
+    except (LasertriError, OSError, SafetensorError):  # of files that were changed since they were loaded
+        changed = "what can be read"
     if changed is None:
         return base
     logger.warning(

@@ -10,16 +10,15 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, check_config, weights_in_place, write_config
+from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin
-from lasertri.errors import LasertriError
+from lasertri.edit.reading import checked, described, field_of, read_tensors, targets_of
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import Target
-from lasertri.ops import block_svd, scale_blocks
-from lasertri.support.shown import reason, shown
+from lasertri.ops import Partition, block_svd, scale_blocks
+from lasertri.ops.blocks import lengths
 from lasertri.version import __version__
 
 
@@ -97,22 +96,17 @@ class Shrink(Edit):
     @classmethod
     def read(cls, directory: Path, config: dict[str, Any]) -> Shrink:
         """See `Edit.load`."""
-        try:
-            size, targets = config["size"], [Target.from_dict(fields) for fields in config["targets"]]
-            origin = Origin.from_dict(config["origin"], targets)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise LasertriError(
-                f"{directory / CONFIG_NAME}: expected the fields of an edit ({shown(error)})"
-            ) from error
+        with described(directory / CONFIG_NAME):
+            size, targets = field_of(config, "size", int, float), targets_of(config)
+            origin = Origin.from_dict(field_of(config, "origin", dict), targets)
         path = directory / FACTORS_NAME
-        try:
-            tensors = safetensors.torch.load_file(path)
-            changes = {target: tensors[str(target)] for target in targets}
-        except (OSError, SafetensorError, KeyError) as error:
-            raise LasertriError(
-                f"{path}: expected scales of singular values, but they cannot be read: {reason(error)}"
-            ) from error
-        check_config(directory, config, path)
+        tensors = read_tensors(path)
+        changes = {}
+        for target in targets:
+            own, (rows, columns) = tensors.get(str(target)), target.shape
+            blocks = 1 if own is None or own.dim() == 0 or not 0 < len(own) <= rows else len(own)
+            shape = blocks, max(lengths(Partition.consecutive(rows, blocks).offsets, columns))
+            changes[target] = checked(path, str(target), own, shape)
         return cls(size, changes, origin=origin)
 
     def to_dict(self) -> dict[str, object]:

@@ -6,22 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasertri.edit.adapter import WEIGHTS_NAME, check_adapter, read_adapter, write_adapter
-from lasertri.edit.edit import CONFIG_NAME, Edit, check_config, weights_in_place, write_config
+from lasertri.edit.edit import CONFIG_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin, as_parameters
-from lasertri.errors import LasertriError
+from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.support.memory import as_memory_allows
-from lasertri.support.shown import reason, shown
+from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
 
 
@@ -37,6 +36,8 @@ class Step(Edit):
         merge: whether it is added to the weights when it is saved, in their dtype, instead of standing beside them.
         origin: what it is a step from; None until that is looked at.
     """
+
+    content: ClassVar[str] = WEIGHTS_NAME
 
     direction: str
     rank: int
@@ -149,20 +150,13 @@ class Step(Edit):
     @classmethod
     def read(cls, directory: Path, config: dict[str, Any]) -> Step:
         """See `Edit.load`."""
-        try:
-            targets = [Target.from_dict(fields) for fields in config["targets"]]
-            direction, rank, size = (config[name] for name in ("direction", "rank", "size"))
-            origin = Origin.from_dict(config["origin"], targets)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise LasertriError(f"{directory / CONFIG_NAME}: expected the fields of a step ({shown(error)})") from error
-        try:
-            factors = read_adapter(directory, targets, origin)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise LasertriError(
-                f"{directory / WEIGHTS_NAME}: expected a step's adapter, but it cannot be read: {reason(error)}"
-            ) from error
-        check_config(directory, config, directory / WEIGHTS_NAME)
-        return cls(direction, rank, size, factors, origin=origin)
+        with described(directory / CONFIG_NAME):
+            direction, rank = field_of(config, "direction", str), field_of(config, "rank", int)
+            size, targets = field_of(config, "size", int, float), targets_of(config)
+            if not direction.isprintable() or len(direction) > LONGEST or rank < 1:
+                raise ValueError(f"the direction {shown(direction)} of rank {rank}")
+            origin = Origin.from_dict(field_of(config, "origin", dict), targets)
+        return cls(direction, rank, size, read_adapter(directory, targets, origin), origin=origin)
 
     def to_dict(self) -> dict[str, object]:
         """How it is named in reports."""

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lasertri import ops
 from lasertri.edit.candidate import Candidate
-from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, check_config, replaced, write_config
+from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, replaced, write_config
+from lasertri.edit.reading import checked, described, field_of, read_tensors
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import factored, linear_at
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.store import FactorStore
 from lasertri.model.editable import require_plain
 from lasertri.model.targets import Target
+from lasertri.ops import Partition
 from lasertri.ops.laser import laser_factors
 from lasertri.ops.pairs import multiplied, truncated_factors
 from lasertri.support.checksum import weight_sha256
-from lasertri.support.shown import reason, shown
+from lasertri.support.shown import shown
 from lasertri.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -142,34 +145,15 @@ class Truncation(Edit):
     def read(cls, directory: Path, config: dict[str, Any]) -> Truncation:
         """See `Edit.load`."""
         path = directory / FACTORS_NAME
-        try:
-            target = Target.from_dict(config["target"])
-            options = (config[name] for name in ("blocks", "ratio", "clustered", "compat"))
-            candidate = Candidate(target, *options)
-            dtype = DTYPES[config["weight_dtype"]]
-            checksum, base, revision = config["weight_sha256"], config["base_model"], config["base_revision"]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise LasertriError(
-                f"{directory / CONFIG_NAME}: expected the fields of an edit ({shown(error)})"
-            ) from error
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise LasertriError(
-                f"{path}: expected the factors of an edit, but they cannot be read: {reason(error)}"
-            ) from error
-        check_config(directory, config, path)
-        blocks = range(candidate.blocks)
-        return cls(
-            candidate,
-            tuple(tensors[f"left.{j}"] for j in blocks),
-            tuple(tensors[f"right.{j}"] for j in blocks),
-            dtype,
-            checksum,
-            base,
-            revision,
-            tensors.get("order"),
-        )
+        with described(directory / CONFIG_NAME):
+            candidate = Candidate.from_dict(config)
+            dtype = DTYPES[field_of(config, "weight_dtype", str)]
+            checksum, base = (field_of(config, name, str) for name in ("weight_sha256", "base_model"))
+            revision = field_of(config, "base_revision", str, NoneType)
+        tensors = read_tensors(path)
+        pairs, order = _checked_factors(path, tensors, candidate, torch.promote_types(dtype, torch.float32))
+        left, right = zip(*pairs, strict=True)
+        return cls(candidate, left, right, dtype, checksum, base, revision, order)
 
     def _stored(self, model: nn.Module) -> nn.Parameter:
         """The target's parameter, once it is known to be there in the edit's shape and dtype."""
@@ -177,7 +161,7 @@ class Truncation(Edit):
         try:
             stored = target.parameter(model)
             shape = target.view(stored).shape
-        except (AttributeError, IndexError) as error:
+        except (AttributeError, IndexError, RuntimeError) as error:  # no such parameter, or no matrix
             raise LasertriError(f"expected a model with {target}, the edit's target, but it has none") from error
         require_plain(target.name, stored)
         if stored.dtype != self.weight_dtype or shape != target.shape:
@@ -191,12 +175,38 @@ class Truncation(Edit):
         """The same, once its values are known to be those the edit was made of."""
         stored, target = self._stored(model), self.candidate.target
         if weight_sha256(target.part(stored)) != self.weight_sha256:
-            origin = f" ({self.base})" if self.base else ""
+            origin = f" ({shown(self.base)})" if self.base else ""
             raise LasertriError(
                 f"expected the weight that the edit was made of{origin}, but {target} of this model has other "
                 "values; apply the edit to its own base, once"
             )
         return stored
+
+
+def _checked_factors(
+    path: Path, tensors: Mapping[str, Tensor], candidate: Candidate, dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+    """Both factors of every block, and the order of the rows, once they are known to be a candidate's."""
+    (rows, columns), blocks, order = candidate.target.shape, candidate.blocks, tensors.get("order")
+    clustered = candidate.clustered and blocks > 1 and candidate.dimension != 0  # else blocks are consecutive
+    if len(tensors) != 2 * blocks + clustered:
+        raise LasertriError(f"{path}: expected two factors of {blocks} blocks, got {len(tensors)} tensors")
+    pairs = [(tensors.get(f"left.{j}"), tensors.get(f"right.{j}")) for j in range(blocks)]
+    heights = [0 if left is None or left.dim() == 0 else len(left) for left, _ in pairs]
+    if clustered:
+        order = checked(path, "order", order, (rows,), torch.int64)
+        try:
+            Partition((0, *itertools.accumulate(heights)), order)
+        except LasertriError as error:
+            raise LasertriError(f"{path}: {error}; copy the edit again") from error
+    else:
+        heights = list(Partition.consecutive(rows, blocks).heights)
+    made = []
+    for j, ((left, right), height, own) in enumerate(zip(pairs, heights, candidate.ranks, strict=True)):
+        rank = min(own, height, columns)
+        left = checked(path, f"left.{j}", left, (height, rank), dtype)
+        made.append((left, checked(path, f"right.{j}", right, (rank, columns), dtype)))
+    return made, order
 
 
 def factored_edits(edits: Sequence[Edit], model: nn.Module) -> dict[str, FactoredLinear]:

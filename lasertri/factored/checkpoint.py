@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedModel
@@ -16,7 +17,8 @@ from transformers import PreTrainedModel
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, linear_at
 from lasertri.factored.layer import FactoredLinear, Layout
-from lasertri.support.shown import shown
+from lasertri.ops import Partition
+from lasertri.support.shown import reason, shown
 from lasertri.version import __version__
 
 DESCRIPTION_NAME = "lasertri_factored.json"
@@ -48,22 +50,30 @@ def read_layouts(name: str | Path, *, revision: str | None = None) -> dict[str, 
         description = json.loads(path.read_text(encoding="utf-8"))
         expected = description.pop("sha256")
         files = dict(description["files"])
-        layouts = {
-            layer: Layout(
-                tuple(fields["offsets"]), tuple(fields["ranks"]), bool(fields["ordered"]), bool(fields["pivoted"])
-            )
-            for layer, fields in description["layers"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LasertriError(f"{path}: expected the description of a factored checkpoint ({shown(error)})") from error
+        layouts = {layer: _layout(fields) for layer, fields in description["layers"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LasertriError(f"{path}: expected the description of factored layers, got {reason(error)}") from error
     if _description_sha256(description) != expected:
         raise LasertriError(f"{path}: the description was changed after it was written; copy the checkpoint again")
     for file, checksum in files.items():
+        if not file.startswith("model") or file != Path(file).name:
+            raise LasertriError(f"{path}: expected files beside it, got {shown(file)}; take another copy")
         weights = _find(name, file, revision)
         if weights is None or _file_sha256(weights) != checksum:
             state = "is missing" if weights is None else "was changed after it was written"
             raise LasertriError(f"{name}: {file} {state}; copy the checkpoint again")
     return layouts
+
+
+def _layout(fields: Mapping[str, Any]) -> Layout:
+    """What `asdict` gave, once it is known to be possible."""
+    partition, ranks, kinds = Partition(fields["offsets"]), fields["ranks"], (fields["ordered"], fields["pivoted"])
+    for rank, height in zip(ranks, partition.heights, strict=True):
+        if rank is not None and not (type(rank) is int and 0 <= rank <= height):
+            raise ValueError(f"the rank {shown(rank)} of a block of {height} rows")
+    if not all(type(kind) is bool for kind in kinds):
+        raise ValueError(f"ordered and pivoted {shown(kinds)}")
+    return Layout(partition.offsets, tuple(ranks), *kinds)
 
 
 def load_factored(
@@ -79,6 +89,10 @@ def load_factored(
     changed: Any = type(base.__name__, (base,), {"__init__": build, "__module__": base.__module__})
     model, report = changed.from_pretrained(name, variant=VARIANT, output_loading_info=True, **options)
     model.__class__ = base
+    for path in layouts:
+        index = model.get_submodule(path).index
+        if index is not None and not torch.equal(index.sort().values.cpu(), torch.arange(len(index))):
+            raise LasertriError(f"{name}: expected an order of all rows of {path}, got some twice; copy it again")
     return model, report
 
 
@@ -86,7 +100,7 @@ def _find(name: str | Path, file: str, revision: str | None) -> Path | None:
     """A file of a folder or of a model on the hub, where there is one."""
     if Path(name).is_dir():
         path = Path(name) / file
-        return path if path.exists() else None
+        return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(name), file, revision=revision))
     except EntryNotFoundError:

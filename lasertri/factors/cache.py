@@ -10,8 +10,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ FORMAT = 2  # raise it when factors or their files come to mean something else
 SIZE_GIB = 16
 OFF = ("", "0", "off")
 ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")  # no file of another kind is ever deleted
+ABANDONED = 3600  # seconds after which a file that is still no entry was left by a process that was killed
 
 
 class FactorKey(NamedTuple):
@@ -66,22 +67,21 @@ class FactorCache:
     A disk that cannot be read or written costs time, never the run: one warning, and all is computed.
 
     Args:
-        directory: by default `lasertri` in the user's folder for caches.
-        limit: bytes kept, by default 16 GiB; the least recently used go first.
+        directory: where they are.
+        limit: bytes kept, whoever wrote them; the least recently used go first.
     """
 
-    def __init__(self, directory: Path | None = None, limit: int | None = None) -> None:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-        self.directory = caches / "lasertri" if directory is None else directory
-        self.limit = SIZE_GIB * 2**30 if limit is None else limit
+    def __init__(self, directory: Path, limit: int = SIZE_GIB * 2**30) -> None:
+        self.directory, self.limit = directory, limit
         self._warned = False
-        self._unseen = math.inf  # bytes written since the folder was looked through
+        self._sizes: dict[str, int] = {}  # by name: of thousands of files only the new ones are asked
 
     @classmethod
     def default(cls) -> FactorCache | None:
         """The cache that the environment asks for, or None.
 
-        `LASERTRI_CACHE` is a folder, or empty, "0" or "off" for none; `LASERTRI_CACHE_SIZE` is the limit in GiB.
+        `LASERTRI_CACHE` is a folder, by default `lasertri` in the user's folder for caches; empty, "0" or "off" for
+        none. `LASERTRI_CACHE_SIZE` is the limit in GiB.
 
         Raises:
             LasertriError: `LASERTRI_CACHE_SIZE` is no size.
@@ -92,7 +92,12 @@ class FactorCache:
         if importlib.util.find_spec("xxhash") is None:
             logger.warning("factors are not kept on disk: xxhash is not installed; pip install xxhash")
             return None
-        return cls(None if chosen is None else Path(os.path.expanduser(chosen)), _limit_asked_for())
+        caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        directory = os.path.expanduser(os.path.join(caches, "lasertri") if chosen is None else chosen)
+        if directory.startswith("~"):  # else a folder of that name would appear where the work is done
+            logger.warning("factors are not kept on disk: there is no home for %s; set LASERTRI_CACHE", directory)
+            return None
+        return cls(Path(directory), _limit_asked_for())
 
     def load(self, key: FactorKey) -> BlockFactors | None:
         """Factors on the CPU as they were stored under this key, or None; a damaged file is deleted."""
@@ -120,15 +125,16 @@ class FactorCache:
             )
         tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
         content = save(tensors, {"key": key.text, "content": _content_hash(tensors)})
-        if len(content) > self.limit:
-            return
         with self._disk():
-            replace_file(self._path(key.text), content)
-            _mark_used(self._path(key.text))
-            self._unseen += len(content)
-            if self._unseen > self.limit / 64:  # a folder of thousands takes a while to look through
-                self._evict()
-                self._unseen = 0
+            if len(content) <= self.limit:
+                replace_file(self._path(key.text), content)
+                _mark_used(self._path(key.text))
+            self._evict()
+
+    def sweep(self) -> None:
+        """Delete the least recently used files that no longer fit; those of journals are named alike."""
+        with self._disk():
+            self._evict()
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
@@ -138,7 +144,8 @@ class FactorCache:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in ("basis", "sigma")}
+                # copied out of the file: what is hashed is what is used, whatever becomes of it
+                tensors = {name: file.get_tensor(name).clone() for name in ("basis", "sigma")}
         except SafetensorError:
             header, tensors = {}, {}
         if header.get("key") == key and header.get("content") == _content_hash(tensors):
@@ -148,13 +155,32 @@ class FactorCache:
         return None
 
     def _evict(self) -> None:
-        entries = [(path.stat(), path) for path in self.directory.iterdir() if ENTRY.fullmatch(path.name)]
-        total = sum(stat.st_size for stat, _ in entries)
-        for stat, path in sorted(entries, key=lambda entry: entry[0].st_mtime_ns):
+        """Delete what was abandoned, then the least recently used until the rest fits, whoever wrote it."""
+        sizes: dict[str, int] = {}
+        for name in filter(ENTRY.fullmatch, os.listdir(self.directory)):
+            path = self.directory / name
+            with suppress(FileNotFoundError):  # another process deletes too
+                if path.suffix == ".safetensors":
+                    sizes[name] = self._sizes[name] if name in self._sizes else path.stat().st_size
+                elif path.stat().st_mtime < time.time() - ABANDONED:
+                    path.unlink()
+                else:
+                    sizes[name] = path.stat().st_size
+        self._sizes = sizes
+        if sum(sizes.values()) > self.limit:
+            self._delete_oldest([self.directory / name for name in sizes])
+
+    def _delete_oldest(self, paths: Iterable[Path]) -> None:
+        stats = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                stats[path] = path.stat()
+        total = sum(stat.st_size for stat in stats.values())
+        for path in sorted(stats, key=lambda path: stats[path].st_mtime_ns):
             if total <= self.limit:
                 break
             path.unlink(missing_ok=True)
-            total -= stat.st_size
+            total -= stats[path].st_size
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from lasertri.ops.backends import choose_backend
 from lasertri.ops.converging import converging
 from lasertri.ops.subspaces import subspace_partition
 from lasertri.support.checksum import tensor_hash
+from lasertri.support.journal import NOTHING, Journal
 
 
 class Factoring:
@@ -24,6 +25,7 @@ class Factoring:
         backend: that makes them.
         cache: where those of consecutive rows are read and written; None for nowhere.
         inputs: a target -> the second moment of its inputs, for whitened factors; these are not cached.
+        journal: where those are read and written instead.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class Factoring:
         backend: str,
         cache: FactorCache | None,
         inputs: Callable[[Target], Tensor] | None = None,
+        journal: Journal = NOTHING,
     ) -> None:
-        self.model, self.backend, self.inputs = model, backend, inputs
+        self.model, self.backend, self.inputs, self.journal = model, backend, inputs, journal
         self.cache = cache if inputs is None else None
         self._hashes: dict[Target, str] = {}
 
@@ -75,6 +78,9 @@ class Factoring:
         if self.cache is not None:
             for target, factors in zip(targets, each, strict=True):
                 self.cache.store(self._key(target, factors.partition), factors)
+        elif self.inputs is not None:
+            for target, factors in zip(targets, each, strict=True):
+                self.journal.keep((target, blocks), [factors.basis, factors.sigma])
         return list(each)
 
     def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors | None:
@@ -99,9 +105,13 @@ class Factoring:
 
     def from_disk(self, target: Target, blocks: int) -> BlockFactors | None:
         """What `consecutive` made of this very weight before, perhaps in another process."""
-        if self.cache is None:
-            return None
-        found = self.cache.load(self._key(target, Partition.consecutive(target.shape[0], blocks)))
+        partition, found = Partition.consecutive(target.shape[0], blocks), None
+        if self.cache is not None:
+            found = self.cache.load(self._key(target, partition))
+        elif self.inputs is not None:
+            record = self.journal.recall((target, blocks))
+            if record is not None:
+                found = BlockFactors(record[0], record[1], partition, target.shape[1], whitened=True)
         if found is None:
             return None
         device = self.weight(target).device

@@ -16,6 +16,7 @@ from lasertri.factors.memo import Memo
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, project_blocks
 from lasertri.ops.backends import named
+from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.memory import as_memory_allows
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class FactorStore:
         targets, block_counts: what will be asked for.
         cache: keeps factors of consecutive rows on disk.
         inputs: a target -> the second moment of its inputs, for whitened factors of consecutive rows.
+        journal: keeps those.
 
     Raises:
         LasertriError: the budget is below the workspace that one of them needs, or the backend cannot run.
@@ -48,9 +50,10 @@ class FactorStore:
         backend: str = "auto",
         cache: FactorCache | None = None,
         inputs: Callable[[Target], Tensor] | None = None,
+        journal: Journal = NOTHING,
     ) -> None:
         self.backend = named(backend)
-        self._factoring = Factoring(model, self.backend, cache, inputs)
+        self._factoring = Factoring(model, self.backend, cache, inputs, journal)
         workspace = 0
         for target, blocks in ((t, k) for t in targets for k in block_counts if k <= t.shape[0]):
             needed = self._factoring.workspace_bytes(target, blocks)

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, block_svd, reduce_blocks
+from lasertri.ops.arguments import check_matrices, is_number
 from lasertri.ops.blocks import retained_rank
 from lasertri.support.checksum import content_key
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +40,9 @@ def do_low_rank(weight: Tensor, k: float, debug: bool = False, niter: int = 2) -
     Raises:
         LasertriError: not a matrix, or k outside [0, 1].
     """
-    if weight.dim() != 2:
-        raise LasertriError(f"expected a matrix, got a tensor of shape {list(weight.shape)}")
+    check_matrices(weight=weight)
+    if weight.dim() != 2 or not is_number(k):
+        raise LasertriError(f"expected a matrix and one fraction k, got a tensor {list(weight.shape)} and {shown(k)}")
     key = content_key(weight), tuple(weight.shape), weight.dtype, weight.device
     reduced = reduce_blocks(weight, ratios=k, factors=_factors(_Weight(key, weight)))
     if debug:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from lasertri.model.loading import model_kind
+from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
 
 if TYPE_CHECKING:
@@ -33,32 +34,41 @@ _ALIKE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what `_padde
 
 
 def written(
-    model: nn.Module, samples: EncodedSamples, chosen: Iterable[int] | None = None
+    model: nn.Module, samples: EncodedSamples, chosen: Iterable[int] | None = None, journal: Journal = NOTHING
 ) -> Iterator[tuple[int, str]]:
     """The text after the prompt of each of these samples (of all) that asks for one, with the sample's index.
 
     The model must be in evaluation mode.
+
+    Args:
+        journal: see `Samples.read`.
     """
     asking = [i for i in (samples.prompts if chosen is None else chosen) if i in samples.prompts]
     windows = {i: samples.samples[i].window for i in asking}
     order = sorted(asking, key=lambda i: (windows[i], len(samples.prompts[i])))
+
+    def write(window: int, batch: list[int]) -> Record:
+        return journal.of(("written", batch), functools.partial(_together, model, samples, batch, window))
+
     for window, group in itertools.groupby(order, key=windows.__getitem__):
         mine = list(group)
         batches = [mine[start : start + samples.batch_size] for start in range(0, len(mine), samples.batch_size)]
-        for batch, texts in as_memory_allows(batches, functools.partial(_texts, model, samples, window)):
+        for batch, texts in as_memory_allows(batches, functools.partial(write, window)):
             for i, tokens in zip(batch, texts, strict=True):
-                yield i, str(samples.tokenizer.decode(tokens))
+                yield i, str(samples.tokenizer.decode(tokens.tolist()))
 
 
-def _texts(model: nn.Module, samples: EncodedSamples, window: int, batch: Sequence[int]) -> list[list[int]]:
-    """The tokens that are written for a batch of samples, all of which ask for as many."""
+def _together(model: nn.Module, samples: EncodedSamples, batch: Sequence[int], window: int) -> list[Tensor]:
+    """The tokens of each of these samples' texts."""
     kind, prompts = model_kind(model), [torch.tensor(samples.prompts[i], device=samples.device) for i in batch]
     if kind == "masked":
-        return list(_filled(model, prompts, samples))
-    side, pad = ("left", 0) if kind == "causal" else ("right", samples.pad)
-    together = [prompts] if _padded_alike(model, prompts, side, pad) else [[prompt] for prompt in prompts]
-    write = functools.partial(_continued, model, window=window, ends=_ends(model, samples), side=side, pad=pad)
-    return list(itertools.chain.from_iterable(write(part) for part in together))
+        texts = _filled(model, prompts, samples)
+    else:
+        side, pad = ("left", 0) if kind == "causal" else ("right", samples.pad)
+        together = [prompts] if _padded_alike(model, prompts, side, pad) else [[prompt] for prompt in prompts]
+        write = functools.partial(_continued, model, window=window, ends=_ends(model, samples))
+        texts = itertools.chain.from_iterable(write(part, side=side, pad=pad) for part in together)
+    return [torch.tensor(tokens, dtype=torch.int64) for tokens in texts]
 
 
 def _padded_alike(model: nn.Module, prompts: list[Tensor], side: str, pad: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +22,7 @@ from lasertri.language.readings import Readings
 from lasertri.measure.protocol import Advance
 from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
+from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
 
 TOGETHER = 1 << 60  # tokens: all samples asked for in one batch
@@ -79,15 +82,32 @@ class EncodedSamples:
         """Nothing read yet, of one model or of an array of them."""
         return Readings.empty(self.table, *models)
 
+    @property
+    def content(self) -> str:
+        """The samples, wherever they are from, and their tokens."""
+        return repr(([dataclasses.replace(sample, source="") for sample in self.samples], self.answers, self.prompts))
+
     def read(
-        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
+        self,
+        model: nn.Module,
+        chosen: Sequence[int] | None = None,
+        advance: Advance = lambda _: None,
+        journal: Journal = NOTHING,
     ) -> Readings:
-        """All that a model gives for the chosen samples (for all); `advance` is told how many tokens that were."""
+        """All that a model gives for the chosen samples (for all); `advance` is told how many tokens that were.
+
+        Args:
+            journal: see `Samples.read`.
+        """
         readings = self.readings()
-        for batch, found in as_memory_allows(self.batches(chosen), lambda batch: batch.read(model)):
+
+        def read(batch: Batch) -> Record:
+            return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
+
+        for batch, found in as_memory_allows(self.batches(chosen), read):
             readings.record(batch, *found)
             advance(len(batch.entry))
-        for i, text in written(model, self, chosen):
+        for i, text in written(model, self, chosen, journal):
             readings.written[i] = text
             advance(self.samples[i].window)
         return readings

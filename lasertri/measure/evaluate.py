@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Samples
+from lasertri.support.journal import NOTHING, Journal
 
 
 @torch.no_grad()
@@ -18,6 +19,7 @@ def evaluate(
     normalize: bool = False,
     may_fail: bool = False,
     progress: str | None = None,
+    journal: Journal = NOTHING,
 ) -> Measurement:
     """The figures of a model as it is.
 
@@ -25,12 +27,13 @@ def evaluate(
         normalize: divide a choice's log-probability by its number of characters before choosing.
         may_fail: count a sample with NaN for probabilities as answered wrongly, at infinite loss, instead of raising.
         progress: name of a progress bar, if one is wanted.
+        journal: see `Samples.read`.
 
     Raises:
         NotFiniteError: the model gave NaN instead of probabilities.
     """
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
-        readings = samples.read(model, advance=bar.update)
+        readings = samples.read(model, advance=bar.update, journal=journal)
     if not may_fail:
         readings.check()
     return readings.measurement(normalize=normalize)

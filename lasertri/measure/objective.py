@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NotFiniteError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
+from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
 
 
@@ -159,12 +161,25 @@ class ObjectiveSamples:
         """Nothing read yet, of one model or of an array of them."""
         return ObjectiveReadings(*(np.full((*models, len(self)), np.nan) for _ in range(2)))
 
+    @property
+    def content(self) -> str:
+        """How many they are, and in which groups: the rest is the caller's."""
+        return repr(self.groups)
+
     def read(
-        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = lambda _: None
+        self,
+        model: nn.Module,
+        chosen: Sequence[int] | None = None,
+        advance: Advance = lambda _: None,
+        journal: Journal = NOTHING,
     ) -> ObjectiveReadings:
-        """Loss and score of the chosen samples (of all); `advance` is told how many."""
+        """Loss and score of the chosen samples (of all); `advance` is told how many. See `Samples.read`."""
         readings = self.readings()
-        for batch, found in as_memory_allows(self.batches(chosen), lambda batch: batch.read(model)):
+
+        def read(batch: ObjectiveBatch) -> Record:
+            return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
+
+        for batch, found in as_memory_allows(self.batches(chosen), read):
             readings.record(batch, *found)
             advance(len(batch.samples))
         return readings

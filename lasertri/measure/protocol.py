@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lasertri.measure.measurement import Measurement
+from lasertri.support.journal import Journal
 
 Advance = Callable[[int], object]  # a progress bar's `update`: told how much was read
 
@@ -101,5 +102,15 @@ class Samples(Protocol):
     def readings(self, *models: int) -> SampleReadings:
         """Nothing read yet, of one model or of an array of them."""
 
-    def read(self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = ...) -> SampleReadings:
-        """All that a model gives for the chosen samples (for all); `advance` is told how much that was."""
+    @property
+    def content(self) -> str:
+        """Equal for samples that are asked alike, as far as that is known."""
+
+    def read(
+        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = ..., journal: Journal = ...
+    ) -> SampleReadings:
+        """All that a model gives for the chosen samples (for all); `advance` is told how much that was.
+
+        Args:
+            journal: of what this model gives; it is read for no batch that stands there.
+        """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from lasertri.factored.layer import FactoredLinear
 from lasertri.model.loading import load_model
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.output_folder import OutputFolder
+from lasertri.support.scratch import scratch_folder
 from lasertri.support.shown import reason
 
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
@@ -134,7 +134,7 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
         LasertriError: it will not be written, or not load as what it is.
     """
     own: Any = model
-    with tempfile.TemporaryDirectory(prefix="lasertri-") as directory, _quietly():
+    with scratch_folder() as directory, _quietly():
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
         if whole:
@@ -156,7 +156,7 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
     return _with_weights_of(model, built)
 
 
-def _save_in_part(model: Any, directory: str) -> None:
+def _save_in_part(model: Any, directory: Path) -> None:
     settings = getattr(model, "generation_config", None)
     try:
         if settings is not None:
@@ -169,7 +169,7 @@ def _save_in_part(model: Any, directory: str) -> None:
         ) from error
     try:
         if not hasattr(model, "save_pretrained"):
-            save_model(model, f"{directory}/{MODULE_NAME}")
+            save_model(model, str(directory / MODULE_NAME))
         elif not _factored(model):
             model.save_pretrained(directory, state_dict=_delicate(model))
     except RuntimeError as error:
@@ -181,7 +181,7 @@ def _save_in_part(model: Any, directory: str) -> None:
         ) from error
 
 
-def _built(model: Any, directory: str) -> Any:
+def _built(model: Any, directory: Path) -> Any:
     """What the configuration describes, without weights, once it is known to have the tensors that are in memory."""
     advice = "no checkpoint of it would load; change model.config, or load the model again"
     kind = _class_of(model)

@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import tokenizers
@@ -19,7 +19,7 @@ from torch import nn
 
 from lasertri.errors import LasertriError
 from lasertri.support.memory import is_out_of_memory
-from lasertri.support.shown import reason
+from lasertri.support.shown import LONGEST, reason, shown
 
 LFS = b"version https://git-lfs"
 INDEX_NAME = "model.safetensors.index.json"
@@ -86,12 +86,36 @@ def tensor_files(folder: Path) -> dict[str, Path]:
     """Names of the tensors in a folder's safetensors files, as they are stored, and the file of each."""
     index, path = folder / INDEX_NAME, folder / "model.safetensors"
     if index.exists():
-        content = json.loads(index.read_text(encoding="utf-8"))
-        return {name: folder / file for name, file in content["weight_map"].items()}
+        return {name: folder / file for name, file in indexed(index).items()}
     if not path.exists():
         return {}
     with safe_open(path, "pt") as file:
         return dict.fromkeys(file.keys(), path)
+
+
+def indexed(index: Path) -> dict[str, str]:
+    """The file of every tensor, as the index of a checkpoint in several files names it.
+
+    Raises:
+        LasertriError: it cannot be read, or names a file that lies elsewhere.
+    """
+    problem = _json_problem(index)
+    if problem:
+        raise LasertriError(f"{index.parent}: {index.name} cannot be read ({problem}); download it again")
+    files: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    for file in files.values():
+        beside = isinstance(file, str) and file.isprintable() and len(file) <= LONGEST
+        if not beside or not PurePath(file).name or PurePath(file).is_absolute() or ".." in PurePath(file).parts:
+            raise LasertriError(
+                f"{index.parent}: {index.name} names {shown(file)}, expected files beside it alone; take another copy"
+            )
+    return files
+
+
+def require_own_files(folder: Path) -> None:
+    """Raise where a checkpoint in several files would be read from elsewhere."""
+    for index in sorted(folder.glob("*.index*.json")):
+        indexed(index)
 
 
 def changed_since(model: nn.Module, base: str, revision: str | None = None) -> str | None:
@@ -118,18 +142,17 @@ def changed_since(model: nn.Module, base: str, revision: str | None = None) -> s
 def _json_problem(path: Path) -> str | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"it is not JSON: {reason(error)}"
-    if path.name in ("config.json", "generation_config.json", "tokenizer_config.json", INDEX_NAME) and not isinstance(
-        content, dict
-    ):
+    objects = ("config.json", "generation_config.json", "tokenizer_config.json")
+    if (path.name in objects or ".index" in path.name) and not isinstance(content, dict):
         return f"expected a JSON object, got a {type(content).__name__}"
     if path.name == "tokenizer.json":
         try:
             tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # it raises no more than this
             return f"it is damaged, or later than tokenizers {tokenizers.__version__} reads: {reason(error)}"
-    if path.name == INDEX_NAME and not isinstance(content.get("weight_map"), dict):
+    if ".index" in path.name and not isinstance(content.get("weight_map"), dict):
         return "it has no weight_map"
     return None
 

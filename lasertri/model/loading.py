@@ -28,7 +28,15 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
-from lasertri.model.files import COMPUTED, config_fields, damaged, local_folder, reading, tensor_files
+from lasertri.model.files import (
+    COMPUTED,
+    config_fields,
+    damaged,
+    local_folder,
+    reading,
+    require_own_files,
+    tensor_files,
+)
 from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
@@ -66,7 +74,7 @@ def load_model(
     """
     dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
-        raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {dtype!r}")
+        raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {shown(dtype)}")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(chosen)
@@ -77,7 +85,9 @@ def load_model(
     kind, config = checkpoint_kind(name, revision=revision)
     require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
-    layouts = read_layouts(name, revision=revision)
+    layouts, folder = read_layouts(name, revision=revision), local_folder(name, revision)
+    if folder is not None:
+        require_own_files(folder)
     _require_no_adapter(name, revision)
     _require_consistent(name, kind, config, revision)
     loaded: Any
@@ -147,7 +157,9 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
             ) from error
     kind = _configured_kind(config)
     if kind is None:
-        raise LasertriError(f"{name}: expected a language model ({', '.join(CLASSES)}), got type {config.model_type!r}")
+        raise LasertriError(
+            f"{name}: expected a language model ({', '.join(CLASSES)}), got type {shown(config.model_type)}"
+        )
     return kind, config
 
 

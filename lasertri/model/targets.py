@@ -17,6 +17,8 @@ from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import require_editable, require_plain
 from lasertri.support.parameters import parameter_uses
+from lasertri.support.patterns import target_pattern
+from lasertri.support.shown import LONGEST, listed, shown
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +49,26 @@ class Target:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Target:
-        """What `dataclasses.asdict` gave, after a way through JSON, which has no tuples."""
+        """What `dataclasses.asdict` gave, after a way through JSON, which has no tuples.
+
+        Raises:
+            TypeError, ValueError: it can be no matrix of any model.
+        """
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        made = cls(**values)
+        (rows, columns), (start, stop) = made.shape, (0, made.shape[0]) if made.rows is None else made.rows
+        numbers, least = (made.layer, rows, columns, start, stop, made.expert or 0), (-1, 1, 1, 0, 1, 0)
+        names = made.name, made.role  # which messages show
+        sound = (
+            all(type(number) is int and number >= bound for number, bound in zip(numbers, least, strict=True))
+            and stop - start == rows
+            and made.expert is not False
+            and type(made.transposed) is bool
+            and all(isinstance(text, str) and text.isprintable() and len(text) <= LONGEST for text in names)
+        )
+        if not sound:
+            raise ValueError(f"the matrix {shown(dict(fields))}")
+        return made
 
     @property
     def module(self) -> str:
@@ -118,24 +137,20 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
     matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
     if pattern is not None:
         matrices |= others
-        try:
-            chosen = [target for name, target in matrices.items() if re.search(pattern, name)]
-        except re.error as error:
-            raise LasertriError(f"expected a regular expression for the targets, got {pattern!r}: {error}") from error
-        wanted = f"a module path that matches {pattern!r}"
+        wanted_name = target_pattern(pattern)
+        chosen = [target for name, target in matrices.items() if wanted_name.search(name)]
+        wanted = f"a module path that matches {shown(pattern)}"
     else:
         chosen = [target for target in matrices.values() if target.role in roles]
         _say_what_is_left_out(model)
         wanted = f"MLP matrices in a model of type {model_type(model)!r}"
     if not chosen:
         seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())
-        listing = (
-            "; ".join(
-                f"{count} × {name} {list(shape)}{BY_TURNS if name.endswith('query_key_value') else ''}"
-                for (name, shape), count in seen.items()
-            )
-            or "no matrices"
+        matrices_seen = (
+            f"{count} × {name} {list(shape)}{BY_TURNS if name.endswith('query_key_value') else ''}"
+            for (name, shape), count in seen.items()
         )
+        listing = listed(matrices_seen, between="; ") or "no matrices"
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     for target in chosen:
         require_plain(target.name, target.parameter(model))
@@ -163,13 +178,14 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
         if target.expert is not None or isinstance(model.get_submodule(target.module), Linear)
     ]
     if pattern is not None:
-        chosen = [target for target in whole if re.search(pattern, str(target))]
+        wanted_name = target_pattern(pattern)
+        chosen = [target for target in whole if wanted_name.search(str(target))]
     else:
         chosen = [target for target in whole if target.layer >= 0] or whole
     if not chosen:
         seen = sorted({re.sub(r"\d+", "N", str(target)) for target in whole})
-        wanted = "linear layers" if pattern is None else f"linear layers that match {pattern!r}"
-        raise LasertriError(f"expected {wanted}, got none among {', '.join(seen) or 'a model without any'}")
+        wanted = "linear layers" if pattern is None else f"linear layers that match {shown(pattern)}"
+        raise LasertriError(f"expected {wanted}, got none among {listed(seen) or 'a model without any'}")
     for target in chosen:
         require_plain(target.name, target.parameter(model))
     return chosen

@@ -1,9 +1,9 @@
 """Tensors in, tensors out: factor, score, reduce and step weight matrices block by block."""
 
+from lasertri.ops.arguments import DTYPES
 from lasertri.ops.backends import use_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, LowRank, Partition
 from lasertri.ops.functional import (
-    DTYPES,
     block_svd,
     linear_blocks,
     lowrank_blocks,

@@ -17,6 +17,7 @@ from torch.torch_version import TorchVersion
 
 from lasertri.errors import LasertriError
 from lasertri.ops import extension
+from lasertri.ops.arguments import check_name
 
 OLDEST_TRITON = "3.6"  # before, FP64 products do not compile
 
@@ -37,7 +38,7 @@ def _version_of_triton() -> str | None:
 
 def _why_not_triton(device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed; `pip install triton`"
+        return "triton is not installed; a CUDA torch brings it, or `pip install 'lasertri[triton]'`"
     version = _version_of_triton()
     if version is not None and TorchVersion(version) < OLDEST_TRITON:
         return f"its kernels need triton {OLDEST_TRITON} or later, this is {version}; upgrade torch, which brings it"
@@ -106,8 +107,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         LasertriError: the name is unknown.
     """
-    if name not in ("auto", *BACKENDS):
-        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, got {name!r}")
+    check_name("a backend", name, ("auto", *BACKENDS))
     token = _AUTO.set(name)
     try:
         yield
@@ -130,6 +130,7 @@ def choose_backend(name: str, device: torch.device, method: str = "auto") -> Bac
     Raises:
         LasertriError: the name is unknown, or that backend cannot run here or has no such method.
     """
+    check_name("a backend", name, ("auto", *BACKENDS))
     name = named(name)
     if name == "auto":
         able = (BACKENDS[n] for n in AUTO if method in ("auto", *BACKENDS[n].methods))
@@ -137,8 +138,6 @@ def choose_backend(name: str, device: torch.device, method: str = "auto") -> Bac
         if found is None:
             raise LasertriError(f"expected tensors on a CPU or CUDA device, got {device}; move them there")
         return found
-    if name not in BACKENDS:
-        raise LasertriError(f"expected a backend among {['auto', *BACKENDS]}, got {name!r}")
     backend = BACKENDS[name]
     obstacle = backend.why_not(device)
     if obstacle:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
+from lasertri.ops.arguments import check_dense, check_name, is_number, is_whole, several
 
 Side = Literal["left", "right"]
 
@@ -33,19 +33,25 @@ class Partition:
     order: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(self.offsets) < 2 or self.offsets[0] != 0 or min(self.heights) < 1:
+        offsets = several(self.offsets) or []
+        whole = len(offsets) > 1 and all(map(is_whole, offsets)) and offsets[-1] < 2**63
+        if not whole or offsets[0] != 0 or min(heights(offsets)) < 1:
             raise LasertriError(
-                f"expected offsets that start at 0 and increase, got {self.offsets}; every block needs a row"
+                f"expected offsets that start at 0 and increase, got {shown(self.offsets)}; every block needs a row"
             )
-        if self.order is not None and not torch.equal(self.order.sort().values.cpu(), torch.arange(self.rows)):
-            raise LasertriError(f"expected `order` to be a permutation of {self.rows} rows")
+        object.__setattr__(self, "offsets", tuple(map(int, offsets)))
+        if self.order is None:
+            return
+        check_dense("`order`", self.order, (torch.int64,))
+        if self.order.shape != (self.rows,) or not torch.equal(self.order.sort().values.cpu(), torch.arange(self.rows)):
+            raise LasertriError(f"expected `order` to be a permutation of {self.rows} rows, got {shown(self.order)}")
 
     @classmethod
     def consecutive(cls, rows: int, blocks: int) -> Partition:
         """K consecutive blocks; where K does not divide the rows, the first blocks get one row more."""
-        if not isinstance(blocks, Integral) or not 1 <= blocks <= rows:
+        if not is_whole(blocks) or not 1 <= blocks <= rows:
             raise LasertriError(
-                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, got {blocks!r}; choose a smaller K"
+                f"expected between 1 and {rows} blocks for a matrix of {rows} rows, got {shown(blocks)}"
             )
         height, longer = divmod(rows, blocks)
         return cls(tuple(j * height + min(j, longer) for j in range(blocks + 1)))
@@ -199,8 +205,7 @@ class BlockScores(_SigmaAndGrad):
         Returns:
             `[…]` for a scalar, `[R, …]` for a sequence.
         """
-        if score not in TAIL_SCORES:
-            raise LasertriError(f"expected a score among {sorted(TAIL_SCORES)}, got {score!r}")
+        check_name("a score", score, sorted(TAIL_SCORES))
         terms = TAIL_SCORES[score](self.sigma, self.grad)
         per_block, scalar = block_ranks(self.lengths, ranks, ratios)
         index = torch.arange(terms.shape[-1], device=terms.device)
@@ -224,17 +229,18 @@ def block_ranks(
     """
     if (ranks is None) == (ratios is None):
         raise LasertriError("expected either `ranks` or `ratios`, got " + ("both" if ranks is not None else "neither"))
-    asked: Any = ranks if ranks is not None else ratios
-    several = list(asked) if isinstance(asked, Iterable) else [asked]
-    if not several:
+    given: Any = ranks if ranks is not None else ratios
+    listed = several(given)
+    asked: list[Any] = [given] if listed is None else listed
+    if not asked:
         raise LasertriError("expected at least one rank or ratio, got an empty sequence")
-    for value in several:
-        if ranks is not None and not (isinstance(value, Integral) and 0 <= int(value) <= max(lengths)):
-            raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, got {value!r}")
-        if ratios is not None and not (isinstance(value, Real) and 0 <= float(value) <= 1):
-            raise LasertriError(f"expected retained ratios from 0 to 1, got {value!r}")
+    for value in asked:
+        if ranks is not None and not (is_whole(value) and 0 <= value <= max(lengths)):
+            raise LasertriError(f"expected retained ranks from 0 to {max(lengths)}, got {shown(value)}")
+        if ratios is not None and not (is_number(value) and 0 <= value <= 1):
+            raise LasertriError(f"expected retained ratios from 0 to 1, got {shown(value)}")
     if ranks is not None:
-        per_block = [[min(int(rank), length) for length in lengths] for rank in several]
+        per_block = [[min(int(rank), length) for length in lengths] for rank in asked]
     else:
-        per_block = [[retained_rank(length, float(ratio)) for length in lengths] for ratio in several]
-    return per_block, not isinstance(asked, Iterable)
+        per_block = [[retained_rank(length, float(ratio)) for length in lengths] for ratio in asked]
+    return per_block, listed is None

@@ -16,7 +16,6 @@ from torch import Tensor
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.ops import extension, gram
 from lasertri.ops.blocks import BlockError, Side
-from lasertri.ops.finite import all_finite
 from lasertri.ops.reference import svd_by_qr
 from lasertri.ops.truncate import guarded_reduce
 
@@ -38,7 +37,8 @@ def block_svd(
     """Basis Q `[B, b, r]` ("left") or `[B, n, r]` ("right") and singular values `[B, r]`, descending.
 
     Raises:
-        BlockError: a block with a NaN or Inf, or one whose solver did not converge.
+        BlockError: a block with a NaN or Inf, one whose solver did not converge, or, unless the method is "direct", one
+            whose squares FP64 cannot hold.
     """
     short = gram.short_first(blocks, side)
     basis, sigma, status = _factor(short, "direct" if method == "direct" else "gram", dtype)
@@ -77,7 +77,9 @@ def _factor(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Factors of `[B, s, l]` and each block's status; a failed block is named by its number, or by one of `names`."""
     basis, sigma, status = extension.factor_blocks(short, method, dtype == torch.float64, WORKSPACE_BYTES)
-    codes: list[int] = status.tolist()  # the one wait for the device
+    if method == "gram":
+        gram.check_squares(short)
+    codes: list[int] = status.tolist()  # waits for the device
     for i, bits in enumerate(codes):
         if bits & NOT_CONVERGED and method == "direct":
             try:
@@ -86,16 +88,13 @@ def _factor(
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 pass  # the error below names the block
         if bits & (NOT_FINITE | NOT_CONVERGED):
-            raise BlockError(i if names is None else names[i], *_cause(short[i], bits, method, dtype))
+            raise BlockError(i if names is None else names[i], *_cause(bits, method))
     return basis, sigma, codes
 
 
-def _cause(block: Tensor, bits: int, method: str, dtype: torch.dtype) -> tuple[str, str, type[LasertriError]]:
+def _cause(bits: int, method: str) -> tuple[str, str, type[LasertriError]]:
     """What a block's status says, what to do about it, and of which kind the error is."""
-    if not bits & NOT_FINITE:
-        solver = "SVD" if method == "direct" else "eigensolver"
-        return f"the {solver} did not converge", "; use backend='reference'", NotConvergedError
-    if all_finite(block):
-        cause = f"expected values whose squares {dtype} can hold, got larger ones"
-        return cause, "; use method='direct'", LasertriError
-    return "expected finite values, got NaN or Inf", "; check how it was made or loaded", LasertriError
+    if bits & NOT_FINITE:
+        return "expected finite values, got NaN or Inf", "; check how it was made or loaded", LasertriError
+    solver = "SVD" if method == "direct" else "eigensolver"
+    return f"the {solver} did not converge", "; use backend='reference'", NotConvergedError

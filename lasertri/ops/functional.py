@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, shown
 from lasertri.ops import library
+from lasertri.ops.arguments import DTYPES, check_dense, check_matrices, check_name, is_number, is_whole
 from lasertri.ops.backends import METHODS, choose_backend
 from lasertri.ops.blocks import BlockFactors, BlockScores, LowRank, Partition, block_ranks, lengths
 from lasertri.ops.full_fp32 import full_fp32
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+WIDE = (torch.float32, torch.float64)  # what factors and projections are in
 PRECISIONS = ("float64", "float32")
 
 
@@ -55,7 +55,7 @@ def block_svd(
     options = partition.offsets, _order(partition, weight), backend, method
     if inputs is None:
         return BlockFactors(*library.block_svd(weight, *options), partition, weight.shape[-1])
-    _check_matrices(inputs=inputs)
+    check_matrices(inputs=inputs)
     _check_damping(damping)
     columns = weight.shape[-1]
     shapes = [(columns, columns), (*weight.shape[:-2], columns, columns)]
@@ -96,10 +96,11 @@ def score_blocks(
     """
     weight, partition = _checked(weight, blocks, backend, factors)
     _check_plain(factors)
-    if grad.shape != weight.shape or grad.device != weight.device or grad.dtype not in DTYPES:
+    check_dense("grad", grad)
+    if grad.shape != weight.shape or grad.device != weight.device:
         raise LasertriError(
-            f"expected a gradient like the weight, {list(weight.shape)} on {weight.device} in a floating dtype, "
-            f"got {list(grad.shape)} {grad.dtype} on {grad.device}"
+            f"expected a gradient like the weight, {list(weight.shape)} on {weight.device}, "
+            f"got {list(grad.shape)} on {grad.device}"
         )
     basis, known = (None, None) if factors is None else (factors.basis, factors.sigma)
     order = _order(partition, weight)
@@ -140,7 +141,7 @@ def reduce_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight.
     """
     weight, partition = _checked(weight, blocks, backend, factors)
-    _check_precision(precision)
+    check_name("a precision", precision, PRECISIONS)
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     if inputs is not None and factors is None:
         factors = block_svd(weight, blocks=partition, inputs=inputs, damping=damping, backend=backend)
@@ -191,17 +192,17 @@ def scale_blocks(
         >>> torch.allclose(halved, weight / 2)
         True
     """
-    if not isinstance(factors, BlockFactors):
-        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
+    _check_factors(factors)
     weight, partition = _checked(weight, 1, backend, factors)
     _check_plain(factors)
-    _check_precision(precision)
+    check_name("a precision", precision, PRECISIONS)
+    check_dense("scales", scales)
     shape = factors.sigma.shape
-    if not isinstance(scales, Tensor) or scales.shape != shape or scales.device != weight.device:
-        got = f"{list(scales.shape)} on {scales.device}" if isinstance(scales, Tensor) else type(scales).__name__
-        raise LasertriError(f"expected scales {list(shape)} on {weight.device}, one for each singular value, got {got}")
-    if scales.dtype not in DTYPES:
-        raise LasertriError(f"expected scales in {_listed(DTYPES)}, got {scales.dtype}")
+    if scales.shape != shape or scales.device != weight.device:
+        raise LasertriError(
+            f"expected scales {list(shape)} on {weight.device}, one for each singular value, got {list(scales.shape)} "
+            f"on {scales.device}"
+        )
     order = _order(partition, weight)
     return library.scale_blocks(
         weight, scales.detach(), factors.basis.detach(), partition.offsets, order, backend, precision
@@ -240,20 +241,22 @@ def linear_blocks(
         LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in a weight that is factored here.
     """
     weight, partition = _checked(weight, blocks, backend, factors)
-    if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or x.dtype not in DTYPES or x.device != weight.device:
+    check_dense("x", x)
+    if weight.dim() != 2 or x.shape[-1:] != weight.shape[1:] or x.device != weight.device:
         raise LasertriError(
             f"expected x [..., {weight.shape[-1]}] for a weight of two dimensions on {weight.device}, got x "
-            f"{list(x.shape)} {x.dtype} on {x.device} for a weight {list(weight.shape)}"
+            f"{list(x.shape)} on {x.device} for a weight {list(weight.shape)}"
         )
-    wide = (torch.float32, torch.float64)  # what projections need
     for name, tensor, expected, dtypes in (
         ("bias", bias, weight.shape[:1], DTYPES),
-        ("projected", projected, (len(weight), max(lengths(partition.offsets, weight.shape[-1]))), wide),
+        ("projected", projected, (len(weight), max(lengths(partition.offsets, weight.shape[-1]))), WIDE),
     ):
-        if tensor is not None and (tensor.shape != expected or tensor.device != x.device or tensor.dtype not in dtypes):
+        if tensor is None:
+            continue
+        check_dense(name, tensor, dtypes)
+        if tensor.shape != expected or tensor.device != x.device:
             raise LasertriError(
-                f"expected {name} {list(expected)} on {x.device} in {_listed(dtypes)}, "
-                f"got {list(tensor.shape)} on {tensor.device} in {tensor.dtype}"
+                f"expected {name} {list(expected)} on {x.device}, got {list(tensor.shape)} on {tensor.device}"
             )
     per_block, scalar = block_ranks(lengths(partition.offsets, weight.shape[-1]), ranks, ratios)
     if factors is None:
@@ -281,7 +284,17 @@ def project_blocks(weight: Tensor, factors: BlockFactors) -> Tensor:
 
     Returns:
         `[m, r]`, zeros beyond the singular values of a shorter block.
+
+    Raises:
+        LasertriError: these are no factors of the weight, or of its outputs' side.
     """
+    _check_factors(factors)
+    weight, _ = _checked(weight, 1, "auto", factors)
+    if weight.dim() != 2 or factors.side != "right":
+        raise LasertriError(
+            f"expected a weight of two dimensions with factors on the right side, got {list(weight.shape)} with those "
+            f"on the {factors.side}; wide blocks need no projection"
+        )
     order, offsets = _order(factors.partition, weight), factors.partition.offsets
     out = factors.basis.new_zeros(len(weight), factors.basis.shape[-1])
     for j, length in enumerate(factors.lengths):
@@ -327,7 +340,7 @@ def lowrank_blocks(
         >>> (step.left[:2] @ step.right[0]).shape
         torch.Size([2, 8])
     """
-    _check_matrices(weight=weight)
+    check_matrices(weight=weight)
     rows, columns = weight.shape[-2:]
     partition = _low_rank_options(rows, columns, rank, blocks, backend, precision, weight.device)
     options = int(rank), partition.offsets, _order(partition, weight), backend, precision
@@ -377,7 +390,7 @@ def whiten_blocks(
         >>> (step.left @ step.right[0]).shape
         torch.Size([6, 8])
     """
-    _check_matrices(deltas=deltas, inputs=inputs)
+    check_matrices(deltas=deltas, inputs=inputs)
     if inputs.shape[:-1] != deltas.shape[:-1] or inputs.device != deltas.device:
         raise LasertriError(
             f"expected inputs [..., T, n] of the tokens of deltas {list(deltas.shape)} on {deltas.device}, "
@@ -423,7 +436,7 @@ def whiten_moments(
         >>> step.sigma.shape
         torch.Size([1, 2])
     """
-    _check_matrices(grad=grad, outputs=outputs, inputs=inputs)
+    check_matrices(grad=grad, outputs=outputs, inputs=inputs)
     rows, columns = grad.shape[-2:]
     for name, moment, size in (("outputs", outputs, rows), ("inputs", inputs, columns)):
         if moment.shape != (*grad.shape[:-2], size, size) or moment.device != grad.device:
@@ -437,13 +450,14 @@ def whiten_moments(
     return LowRank(*library.whiten_moments(grad.detach(), outputs.detach(), inputs.detach(), *options))
 
 
-def _check_matrices(**matrices: Tensor) -> None:
-    for name, matrix in matrices.items():
-        if not isinstance(matrix, Tensor) or matrix.dtype not in DTYPES:
-            got = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise LasertriError(f"expected {name} in {_listed(DTYPES)}, got {got}")
-        if matrix.dim() < 2 or 0 in matrix.shape[-2:]:
-            raise LasertriError(f"expected {name} [..., rows, columns] with both positive, got {list(matrix.shape)}")
+def _check_factors(factors: BlockFactors) -> None:
+    """Raise unless these are factors, of whatever weight."""
+    parts = (Partition, int | torch.SymInt, bool)
+    if not isinstance(factors, BlockFactors) or not all(map(isinstance, factors[2:], parts)):
+        got = shown(factors[2:]) if isinstance(factors, BlockFactors) else type(factors).__name__
+        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {got}")
+    check_dense("the factors' basis", factors.basis, WIDE)
+    check_dense("the factors' singular values", factors.sigma, WIDE)
 
 
 def _check_plain(factors: BlockFactors | None) -> None:
@@ -452,8 +466,8 @@ def _check_plain(factors: BlockFactors | None) -> None:
 
 
 def _check_damping(damping: float) -> None:
-    if not isinstance(damping, Real) or not 0 < float(damping) < math.inf:
-        raise LasertriError(f"expected a damping above 0, got {damping!r}; 0.1 is usual")
+    if not is_number(damping) or not 0 < damping <= sys.float_info.max:
+        raise LasertriError(f"expected a damping above 0, got {shown(damping)}; 0.1 is usual")
 
 
 def _low_rank_options(
@@ -467,10 +481,10 @@ def _low_rank_options(
 ) -> Partition:
     """The partition, once the options of a low-rank op are known to fit a weight `[rows, columns]`."""
     partition = _partition(rows, blocks)
-    if not isinstance(rank, Integral):
-        raise LasertriError(f"expected one rank, an integer, got {rank!r}")
-    block_ranks(lengths(partition.offsets, columns), int(rank), None)
-    _check_precision(precision)
+    if not is_whole(rank):
+        raise LasertriError(f"expected one rank, an integer, got {shown(rank)}")
+    block_ranks(lengths(partition.offsets, columns), rank, None)
+    check_name("a precision", precision, PRECISIONS)
     _check_backend(backend, device)
     return partition
 
@@ -482,13 +496,8 @@ def _partition(rows: int, blocks: int | Partition) -> Partition:
     return partition
 
 
-def _check_precision(precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise LasertriError(f"expected a precision among {list(PRECISIONS)}, got {precision!r}")
-
-
 def _check_backend(backend: str, device: torch.device, method: str = "auto") -> None:
-    if backend != "auto" and not torch.compiler.is_compiling():  # the op asks again when it runs
+    if not torch.compiler.is_compiling():  # the op asks again when it runs
         choose_backend(backend, device, method)
 
 
@@ -500,26 +509,28 @@ def _checked(
     method: str = "auto",
 ) -> tuple[Tensor, Partition]:
     """The detached weight and its partition, once both are known to fit."""
-    _check_matrices(weight=weight)
+    check_matrices(weight=weight)
     rows, columns = weight.shape[-2:]
-    if factors is not None and not isinstance(factors, BlockFactors):
-        raise LasertriError(f"expected the BlockFactors that block_svd returned, got {type(factors).__name__}")
+    if factors is not None:
+        _check_factors(factors)
     partition = _partition(rows, blocks if factors is None else factors.partition)
     if factors is not None:
+        short = max(partition.heights) if factors.side == "left" else columns
         expected = (*weight.shape[:-2], partition.blocks, max(lengths(partition.offsets, columns)))
-        if factors.columns != columns or factors.sigma.shape != expected or factors.sigma.device != weight.device:
+        shapes = factors.sigma.shape, factors.basis.shape
+        if (
+            factors.columns != columns
+            or shapes != (expected, (*expected[:-1], short, expected[-1]))
+            or {factors.sigma.device, factors.basis.device} != {weight.device}
+        ):
             raise LasertriError(
                 f"expected factors of this weight {list(weight.shape)} on {weight.device}, got factors with "
-                f"singular values {list(factors.sigma.shape)} on {factors.sigma.device}; call block_svd on it"
+                f"singular values {list(factors.sigma.shape)} and a basis {list(factors.basis.shape)} on "
+                f"{factors.basis.device}; call block_svd on it"
             )
-    if method not in METHODS:
-        raise LasertriError(f"expected a method among {list(METHODS)}, got {method!r}")
+    check_name("a method", method, METHODS)
     _check_backend(backend, weight.device, method)
     return weight.detach(), partition
-
-
-def _listed(dtypes: Sequence[torch.dtype]) -> str:
-    return " or ".join(str(dtype) for dtype in dtypes)
 
 
 def _order(partition: Partition, weight: Tensor) -> Tensor | None:

@@ -222,9 +222,12 @@ def short_first(blocks: Tensor, side: Side) -> Tensor:
     return blocks if side == "left" else blocks.mT
 
 
-def _check_squares(largest: Tensor) -> None:
-    """Refuse blocks whose squares would overflow FP64, or lose digits to underflow; `largest` `[B]` is of each."""
-    lost = (largest != 0) & ((largest < 1e-140) | (largest > 1e140))
+def check_squares(blocks: Tensor) -> None:
+    """Refuse finite blocks whose squares would overflow FP64, or lose digits to underflow."""
+    if blocks.dtype != torch.float64 or not blocks.numel():  # squares of narrower types always fit
+        return
+    largest = torch.linalg.vector_norm(blocks, torch.inf, dim=(-2, -1))
+    lost = largest.isfinite() & (largest != 0) & ((largest < 1e-140) | (largest > 1e140))
     if lost.any():
         index = int(lost.nonzero()[0])
         got = "larger" if largest[index] > 1 else "smaller"
@@ -235,7 +238,6 @@ def _check_squares(largest: Tensor) -> None:
 
 def _eigenvectors(short: Tensor, dtype: torch.dtype, products: Products) -> Tensor:
     """Eigenvectors of A Aᵀ by descending eigenvalue, `[B, s, l]` -> `[B, s, min(s, l)]`."""
-    if short.dtype == torch.float64 and short.numel():  # squares of narrower types always fit
-        _check_squares(short.abs().flatten(-2).amax(-1))
+    check_squares(short)
     vectors = torch.linalg.eigh(products.gram(short, compute=dtype)).eigenvectors
     return vectors.flip(-1)[..., : min(short.shape[-2:])]

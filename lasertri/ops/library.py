@@ -17,7 +17,7 @@ from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.blocks import BlockError, Side, equal_blocks, gather, heights, lengths, neighbours, side_of
 from lasertri.ops.converging import solvers_named
-from lasertri.ops.finite import all_finite
+from lasertri.ops.finite import check_finite
 from lasertri.ops.full_fp32 import full_fp32
 
 P = ParamSpec("P")
@@ -91,7 +91,7 @@ def score_blocks(
         if basis is not None and sigma is not None:
             q = _basis_of(basis, offsets, members, weight.shape[-1])
             known = sigma[..., neighbours(members), : q.shape[-1]]
-            factors = q, known.reshape(-1, q.shape[-1])
+            factors = q.double(), known.reshape(-1, q.shape[-1]).double()
         with _blocks_named(members), full_fp32(weight.device):
             s, g = chosen.module.score_blocks(
                 _flat(gather(matrix, offsets, members)), _flat(gather(gradient, offsets, members)), side, factors
@@ -249,8 +249,10 @@ def whiten_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G `[…, m, n]`, B `[…, m, m]` and C `[…, n, n]` -> left `[…, m, r]`, right `[…, K, r, n]` and σ `[…, K, r]`."""
     chosen, groups = choose_backend(backend, grad.device), list(equal_blocks(offsets))
-    rows, c = _rows(grad, order, "grad"), _flat(_rows(inputs, None, "inputs"))
-    square = _rows(_rows(outputs, order, "outputs").mT, order, "outputs", checked=False)
+    rows, c = _rows(grad, order, "grad"), _flat(_moment(inputs, "inputs"))
+    square = _moment(outputs, "outputs")
+    if order is not None:  # rows of the lower triangle, which alone is read, come to lie above it
+        square = (square.tril() + square.tril(-1).mT)[..., order, :][..., order]
     grads = [_stacked(gather(rows, offsets, members), len(c)) for members in groups]
     moments = [
         _stacked(torch.stack([square[..., b, b] for b in _slices(offsets, members)], dim=-3), len(c))
@@ -262,11 +264,16 @@ def whiten_moments(
 
 
 def _root(inputs: Tensor, damping: float, moment_root: Callable[[Tensor, float], Tensor]) -> Tensor:
-    """R `[…, 1, n, n]` with R Rᵀ = C + λ, once C is known to be finite, and λ not to be negative."""
-    moment = _rows(inputs, None, "inputs").double()
+    """R `[…, 1, n, n]` with R Rᵀ = C + λ."""
+    return moment_root(_moment(inputs, "inputs").double(), damping).unsqueeze(-3)
+
+
+def _moment(moment: Tensor, name: str) -> Tensor:
+    """The same, once it is known to be finite, and the squares on its diagonal not to be negative."""
+    check_finite(name, moment)
     if (moment.diagonal(dim1=-2, dim2=-1) < 0).any():
-        raise LasertriError("expected a second moment XᵀX as `inputs`, got negative squares on its diagonal")
-    return moment_root(moment, damping).unsqueeze(-3)
+        raise LasertriError(f"expected a second moment XᵀX as `{name}`, got negative squares on its diagonal")
+    return moment
 
 
 def _empty_factors(weight: Tensor, offsets: Sequence[int], inputs: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -308,8 +315,8 @@ def _ranks_of_blocks(ranks: Sequence[int], offsets: Sequence[int]) -> list[tuple
 
 def _rows(matrix: Tensor, order: Tensor | None, name: str, *, checked: bool = True) -> Tensor:
     """The rows in the partition's order, once every value is known to be finite."""
-    if checked and not all_finite(matrix):
-        raise LasertriError(f"expected finite values, got NaN or Inf in `{name}`; check how it was made or loaded")
+    if checked:
+        check_finite(name, matrix)
     return matrix if order is None else matrix[..., order, :]
 
 

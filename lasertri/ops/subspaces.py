@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 
 from lasertri.errors import LasertriError
+from lasertri.ops.arguments import check_matrices, check_whole
 from lasertri.ops.blocks import Partition
-from lasertri.ops.functional import DTYPES, block_svd
+from lasertri.ops.functional import block_svd
 
 IMPROVEMENT = 1e-9  # of the objective; a smaller one ends the iterations
 RESOLVED = 1e-13  # of a squared norm; FP64 tells smaller residuals neither apart nor from zero
@@ -39,16 +38,20 @@ def subspace_partition(
     Raises:
         LasertriError: a shape, dtype or number that cannot be used, or a NaN or Inf in the weight.
     """
-    if not isinstance(weight, Tensor) or weight.dim() != 2 or 0 in weight.shape or weight.dtype not in DTYPES:
-        got = f"{list(weight.shape)} {weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
-        raise LasertriError(f"expected a weight [rows, columns] in a floating dtype, both positive, got {got}")
-    for name, value, minimum in (("dimension", dimension, 0), ("restarts", restarts, 1), ("iterations", iterations, 0)):
-        if not isinstance(value, Integral) or value < minimum:
-            raise LasertriError(f"expected {name} to be an integer of at least {minimum}, got {value!r}")
+    check_matrices(weight=weight)
+    if weight.dim() != 2:
+        raise LasertriError(f"expected a weight [rows, columns], got {list(weight.shape)}; take one of a stack")
+    for name, value, lowest in (
+        ("dimension", dimension, 0),
+        ("seed", seed, 0),
+        ("restarts", restarts, 1),
+        ("iterations", iterations, 0),
+    ):
+        check_whole(name, value, lowest)
     consecutive = Partition.consecutive(len(weight), blocks)
     if dimension == 0 or blocks == 1:
         return consecutive
-    rows, generator = weight.detach().double(), torch.Generator().manual_seed(seed)
+    rows, generator = weight.detach().double(), torch.Generator().manual_seed(int(seed))
     resolved = RESOLVED * float(rows.square().sum())
     labels = torch.arange(blocks).repeat_interleave(torch.tensor(consecutive.heights)).to(rows.device)
     best, least = _settle(rows, labels, blocks, dimension, iterations)

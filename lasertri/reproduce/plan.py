@@ -12,6 +12,7 @@ from lasertri.reproduce.published import MODELS, TABLES, columns_of, models_of
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import LASER_RATIOS, STRATEGIES
 from lasertri.support.options import Option, declared
+from lasertri.support.shown import shown
 
 BASELINE = "baseline"
 AS_IN_SETTINGS = {name: each.option for name, each in declared(Settings).items()}
@@ -125,4 +126,4 @@ class Plan:
 def _expect(what: str, got: tuple[Any, ...], known: tuple[Any, ...] | list[Any]) -> None:
     for value in got:
         if value not in known:
-            raise LasertriError(f"expected {what} among {list(known)}, got {value!r}")
+            raise LasertriError(f"expected {what} among {list(known)}, got {shown(value)}")

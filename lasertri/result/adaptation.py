@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 from collections.abc import Sequence
@@ -22,9 +23,10 @@ from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
 from lasertri.result.report import render, report_obstacle
-from lasertri.result.summary import summarize
+from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
+from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.output_folder import OutputFolder
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ SUMMARY_NAME = "adaptation.json"
 REPORT_NAME = "report.html"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adaptation:
     """The result of `adapt`.
 
@@ -46,6 +48,7 @@ class Adaptation:
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
+        journal: of the search, deleted when the result is saved.
     """
 
     model: nn.Module = field(repr=False)
@@ -59,6 +62,7 @@ class Adaptation:
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
     refused: str | None = None
+    journal: Journal = field(default=NOTHING, repr=False)
 
     @property
     def edits(self) -> list[Edit]:
@@ -136,6 +140,7 @@ class Adaptation:
                 self.report(folder / REPORT_NAME)
             else:
                 logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
+        self.journal.delete()
 
     def _write_findings(self, folder: Path) -> None:
         """The edits alone, and what was measured."""
@@ -154,3 +159,11 @@ class Adaptation:
 
     def __str__(self) -> str:
         return summarize(self.to_dict())
+
+    def __repr__(self) -> str:
+        """The edit and what it does, in a line; `print` shows all of it."""
+        return f"<Adaptation: {brief(self.to_dict())}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<pre>{html.escape(str(self))}</pre>"

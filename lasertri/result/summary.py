@@ -37,6 +37,12 @@ def summarize(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def brief(result: dict[str, Any]) -> str:
+    """The edit and the held-out difference."""
+    edit = "no edit" if result["edit"] is None else describe(result["edit"], result["matrices"])
+    return "; ".join([edit, *differences(result["held_out"])[:1]])
+
+
 def questions(result: dict[str, Any]) -> list[str]:
     """How the first sample was asked; and where the model is never right, what it gave instead."""
     lines = [] if result["asked"] is None else [f"asked so: {Asked(**result['asked'])}"]

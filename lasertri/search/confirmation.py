@@ -48,7 +48,13 @@ class Confirmation:
         try:
             with memory_told("fresh samples"):
                 found = Comparison.of(
-                    model, [edit], samples, normalize=settings.normalize, may_fail=True, progress=settings.progress
+                    model,
+                    [edit],
+                    samples,
+                    normalize=settings.normalize,
+                    may_fail=True,
+                    progress=settings.progress,
+                    journal=problem.journal.under("confirmation"),
                 )
         except (NotFiniteError, TooLittleMemoryError) as error:
             logger.warning("no confirmation on fresh samples: %s", error)

@@ -8,7 +8,6 @@ samples together, or better.)
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.measure.significance import relief
 from lasertri.search.settings import Settings
+from lasertri.support.journal import NOTHING, Journal
 
 FOLDS = 2
 SMALLEST, LARGEST = 2.0**-6, 2.0**4
@@ -113,6 +113,7 @@ class CrossFit:
         parts: of every fold, its samples.
         baseline: what the model gave for all samples.
         advance: is told how much was read, as of `Samples.work`.
+        journal: of what is measured.
     """
 
     def __init__(
@@ -124,9 +125,10 @@ class CrossFit:
         settings: Settings,
         *,
         advance: Advance = lambda _: None,
+        journal: Journal = NOTHING,
     ) -> None:
         self.model, self.samples, self.parts = model, samples, parts
-        self.settings, self.advance = settings, advance
+        self.settings, self.advance, self.journal = settings, advance, journal
         self.scores, _ = baseline.outcomes(normalize=settings.normalize)
         self.losses = baseline.sample_losses()
         self.baseline = baseline.measurement(normalize=settings.normalize)
@@ -165,18 +167,18 @@ class CrossFit:
     @torch.no_grad()
     def measure(self, edits: Sequence[Sizeable], size: float) -> Fit:
         """Every fold under its edit, at this size."""
-        start, readings = time.perf_counter(), self.samples.readings()
-        for edit, part in zip(edits, self.parts, strict=True):
-            with edit.scaled(size).beside(self.model):
-                readings.update(self.samples.read(self.model, part, self.advance))
+        start, readings = self.journal.now(), self.samples.readings()
+        named: dict[str, Any] = edits[0].to_dict() | {"size": size}
+        for fold, (edit, part) in enumerate(zip(edits, self.parts, strict=True)):
+            with self.journal.under((named, fold)).within(edit.scaled(size).beside(self.model)) as here:
+                readings.update(self.samples.read(self.model, part, self.advance, here))
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
-        named: dict[str, Any] = edits[0].to_dict() | {"size": size}
         return Fit(
             Sized(**named),
             readings.measurement(normalize=self.settings.normalize),
             float(losses.mean()),
-            time.perf_counter() - start,
+            self.journal.now() - start,
             scores.astype(float) - self.scores,
             relief(self.losses, losses),
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
@@ -23,7 +23,10 @@ from lasertri.ops import linear_blocks
 from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
+from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
+
+TOKENS = 512  # whose outputs under all ratios are held at once
 
 
 @torch.no_grad()
@@ -34,6 +37,7 @@ def forecast(
     factors: FactorStore,
     *,
     progress: bool = False,
+    journal: Journal = NOTHING,
 ) -> Tensor:
     """By how much each truncation should lower the mean loss, `[candidates]` in nats; below 0 where it should rise.
 
@@ -42,11 +46,12 @@ def forecast(
 
     Args:
         candidates: of consecutive blocks.
+        journal: of this forecast.
 
     Raises:
         LasertriError: a gradient is NaN or Inf (its layer is named), or none reached a target.
     """
-    changes = _Changes(model, candidates, samples, factors)
+    changes = _Changes(model, candidates, samples, factors, journal)
     with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
         if not changes.add_together(bar.update):
             bar.reset()
@@ -63,9 +68,15 @@ class _Changes:
     """
 
     def __init__(
-        self, model: nn.Module, candidates: Sequence[Candidate], samples: Samples, factors: FactorStore
+        self,
+        model: nn.Module,
+        candidates: Sequence[Candidate],
+        samples: Samples,
+        factors: FactorStore,
+        journal: Journal = NOTHING,
     ) -> None:
         self.model, self.candidates, self.samples, self.factors = model, candidates, samples, factors
+        self.journal = journal
         self.of = torch.zeros(len(candidates), len(samples), dtype=torch.float64)
         self._numbers, self._reached = by_target(candidates), set[Target]()
         self._layers = {target: own for target in self._numbers if (own := target.linear_layer(model)) is not None}
@@ -73,29 +84,20 @@ class _Changes:
     def add_together(self, advance: Advance) -> bool:
         """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
         batches = self.samples.loss_batches(range(len(self.samples))) if self._layers else ()
-        for _, found in as_memory_allows(batches, self._of_batch):
-            if found is None:
+        for _, record in as_memory_allows(batches, self._changed_together):
+            if record is None:
                 self.of.zero_()
                 return False
-            added, count = found
-            self.of += added
-            advance(count)
+            self._add(record)
+            advance(len(record[0]))
         return True
-
-    def _of_batch(self, batch: SampleBatch) -> tuple[Tensor, int] | None:
-        """What a batch adds to `of`, and how many samples it has; None where layers do not tell its rows apart."""
-        rows = self.samples.row_samples(batch)
-        taken = {} if rows is None else self._taken(batch)
-        if rows is None or any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
-            return None
-        return self._added(taken, rows), len(rows.unique())
 
     def add_apart(self, advance: Advance) -> None:
         """Take in all samples one by one."""
         for i in range(len(self.samples)):
             batches = self.samples.loss_batches([i])
-            for _, added in as_memory_allows(batches, functools.partial(self._of_sample, i)):
-                self.of += added
+            for _, record in as_memory_allows(batches, functools.partial(self._changed_apart, i)):
+                self._add(record)
             advance(1)
 
     def add_by_gradients(self) -> None:
@@ -104,32 +106,64 @@ class _Changes:
         targets = [target for target in self._numbers if target not in self._reached and target.expert is None]
         mine = [n for target in targets for n in self._numbers[target]]
         for i in range(len(self.samples)) if targets else ():
-            scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
-            scorer.add(self.samples.loss_batches([i]))
-            for n, candidate in ((n, self.candidates[n]) for n in mine):
-                score = scorer.total[candidate.target, candidate.blocks]
-                self.of[n, i] = -float(score.tail(ratios=candidate.ratio))
+            [self.of[mine, i]] = self.journal.of(("gradient", i), functools.partial(self._tails, targets, mine, i))
 
-    def _of_sample(self, i: int, batch: SampleBatch) -> Tensor:
-        """What a batch of one sample adds to `of`."""
-        return self._added(self._taken(batch), i)
+    def _tails(self, targets: Sequence[Target], mine: Sequence[int], sample: int) -> list[Tensor]:
+        """What these candidates of these targets change one sample's loss by."""
+        scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
+        scorer.add(self.samples.loss_batches([sample]))
+        changes = []
+        for candidate in (self.candidates[n] for n in mine):
+            score = scorer.total[candidate.target, candidate.blocks]
+            changes.append(-float(score.tail(ratios=candidate.ratio)))
+        return [torch.tensor(changes, dtype=torch.float64)]
 
     def _taken(self, batch: SampleBatch) -> dict[Target, Taken]:
         return batch_tokens(self.model, list(dict.fromkeys(self._layers.values())), batch)
 
-    def _added(self, taken: Mapping[Target, Taken], rows: Tensor | int) -> Tensor:
-        """What the tokens of a batch add to `of`, those of its rows' samples or of one."""
-        added = torch.zeros_like(self.of)
+    def _changed_together(self, batch: SampleBatch) -> Record | None:
+        """See `_changed`; None where layers do not tell the batch's rows apart."""
+        rows, key = self.samples.row_samples(batch), ("together", batch.entry.tolist())
+        if rows is None:
+            return None
+        record = self.journal.recall(key)
+        if record is None:
+            taken = self._taken(batch)
+            if any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
+                return None
+            record = self.journal.keep(key, self._changed(taken, rows))
+        return record
+
+    def _changed_apart(self, sample: int, batch: SampleBatch) -> Record:
+        """See `_changed`; all rows are of one sample."""
+
+        def make() -> list[Tensor]:
+            taken = self._taken(batch)
+            last = max((int(own.first.max()) for own in taken.values() if len(own.first)), default=0)
+            return self._changed(taken, torch.full((last + 1,), sample))
+
+        return self.journal.of(("apart", sample, batch.entry.tolist()), make)
+
+    def _changed(self, taken: Mapping[Target, Taken], rows: Tensor) -> list[Tensor]:
+        """The samples of a batch's rows, what every candidate changes their losses by, which targets were reached."""
+        samples, place = rows.unique(return_inverse=True)
+        changes = torch.zeros(len(self.candidates), len(samples), dtype=torch.float64)
+        reached = torch.tensor([layer in taken for layer in self._layers.values()])
         for target, layer in self._layers.items():
             if layer in taken:
                 own, mine = taken[layer], self._numbers[target]
-                first = own.first.cpu()
-                sample = rows[first] if isinstance(rows, Tensor) else torch.full_like(first, rows)
                 deltas = own.deltas[:, slice(*(target.rows or (None,)))]
-                along = _along(self.model, [self.candidates[n] for n in mine], own.inputs, deltas, self.factors)
-                added[mine] = added[mine].index_add(1, sample, along)
-                self._reached.add(target)
-        return added
+                pieces = zip(own.inputs.split(TOKENS), deltas.split(TOKENS), strict=True)
+                chosen = [self.candidates[n] for n in mine]
+                along = torch.cat([_along(self.model, chosen, *piece, self.factors) for piece in pieces], dim=1)
+                changes[mine] = changes[mine].index_add(1, place[own.first.cpu()], along)
+        return [samples, changes, reached]
+
+    def _add(self, record: Record) -> None:
+        """Take in what `_changed` gave."""
+        samples, changes, reached = record
+        self.of[:, samples] += changes
+        self._reached |= {target for target, hit in zip(self._layers, reached.tolist(), strict=True) if hit}
 
 
 def _along(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,9 @@ from lasertri.factors.store import FactorStore
 from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import reduce_blocks
-from lasertri.search.replay import Replay, Shortcut, record
+from lasertri.search.replay import RecordedBatch, Shortcut
 from lasertri.search.trial import TrialReadings, by_target
+from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.memory import as_memory_allows
 
 
@@ -27,12 +29,14 @@ class InPlace:
 
     Attributes:
         shortcuts: of the targets before which the model can be replayed.
+        journal: of these trials.
     """
 
     model: nn.Module
     samples: Any  # of any kind, but for shortcuts replayable ones, whose batches are of tokens
     factors: FactorStore
     shortcuts: Mapping[Target, Shortcut] = field(default_factory=dict)
+    journal: Journal = NOTHING
 
     def run(
         self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
@@ -45,26 +49,38 @@ class InPlace:
 
     def _run(self, candidates: Sequence[Candidate], advance: Advance, part: Sequence[int]) -> TrialReadings:
         model, samples, numbers = self.model, self.samples, by_target(candidates)
-        readings = TrialReadings.empty(samples, len(candidates))
+        readings, baseline = TrialReadings.empty(samples, len(candidates)), self.journal.under("baseline")
         shortcuts = {target: self.shortcuts[target] for target in numbers if target in self.shortcuts}
         if len(shortcuts) < len(numbers):
-            readings.baseline.update(samples.read(model, part))
+            readings.baseline.update(samples.read(model, part, journal=baseline))
         batches = samples.batches(part) if shortcuts else []
-        recordings = [record(model, batch, shortcuts.values()) for batch in batches]
-        for recording in recordings:
-            readings.baseline.record(recording.batch, *recording.read)
+        recorded = [RecordedBatch(model, batch, shortcuts.values()) for batch in batches]
+        for each in recorded:
+            readings.baseline.record(each.batch, *baseline.of(each.entries, each.read))
         for target, mine in numbers.items():
             for i in mine:
-                with replaced(target, model, self._truncated(candidates[i])):
+                edited = self._edited(candidates[i], recorded)
+                with self.journal.under(candidates[i]).within(edited) as here:
                     if target not in shortcuts:
-                        readings.edited[i].update(samples.read(model, part, advance))
+                        readings.edited[i].update(samples.read(model, part, advance, here))
                         continue
-                    for recording in recordings:
-                        replay = Replay(recording, shortcuts[target], 1)
-                        readings.edited[i].record(recording.batch, *replay.read(model))
-                        advance(len(recording.batch.entry))
+                    for each in recorded:
+                        read = functools.partial(self._replayed, each, shortcuts[target])
+                        readings.edited[i].record(each.batch, *here.of(each.entries, read))
+                        advance(len(each.entries))
         readings.beside.update(readings.baseline)
         return readings
+
+    @contextmanager
+    def _edited(self, candidate: Candidate, recorded: Sequence[RecordedBatch]) -> Iterator[None]:
+        """The truncated weight in place within; these batches are recorded with the one that is there before."""
+        for each in recorded:
+            each.read()
+        with replaced(candidate.target, self.model, self._truncated(candidate)):
+            yield
+
+    def _replayed(self, recorded: RecordedBatch, shortcut: Shortcut) -> tuple[Tensor, Tensor]:
+        return recorded.replay(shortcut, 1).read(self.model)
 
     def _truncated(self, candidate: Candidate) -> Tensor:
         """The target's weight under a candidate, in its dtype and on its device."""

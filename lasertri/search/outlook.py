@@ -6,13 +6,14 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import LEVEL
 from lasertri.search.settings import Settings
+from lasertri.support.timing import duration
 
 SURE = 0.01  # nats: right answers are given with a probability of 99 %
 
@@ -87,15 +88,9 @@ def _say(what: str, most: str, forwards: float, samples: int, seconds: float, se
     if settings.progress:
         tqdm.write(
             f"trials: {what}, {most}{forwards:.0f} forward passes of {samples} samples, about "
-            f"{_duration(forwards * seconds)}",
+            f"{duration(forwards * seconds)}",
             file=sys.stderr,
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _of(baseline: Measurement) -> str:

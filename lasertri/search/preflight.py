@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -26,6 +24,7 @@ from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets
 from lasertri.search.tokens import FEWEST_TOKENS, Room, gather_tokens
 from lasertri.search.trials import run_trials
+from lasertri.support.scratch import scratch_folder
 
 
 def preflight(problem: Problem) -> None:
@@ -41,12 +40,12 @@ def preflight(problem: Problem) -> None:
     edit = TRIES[problem.settings.edit](problem)
     again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
     require_same_answers(again, model, problem.first.batches()[0])
-    with tempfile.TemporaryDirectory(prefix="lasertri-") as directory:
+    with scratch_folder() as directory:
         if edit.dense or importlib.util.find_spec("peft"):
             edit.save(directory)
-            edit.check(model, Path(directory), problem.first.batches()[0])
+            edit.check(model, directory, problem.first.batches()[0])
             edit = Edit.load(directory)
-        Comparison.of(model, [edit], problem.first)
+    Comparison.of(model, [edit], problem.first)
 
 
 def _size(target: Target) -> int:

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
+from lasertri.factors.journals import open_journal
 from lasertri.factors.store import FactorStore
 from lasertri.language.asking import Asked
 from lasertri.language.samples import EncodedSamples
@@ -29,10 +30,13 @@ from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
 from lasertri.model.architectures import output_head
 from lasertri.model.editable import require_editable, uncompiled
+from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
+from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class Problem:
         factors: of the targets' weights.
         asked: how the first sample is asked; None with an `Objective`.
         text: neutral text, for side effects; None but for causal language models.
+        journal: of what takes long.
     """
 
     model: nn.Module
@@ -66,6 +71,7 @@ class Problem:
     settings: Settings
     asked: Asked | None = None
     text: EncodedText | None = None
+    journal: Journal = NOTHING
 
 
 def prepare(
@@ -76,17 +82,23 @@ def prepare(
     held_out: SampleSource | Iterable[Any] | None = None,
     objective: Objective | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    journal: str | Path | None = None,
+    resume: bool = True,
 ) -> Problem:
     """Split the samples, load and encode what has to be, find the targets; the arguments are those of `adapt`.
 
     Raises:
         LasertriError: the input cannot be used.
     """
+    if objective is not None and not isinstance(objective, Objective):
+        raise LasertriError(f"expected objective=Objective(forward, loss, score), got {shown(objective)}")
     listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
     given = listed(samples)
     split = _split(given, None if held_out is None else listed(held_out), objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
+    if not isinstance(model, nn.Module):
+        raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
     require_editable(model)
     if objective is None:
@@ -114,14 +126,8 @@ def prepare(
         raise LasertriError(
             f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(settings.blocks)}"
         )
-    factors = FactorStore(
-        model,
-        targets,
-        counts,
-        budget=budget_for(model, settings.memory_budget),
-        backend=settings.backend,
-        cache=FactorCache.default(),
-    )
+    cache, budget = FactorCache.default(), budget_for(model, settings.memory_budget)
+    factors = FactorStore(model, targets, counts, budget=budget, backend=settings.backend, cache=cache)
     first = encode(split.calibration[:1]) if objective is None else calibration
     text = None if objective is not None else _neutral(model, tokenizer)
     if text is None and settings.max_kl is not None:
@@ -129,9 +135,21 @@ def prepare(
             "expected max_kl with a causal language model whose tokenizer knows English, not with this "
             f"{type(model).__name__}; leave it out"
         )
-    return Problem(
+    problem = Problem(
         model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text
     )
+    return replace(problem, journal=open_journal(journal, functools.partial(_content, problem), cache, resume=resume))
+
+
+def _content(problem: Problem) -> list[object]:
+    """All that a search depends on; of an `Objective` its functions and samples are the caller's to answer for."""
+    samples = (problem.gradients, problem.calibration, problem.confirm, problem.held_out)
+    return [
+        identity(problem.model),
+        [str(target) for target in problem.targets],
+        [None if these is None else these.content for these in samples],
+        problem.settings.to_dict(),
+    ]
 
 
 def _split(
@@ -167,6 +185,8 @@ def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedT
             "objective=Objective(forward, loss, score) what any other module is for"
         )
     if given is not None:
+        if not isinstance(given, PreTrainedTokenizerBase):
+            raise LasertriError(f"expected a tokenizer of transformers, got {shown(given)}; load it by load_tokenizer")
         return given
     return load_tokenizer(model.config._name_or_path, revision=getattr(model.config, "_commit_hash", None))
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.measure.protocol import Advance
 from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
-from lasertri.search.replay import Replay, Trace, record
+from lasertri.search.replay import RecordedBatch, Replay, Trace, record
 from lasertri.search.trial import TrialReadings, by_target
+from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.memory import as_memory_allows, is_out_of_memory
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Projected:
         samples: replayable ones. The first two are used to see what runs when, and whether replaying gives the model's
             own answers.
         candidates: those to come.
+        journal: of these candidates' trials.
 
     Attributes:
         shortcuts: of the targets before which the model can be replayed.
@@ -52,9 +54,14 @@ class Projected:
     """
 
     def __init__(
-        self, model: nn.Module, samples: EncodedSamples, candidates: Sequence[Candidate], factors: FactorStore
+        self,
+        model: nn.Module,
+        samples: EncodedSamples,
+        candidates: Sequence[Candidate],
+        factors: FactorStore,
+        journal: Journal = NOTHING,
     ) -> None:
-        self.model, self.samples, self.factors = model, samples, factors
+        self.model, self.samples, self.factors, self.journal = model, samples, factors, journal
         several = samples.batches(range(min(2, len(samples))))[:1]
         batch, trace = next(as_memory_allows(several, functools.partial(Trace.of, model)))
         first = {candidate.target: candidate for candidate in reversed(candidates)}
@@ -73,9 +80,11 @@ class Projected:
                 del self.shortcuts[target]
         self.supported = {i for i, candidate in enumerate(candidates) if self.supports(candidate)}
         self._longest = samples.longest
-        self.tokens = max(1, _free_bytes(model, factors) // max(1, trace.token_bytes))
+        most = max(1, _free_bytes(model, factors) // max(1, trace.token_bytes))
         on_cuda = any(parameter.is_cuda for parameter in model.parameters())
-        self.tokens = min(self.tokens, CUDA_TOKENS if on_cuda else CPU_TOKENS)
+        most = min(most, CUDA_TOKENS if on_cuda else CPU_TOKENS)
+        # as large as before, whatever is free by now: a sample's batch is part of how its figures are rounded
+        self.tokens = int(journal.of("tokens", lambda: [torch.tensor([most])])[0])
 
     def supports(self, candidate: Candidate) -> bool:
         """Whether its trials are projections, of a linear layer that can be replayed."""
@@ -106,20 +115,27 @@ class Projected:
             mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together
         copies_of = {target: self._copies(len(mine), tokens) for target, mine in numbers.items()}
         for batch in self.samples.batches(part, tokens=max(1, tokens // max(copies_of.values()))):
-            recording = record(self.model, batch, [self.shortcuts[target] for target in numbers])
-            readings.baseline.record(batch, *recording.read)
+            recorded = RecordedBatch(self.model, batch, [self.shortcuts[target] for target in numbers])
+            readings.baseline.record(batch, *self.journal.of(("baseline", recorded.entries), recorded.read))
             for target, mine in numbers.items():
                 copies = copies_of[target]
-                replay = Replay(recording, self.shortcuts[target], copies)
+                replay = functools.cache(functools.partial(recorded.replay, self.shortcuts[target], copies))
                 for start in range(0, len(mine), copies - 1):
-                    chunk = mine[start : start + copies - 1]
-                    outputs = self._outputs([candidates[i] for i in chunk], replay, copies)
-                    log_probs, greedy = replay.read(self.model, outputs)
-                    for copy, i in enumerate(chunk, start=1):
+                    numbered = mine[start : start + copies - 1]
+                    chunk = [candidates[i] for i in numbered]
+                    log_probs, greedy = self.journal.of(
+                        (chunk, recorded.entries), functools.partial(self._tried, chunk, replay, copies)
+                    )
+                    for copy, i in enumerate(numbered, start=1):
                         readings.edited[i].record(batch, log_probs[copy], greedy[copy])
                         readings.beside[i].record(batch, log_probs[0], greedy[0])
                     advance(len(chunk) * len(batch.entry))
         return readings
+
+    def _tried(self, chunk: Sequence[Candidate], replay: Callable[[], Replay], copies: int) -> list[Tensor]:
+        """What the model gives without an edit, and with each of these candidates."""
+        outputs = self._outputs(chunk, replay(), copies)
+        return [given[: 1 + len(chunk)] for given in replay().read(self.model, outputs)]
 
     def _copies(self, count: int, tokens: int) -> int:
         """Copies in a batch of a target with so many candidates: as few batches as the tokens allow, evenly filled."""

@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from lasertri.edit.candidate import Candidate
 from lasertri.model.targets import Target
 from lasertri.search.forecast import forecast
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets, scoring_blocks
+from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
 
 Promise = dict[tuple[Target, float], float]  # by target and ρ: what a candidate should lower the loss by
 
 
-def ranked(problem: Problem, targets: Sequence[Target]) -> tuple[dict[Target, float], Promise]:
-    """Every target's score, its best over the ratios, highest first; and that of each ratio, where it is a forecast."""
-    model, factors, settings = problem.model, problem.factors, problem.settings
-    blocks, ratios = scoring_blocks(targets, settings.scoring_blocks), settings.ratios
-    promise, scores = Promise(), dict[Target, float]()
+def ranked(problem: Problem, targets: Sequence[Target], clock: Clock) -> tuple[dict[Target, float], Promise]:
+    """Every target's score, its best over the ratios, highest first; and that of each ratio, where it is a forecast.
+
+    Without those that cannot be factored.
+    """
+    blocks, ratios = scoring_blocks(targets, problem.settings.scoring_blocks), problem.settings.ratios
+    with clock("score"):
+        record = problem.journal.recall("score")
+    if record is None:
+        with clock("factor"):
+            problem.factors.prepare(targets, blocks)
+            keys = problem.factors.usable((target, blocks, None) for target in targets)
+        with clock("score"):
+            usable = [target for target, *_ in keys]
+            numbers = torch.tensor([targets.index(target) for target in usable])
+            record = problem.journal.keep("score", [numbers, _scores(problem, usable, blocks)])
+    scored = [targets[number] for number in record[0].tolist()]
+    each = dict(zip(itertools.product(scored, ratios), record[1].flatten().tolist(), strict=True))
+    scores = {target: max(each[target, ratio] for ratio in ratios) for target in scored}
+    ranking = dict(sorted(scores.items(), key=lambda item: -item[1]))
+    return ranking, each if problem.settings.score == "fisher" else Promise()
+
+
+def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
+    """Of every target at every ratio."""
+    model, samples, factors, settings = problem.model, problem.gradients, problem.factors, problem.settings
     if settings.score == "fisher":
-        grid = [Candidate(target, blocks, ratio) for target in targets for ratio in ratios]
-        found = forecast(model, grid, problem.gradients, factors, progress=settings.progress).tolist()
-        promise = {(candidate.target, candidate.ratio): nats for candidate, nats in zip(grid, found, strict=True)}
-        scores = {target: max(promise[target, ratio] for ratio in ratios) for target in targets}
-    else:
-        contracted = score_targets(
-            model, targets, problem.gradients, block_counts=[blocks], factors=factors, progress=settings.progress
-        )
-        scores = {
-            target: float(score.tail(ratios=ratios, score=settings.score).max())
-            for (target, _), score in contracted.items()
-        }
-    return dict(sorted(scores.items(), key=lambda item: -item[1])), promise
+        grid = [Candidate(target, blocks, ratio) for target in targets for ratio in settings.ratios]
+        batches = problem.journal.under("score")
+        return forecast(model, grid, samples, factors, progress=settings.progress, journal=batches)
+    contracted = score_targets(
+        model, targets, samples, block_counts=[blocks], factors=factors, progress=settings.progress
+    )
+    tails = [contracted[target, blocks].tail(ratios=settings.ratios, score=settings.score) for target in targets]
+    return torch.stack([tail.cpu() for tail in tails])
 
 
 def promising(

@@ -159,6 +159,29 @@ def record(model: nn.Module, batch: Batch, shortcuts: Iterable[Shortcut]) -> Rec
     return Recording(batch, read, outputs, inputs)
 
 
+class RecordedBatch:
+    """A batch that is recorded when that is first asked for, with the model as it then is.
+
+    Attributes:
+        entries: see `Batch.entry`.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, shortcuts: Iterable[Shortcut]) -> None:
+        self.batch, self.entries = batch, batch.entry.tolist()
+        self._model, self._shortcuts = model, list(shortcuts)
+
+    @functools.cached_property
+    def recording(self) -> Recording:
+        return record(self._model, self.batch, self._shortcuts)
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """What `Batch.read` gave."""
+        return self.recording.read
+
+    def replay(self, shortcut: Shortcut, copies: int) -> Replay:
+        return Replay(self.recording, shortcut, copies)
+
+
 class Replay:
     """Copies of a recorded batch that differ in the output of one target.
 

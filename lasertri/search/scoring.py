@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.factors.store import FactorStore
@@ -127,7 +127,6 @@ class Scorer:
         weight = target.view(target.parameter(self.model))
         for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)
-            known = known._replace(basis=known.basis.double())
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
         # counted from where this batch began: under another scale, or in parts, it begins again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
@@ -11,7 +10,7 @@ from lasertri.data.sample import FEWEST
 from lasertri.errors import LasertriError
 from lasertri.search.strategies import DEFAULT, STRATEGIES, Strategy
 from lasertri.support.options import Option, check
-from lasertri.support.shown import reason, shown
+from lasertri.support.patterns import target_pattern
 
 BLOCK_COUNTS = (1, 2, 4, 8)
 
@@ -98,7 +97,12 @@ class Settings:
         ),
     ] = 8
     race: Annotated[
-        bool, Option("Stop measuring a candidate that the leading one beats beyond doubt.", section="Truncation")
+        bool,
+        Option(
+            "Try what promises most, by the default strategy and score, and no further what the leading one beats "
+            "beyond doubt; else all there is, to the end.",
+            section="Truncation",
+        ),
     ] = True
     calibration: Annotated[
         int,
@@ -179,12 +183,7 @@ class Settings:
             self._resolve_grid()
         if self.edit == "shrink" and len(self.blocks) > 1:
             raise LasertriError(f"expected one number of blocks with edit='shrink', got {list(self.blocks)}")
-        try:
-            re.compile(self.targets or "")
-        except re.error as error:
-            raise LasertriError(
-                f"expected a regular expression for the targets, got {shown(self.targets)}: {reason(error)}"
-            ) from error
+        target_pattern(self.targets or "")
 
     def _resolve_grid(self) -> None:
         """The strategy's own grid where none was given."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from lasertri.edit.shrink import Shrink
 from lasertri.factors.store import Key
@@ -15,7 +17,7 @@ from lasertri.search.cross_fit import CrossFit
 from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
-from lasertri.search.step_search import averaged, cross_fit, decided, gather_folds
+from lasertri.search.step_search import averaged, cross_fit, decided, made_of_tokens
 from lasertri.search.tokens import Tokens
 from lasertri.support.timing import Clock
 
@@ -31,14 +33,14 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     if hopeless is not None:
         return [Round.untried(hopeless)]
     announce_sizes(1, len(problem.calibration), clock.last, settings)
-    tokens = gather_folds(problem, fit.parts, clock)
     with clock("factor"):
         problem.factors.prepare([target for target in problem.targets if target.shape[0] >= blocks], blocks)
         keys = problem.factors.usable((target, min(blocks, target.shape[0]), None) for target in problem.targets)
-
+    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, keys), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
-        edits = [_shrink(problem, fit, tokens, fold, keys) for fold in range(len(tokens))]
+        each = ({target: change for target, (change,) in own.items()} for own in made["changes"])
+        edits = [Shrink(1.0, changes, problem.factors) for changes in each]
         fits = list(fit.sizes(edits, FIRST_SIZE))
         decision = decided(problem, fit, fits)
         edit = None
@@ -47,23 +49,24 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     return [Round({}, len(fits), fits, decision, edit)]
 
 
-def _shrink(
-    problem: Problem, fit: CrossFit, tokens: Sequence[Mapping[Target, Tokens]], fold: int, keys: Sequence[Key]
-) -> Shrink:
+def _changes(
+    problem: Problem, fit: CrossFit, keys: Sequence[Key], _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
+) -> dict[Target, tuple[Tensor]]:
     """Of size 1, from all samples but a fold's: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
     samples, loss = fit.others(fold)
     slopes, decrease = {}, 0.0
-    for target, blocks, _ in keys:
+    for key in keys:
+        target = key[0]
         others = (found for other, found in enumerate(tokens) if other != fold)
         own = sum((found[target] for found in others if target in found), Tokens())
         if not len(own):
             continue
         gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(samples)
-        factors = problem.factors.of(target, blocks)
+        factors = problem.factors.of(*key)
         factors = factors._replace(basis=factors.basis.double())
         weight = target.view(target.parameter(problem.model))
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
         slopes[target] = scores.sigma * scores.grad
         decrease += float(slopes[target].square().sum())
     length = loss / decrease if decrease > 0 else 0.0
-    return Shrink(1.0, {target: (-length * slope).float() for target, slope in slopes.items()}, problem.factors)
+    return {target: ((-length * slope).float(),) for target, slope in slopes.items()}

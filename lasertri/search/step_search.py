@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
+from tqdm.auto import tqdm
 
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError
 from lasertri.factors.budget import budget_for
 from lasertri.model.targets import Target
-from lasertri.search.cross_fit import CrossFit, Fit, Sizeable, folds
+from lasertri.search.cross_fit import FOLDS, CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
 from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, SHORTER, make_step
 from lasertri.search.outlook import announce_sizes, no_step_can_help
@@ -22,11 +24,14 @@ from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.tokens import Room, Tokens, gather_tokens
+from lasertri.support.journal import Record
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
 
 Edited = TypeVar("Edited", bound=Sizeable)
+Tensors = tuple[Tensor, ...]
+Make = Callable[[str, int, Sequence[Mapping[Target, Tokens]]], Mapping[Target, Tensors]]
 
 
 def search_step(problem: Problem, clock: Clock) -> list[Round]:
@@ -38,11 +43,10 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     if hopeless is not None:
         return [Round.untried(hopeless)]
     announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
-    tokens = gather_folds(problem, fit.parts, clock)
+    made = made_of_tokens(problem, fit.parts, directions, functools.partial(_step, fit, settings), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
-        steps = {d: [_step(fit, tokens, fold, d, settings) for fold in range(len(tokens))] for d in directions}
-        tokens.clear()  # they may take as much memory as the model
+        steps = {direction: [_sized(settings, direction, own) for own in each] for direction, each in made.items()}
         fits = _fits(fit, steps)
         decision = decided(problem, fit, fits)
         edit = None
@@ -65,26 +69,59 @@ def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
 
 
 def _step(
-    fit: CrossFit,
-    tokens: Sequence[Mapping[Target, Tokens]],
-    fold: int,
-    direction: str,
-    settings: Settings,
-) -> Step:
-    """A step of size 1 from all samples but a fold's; the mean of all folds' has the rank."""
+    fit: CrossFit, settings: Settings, direction: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
+) -> Mapping[Target, Tensors]:
+    """The factors of a step of size 1 from all samples but a fold's."""
     others = [own for other, own in enumerate(tokens) if other != fold]
     reached = dict.fromkeys(target for own in others for target in own)
     together = {target: sum((own[target] for own in others if target in own), Tokens()) for target in reached}
     samples, loss = fit.others(fold)
-    rank = settings.rank or RANKS[direction]
-    each = rank // len(tokens)
-    step = make_step(together, direction, rank=each, loss=loss, samples=len(samples), backend=settings.backend)
-    return replace(step, rank=each * len(tokens))
+    rank = (settings.rank or RANKS[direction]) // FOLDS
+    return make_step(together, direction, rank=rank, loss=loss, samples=len(samples), backend=settings.backend).factors
+
+
+def _sized(settings: Settings, direction: str, factors: Mapping[Target, Tensors]) -> Step:
+    """A fold's step; the mean of all folds' has the rank."""
+    rank = (settings.rank or RANKS[direction]) // FOLDS * FOLDS
+    return Step(direction, rank, 1.0, {target: (left, right) for target, (left, right) in factors.items()})
 
 
 def parts_of(problem: Problem) -> list[list[int]]:
     """The calibration samples of every fold."""
     return folds(problem.calibration.strata, problem.calibration.groups, seed=problem.settings.seed)
+
+
+def made_of_tokens(
+    problem: Problem, parts: Sequence[Sequence[int]], names: Sequence[str], make: Make, clock: Clock
+) -> dict[str, list[dict[Target, Tensors]]]:
+    """What each of these names is for every fold; no tokens are gathered where the journal has it all.
+
+    Args:
+        make: a name, a fold and the tokens of all folds -> tensors of every target.
+    """
+    journal, pairs = problem.journal.under("steps"), list(itertools.product(names, range(len(parts))))
+    with clock("gradient"):
+        records = {pair: record for pair in pairs if (record := journal.recall(pair)) is not None}
+    if len(records) < len(pairs):
+        tokens = gather_folds(problem, parts, clock)  # they may take as much memory as the model
+        number = {target: i for i, target in enumerate(problem.targets)}
+        with clock("trials"):
+            for name, fold in pairs:
+                if (name, fold) not in records:
+                    made = make(name, fold, tokens)
+                    numbers = torch.tensor([number[target] for target in made], dtype=torch.int64)
+                    records[name, fold] = journal.keep((name, fold), [numbers, *itertools.chain(*made.values())])
+    return {name: [_by_target(problem, records[name, fold]) for fold in range(len(parts))] for name in names}
+
+
+def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
+    """The tensors of every target, on its device, from a record of which targets and of all their tensors."""
+    targets, tensors = [problem.targets[number] for number in record[0].tolist()], record[1:]
+    each = len(tensors) // max(1, len(targets))
+    return {
+        target: tuple(x.to(target.parameter(problem.model).device) for x in tensors[each * i : each * (i + 1)])
+        for i, target in enumerate(targets)
+    }
 
 
 def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock) -> list[Mapping[Target, Tokens]]:
@@ -111,9 +148,10 @@ def cross_fit(problem: Problem, clock: Clock) -> CrossFit:
     samples, settings = problem.calibration, problem.settings
     bar = tqdm(desc="baseline", total=samples.work, unit="entry", disable=not settings.progress)
     with clock("baseline"), torch.no_grad(), bar:
-        baseline = samples.read(problem.model, advance=bar.update)
+        baseline = samples.read(problem.model, advance=bar.update, journal=problem.journal.under("baseline"))
     baseline.check()
-    fit = CrossFit(problem.model, samples, parts_of(problem), baseline, settings)
+    journal = problem.journal.under("sizes")
+    fit = CrossFit(problem.model, samples, parts_of(problem), baseline, settings, journal=journal)
     if fit.baseline.warning:
         logger.warning(fit.baseline.warning)
     return fit

@@ -7,6 +7,7 @@ second moments of both, without a matrix of the weight's size. An expert is a la
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -79,32 +80,44 @@ class Room:
     """How tokens are kept within a memory budget.
 
     Attributes:
-        most: tokens of every layer; beyond twice that they are compressed.
+        most: rows of every layer that tokens are compressed to, where there are twice as many; None: they stay as they
+            are. n + m rows hold all that a layer `[m, n]` is asked for.
         narrow: whether FP32 ones are kept in BF16, of whose rounding a gradient of hundreds of tokens knows little.
         share: of a layer's tokens what an expert may keep.
     """
 
-    most: int
+    most: int | None = None
     narrow: bool = False
     share: float = 1.0
 
     @classmethod
     def within(cls, budget: int, model: nn.Module, targets: Sequence[Target], tokens: int, folds: int) -> Room:
-        """As they are if that many tokens of every fold fit, else in BF16, else as many as fit while compressed."""
+        """As they are if so many tokens of every fold fit, else in BF16, else as many rows as fit while compressed."""
         share = _share(model, targets)
-        numbers = folds * sum(sum(target.shape) * (1 if target.expert is None else share) for target in targets)
         dtype = targets[0].parameter(model).dtype
         width = 4 if dtype == torch.float16 else dtype.itemsize  # an fp16 model's output gradients are kept in FP32
+        numbers = folds * sum(sum(target.shape) * (1 if target.expert is None else share) for target in targets)
         for narrow in (False, True) if dtype == torch.float32 else (False,):
-            fitting = int(budget // (numbers * (2 if narrow else width)))
-            if tokens <= fitting:
-                return cls(fitting, narrow)
-        # before they are compressed twice as many are there
-        return cls(max(FEWEST_TOKENS, fitting // 2), narrow, share)
+            if tokens * numbers * (2 if narrow else width) <= budget:
+                return cls(None, narrow)
+        narrow = dtype == torch.float32
+
+        def held(most: int) -> int:
+            """Bytes: before they are compressed there are twice as many."""
+            room = cls(most, narrow, share)
+            rows = folds * sum(2 * room.of(target) * sum(target.shape) for target in targets)
+            return rows * (2 if narrow else width)
+
+        largest = max(sum(target.shape) for target in targets)
+        most = bisect_right(range(largest + 1), budget, key=held) - 1
+        return cls(max(FEWEST_TOKENS, most), narrow, share)
 
     def of(self, target: Target) -> int:
-        """How many tokens of this target may be kept."""
-        return self.most if target.expert is None else max(FEWEST_TOKENS, int(self.share * self.most))
+        """How many rows this target's tokens are compressed to."""
+        if self.most is None:
+            return 1 << 60
+        most = self.most if target.expert is None else max(FEWEST_TOKENS, int(self.share * self.most))
+        return min(most, sum(target.shape))
 
 
 def gather_tokens(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
@@ -20,6 +19,7 @@ from lasertri.search.projected import Projected
 from lasertri.search.racing import stages, survivors
 from lasertri.search.settings import Settings
 from lasertri.search.trial import Runner, Trial, TrialReadings
+from lasertri.support.journal import NOTHING, Journal
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
@@ -27,25 +27,30 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def run_trials(
-    model: nn.Module, candidates: Sequence[Candidate], samples: Samples, factors: FactorStore, settings: Settings
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    samples: Samples,
+    factors: FactorStore,
+    settings: Settings,
+    journal: Journal = NOTHING,
 ) -> tuple[Measurement, list[Trial]]:
     """Measure the baseline and every candidate; in a race those beaten beyond doubt stop early.
 
     The model must be frozen and in evaluation mode, as inside `preserved(model)`.
     """
     parts = stages(samples.strata, seed=settings.seed) if settings.race else [list(range(len(samples)))]
-    plan = plan_trials(model, candidates, samples, factors)
+    plan = plan_trials(model, candidates, samples, factors, journal)
     readings = TrialReadings.empty(samples, len(candidates))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
     seen_by: dict[int, list[int]] = {}
     total = samples.work * len(candidates)
     with tqdm(total=total, desc="trials", unit="entry", disable=not settings.progress) as bar:
         for part in parts:
-            start, seen = time.perf_counter(), seen + part
+            start, seen = journal.now(), seen + part
             for runner, its_own in plan:
                 if mine := sorted(its_own & set(alive)):
                     readings.update(mine, runner.run([candidates[i] for i in mine], part, bar.update))
-            seconds[alive] += (time.perf_counter() - start) / len(alive)
+            seconds[alive] += (journal.now() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):
                 alive = survivors(alive, readings, seen, samples.groups, settings)
@@ -64,7 +69,11 @@ def run_trials(
 
 
 def plan_trials(
-    model: nn.Module, candidates: Sequence[Candidate], samples: Samples, factors: FactorStore
+    model: nn.Module,
+    candidates: Sequence[Candidate],
+    samples: Samples,
+    factors: FactorStore,
+    journal: Journal = NOTHING,
 ) -> list[tuple[Runner, set[int]]]:
     """How candidates are tried: runners, each with the numbers of its candidates.
 
@@ -72,7 +81,7 @@ def plan_trials(
     """
     numbers = set(range(len(candidates)))
     if not samples.replayable:
-        return [(InPlace(model, samples, factors), numbers)]
-    projected = Projected(model, cast("EncodedSamples", samples), candidates, factors)
-    in_place = InPlace(model, samples, factors, projected.shortcuts)
+        return [(InPlace(model, samples, factors, journal=journal), numbers)]
+    projected = Projected(model, cast("EncodedSamples", samples), candidates, factors, journal)
+    in_place = InPlace(model, samples, factors, projected.shortcuts, journal)
     return [(projected, projected.supported), (in_place, numbers - projected.supported)]

@@ -29,12 +29,19 @@ def write_whole(path: Path, text: str) -> None:
         raise LasertriError(f"{path}: expected a file that can be written: {failure(error)}") from error
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, whoever else writes it; an `OSError` is the caller's."""
+def replace_file(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all, whoever else writes it; an `OSError` is the caller's.
+
+    Args:
+        durable: it reaches the disk before it appears.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content)
+        if durable:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -22,6 +23,7 @@ def environment() -> dict[str, object]:
         **{name: _version(name) for name in PACKAGES},
         "devices": devices(),
         "threads": torch.get_num_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "ACTIVE").lower(),  # of threads, see cli/threads.py
     }
 
 

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, Self, TypeVar
 
-import torch
-
 from lasertri.errors import TooLittleMemoryError
 
 logger = logging.getLogger(__name__)
 
-# besides torch.OutOfMemoryError: of torch's CPU allocator, of C++, of CUDA itself and its libraries
-SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "STATUS_ALLOC_FAILED")
+# of torch's allocators, of the operating system, of C++, of CUDA's libraries
+SIGNS = re.compile("out of memory|can(no|')t allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 
 class Sliceable(Protocol):
@@ -62,7 +60,7 @@ def as_memory_allows(
         short = None
         try:
             found = run(waiting[0])
-        except (RuntimeError, MemoryError, TooLittleMemoryError) as error:
+        except (MemoryError, OSError, RuntimeError, TooLittleMemoryError) as error:
             short = shortage(error, what)
             if short is None:
                 raise
@@ -82,7 +80,7 @@ def memory_told(what: str = "all that is asked for") -> Iterator[None]:
     short = None
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         short = shortage(error, what)
         if short is None:
             raise
@@ -93,9 +91,9 @@ def memory_told(what: str = "all that is asked for") -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a device."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError | TooLittleMemoryError):
+    if isinstance(error, MemoryError | TooLittleMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return isinstance(error, OSError | RuntimeError) and SIGNS.search(str(error)) is not None
 
 
 def shortage(error: BaseException, what: str = "all that is asked for") -> TooLittleMemoryError | None:
@@ -104,9 +102,12 @@ def shortage(error: BaseException, what: str = "all that is asked for") -> TooLi
         return None
     if isinstance(error, TooLittleMemoryError):
         return TooLittleMemoryError(str(error))
-    asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-    size = f" ({asked[1]} more were needed)" if asked else ""
-    if isinstance(error, torch.OutOfMemoryError) or re.search("CUDA|_STATUS_", str(error)):
+    asked = re.search(r"allocate ([\d.]+) (bytes|[KMGTP]iB)", str(error))
+    size = ""
+    if asked is not None:
+        amount = f"{float(asked[1]) / 2**30:,.3g} GiB" if asked[2] == "bytes" else f"{asked[1]} {asked[2]}"
+        size = f" ({amount} more were needed)"
+    if re.search("CUDA|_STATUS_", str(error)):
         place, other = "the device", "on the CPU (--device cpu)"
     else:
         place, other = "this machine", "on one with more"
@@ -118,5 +119,7 @@ def shortage(error: BaseException, what: str = "all that is asked for") -> TooLi
 
 def _release() -> None:
     """Give back to the device what torch keeps of it for itself."""
+    import torch  # not above: what --help needs waits for no torch
+
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

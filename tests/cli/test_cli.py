@@ -5,15 +5,19 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import string
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 import safetensors.torch
 import torch
+from killing import Killed, Killer, without_times
+from marks import slow
 from tiny import make_samples
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -225,6 +229,7 @@ def test_bad_data_is_reported_before_a_model_is_loaded(tmp_path):
 def test_an_unknown_model_is_one_sentence(tmp_path, data, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "expected a hub id or a folder" in failure("adapt", tmp_path / "absent", "--data", data)
+    assert "read and written: " in failure("adapt", "a" * 999, "--data", data)
     (tmp_path / "empty").mkdir()
     assert "expected a hub id or a folder" in failure("eval", tmp_path / "empty", "--data", data)
 
@@ -267,6 +272,70 @@ def test_a_device_that_is_not_there(folder, data):
     assert "expected cpu or" in failure("eval", folder, "--data", data, "--device", "meta")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 96 bytes"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_is_not_there_is_one_sentence(folder, data, monkeypatch, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lacking)
+    assert "expected memory for all that is asked for, but" in failure("eval", folder, "--data", data)
+
+
+def test_no_temporary_folder_is_one_sentence(folder, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    assert "name one with TMPDIR" in failure("adapt", folder, "--data", data)
+
+
+def test_what_a_terminal_would_obey_is_written_out(folder, data, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "lasertri_config.json").write_text(json.dumps({"kind": "\x1b[31mred"}))
+    said = failure("eval", folder, "--data", data, "--edit", tmp_path / "out")
+    assert r"got '\x1b[31mred'" in said
+    assert r"no \x1b[31mfolder" in failure("eval", tmp_path / "no \x1b[31mfolder", "--data", data)
+
+
+@pytest.mark.parametrize("kind", ["step", slow("truncate"), slow("shrink")])
+def test_a_command_goes_on_where_it_was_killed(folder, data, tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path / "cache"))
+    command = ["adapt", folder, "--data", data, "--edit", kind, "--accept", "best", "--no-progress"]
+    killer, going_on = Killer(monkeypatch), "going on where this was stopped"
+
+    def killed(*options):
+        """Whether it went on, and how much it wrote; None where it was killed."""
+        killer.written = 0
+        caplog.clear()
+        try:
+            result = run(*command, *options)
+        except Killed:
+            return None
+        finally:
+            killer.at = None
+        assert result.exit_code == 0, result.output
+        return going_on in caplog.text, killer.written
+
+    assert killed() == (False, 0)  # without OUT there is nothing to go on to
+    went_on, written = killed("-o", tmp_path / "undisturbed")
+    assert not went_on
+    factors = set(os.listdir(tmp_path / "cache")) if kind != "step" else set()
+    for options in ([], ["--no-resume"]):
+        killer.at = written // 2
+        assert killed("-o", tmp_path / "out") is None
+        assert not (tmp_path / "out").exists()
+        rest = written if options else written - written // 2
+        assert killed("-o", tmp_path / "out", "--overwrite", *options) == (not options, rest)
+        figures = [json.loads((tmp_path / name / SUMMARY_NAME).read_text()) for name in ("undisturbed", "out")]
+        assert without_times(figures[0]) == without_times(figures[1])
+        assert set(os.listdir(tmp_path / "cache")) == factors
+        shutil.rmtree(tmp_path / "out")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
     prompts = itertools.islice(itertools.product(string.ascii_lowercase, repeat=3), 6000)  # no two rows alike
@@ -287,19 +356,3 @@ def test_an_interrupt_exits_with_130_and_leaves_no_output(folder, tmp_path):
     assert process.returncode == 130
     assert b"interrupted" in rest
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 96 bytes"),
-        MemoryError(),
-    ],
-)
-def test_memory_that_runs_out_anywhere_is_one_sentence(folder, data, monkeypatch, error):
-    def load(*_, **__):
-        raise error
-
-    monkeypatch.setattr("lasertri.model.loading.load_model", load)
-    assert "expected memory for all that is asked for, but" in failure("eval", folder, "--data", data)

@@ -3,9 +3,11 @@
 import json
 from types import SimpleNamespace
 
+import pytest
 from tiny import make_model
 
-from lasertri.cli.saved import how_to_load
+from lasertri import LasertriError
+from lasertri.cli.saved import base_of_adapter, how_to_load
 
 
 def test_no_engine_is_named_for_an_adapter_of_experts(tmp_path):
@@ -18,3 +20,10 @@ def test_no_engine_is_named_for_an_adapter_of_experts(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config))
         _, engines = how_to_load(result, tmp_path)
         assert said in engines
+
+
+@pytest.mark.parametrize("text", ["5", "[" * 99999, '{"base_model_name_or_path": 5}', "{}", "\xff"])
+def test_an_adapter_that_does_not_say_its_model_is_refused(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(LasertriError, match="expected an adapter"):
+        base_of_adapter(tmp_path)

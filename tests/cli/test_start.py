@@ -90,3 +90,43 @@ def test_completion_can_be_shown_and_installed(tmp_path):
     code, _, _ = start("--install-completion", "bash", **forced)
     assert code == 0
     assert "lasertri" in (tmp_path / ".bashrc").read_text()
+
+
+def test_threads_that_wait_sleep():
+    script = "import lasertri.cli, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True
+        )
+        assert done.stdout.split() == [found, "False"]
+
+
+@pytest.mark.parametrize(
+    ("module", "raised", "said"),
+    [
+        ("lasertri.cli.adapt", "KeyboardInterrupt", "lasertri: interrupted\n"),
+        ("lasertri.cli.adapt", "ImportError('of what a library made of it')", "lasertri: interrupted\n"),
+        ("torch", "KeyboardInterrupt", "lasertri: interrupted; what had been finished is kept\n"),
+        ("torch", "RecursionError", "lasertri: interrupted; what had been finished is kept\n"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupt_while_something_is_imported_is_one_whatever_it_becomes(module, raised, said):
+    program = f"""
+import importlib.abc, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                raise {raised} from None
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["lasertri", "info"]
+from lasertri.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, said)

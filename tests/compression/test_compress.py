@@ -1,11 +1,15 @@
 """Compression keeps the bytes that were asked for, where they lose least, and leaves alone what it would not help."""
 
 import copy
+import functools
 import json
+import os
 
 import pytest
 import torch
 from faults import give_up_on
+from killing import WHENS, Killed, Killer
+from marks import slow
 from tiny import make_tokenizer
 from typer.testing import CliRunner
 
@@ -216,12 +220,44 @@ def test_a_failure_leaves_the_model_as_it_was(model, monkeypatch):
     assert not any(isinstance(module, FactoredLinear) for module in model.modules())
 
 
+@pytest.mark.parametrize(("when", "at"), [("torn", 4), *(slow(when, 1 if when == "after" else 2) for when in WHENS)])
+def test_killed_at_any_moment_it_goes_on_where_it_was(model_of, tmp_path, monkeypatch, when, at):
+    killer, gathered = Killer(monkeypatch), []
+    gather = InputMoments._gathered
+    monkeypatch.setattr(InputMoments, "_gathered", lambda self, group: gathered.append(group) or gather(self, group))
+
+    def work(folder=None, **options):
+        model = decaying(model_of("llama"))
+        return squeezed(model, keep=0.6, journal=folder, **options), model
+
+    report, model = work()
+    (again, other), times = killer.until_it_ends(functools.partial(work, tmp_path), at, when)
+    assert times >= 3
+    assert again.to_dict() == report.to_dict()
+    assert all(value.equal(other.state_dict()[name]) for name, value in model.state_dict().items())
+    gathered.clear()
+    smaller, _ = work(tmp_path, memory_budget=95_000)  # whose factors are asked for again and again
+    assert smaller.side_effects == report.side_effects
+    assert gathered == []
+    work(tmp_path, text=TEXT.replace("yes", "no"))
+    assert gathered
+    smaller.journal.delete()
+    again.journal.delete()
+    gathered.clear()
+    work(tmp_path)
+    assert gathered
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"keep": 0.9, "rank": 0.5}, "got both"),
         ({"keep": 1.5}, "keep as a share from 0 to 1, got 1.5"),
         ({"keep": float("nan")}, "keep as a share"),
+        ({"keep": True}, "keep as a share from 0 to 1, got True"),
+        ({"rank": "0.5"}, "rank as a share from 0 to 1, got '0.5'"),
+        ({"max_kl": [1]}, r"max_kl of at least 0, got \[1\]"),
+        ({"rank": 0.5, "targets": 5}, "a regular expression for the targets, got 5"),
         ({"rank": 64}, "rank as a share from 0 to 1"),
         ({"factors": "white"}, r"\['whitened', 'plain'\], got 'white'"),
         ({"max_kl": -1}, "max_kl of at least 0"),
@@ -259,6 +295,20 @@ def test_the_command_writes_what_it_reports(folder, tmp_path, english):
     assert (result.exit_code, "--overwrite" in result.stderr) == (1, True)
     result = run(*arguments, "-o", tmp_path / "out", "--overwrite")
     assert (result.exit_code, "3 of 3 matrices factored" in result.stdout) == (0, True)
+
+
+def test_the_command_goes_on_where_it_was_killed_and_then_forgets(folder, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    killer = Killer(monkeypatch)
+    killer.at = 3
+    command = ["compress", folder, "--text", tmp_path / "text.txt", "--keep", "0.6", "-o", tmp_path / "out"]
+    with pytest.raises(Killed):
+        run(*command)
+    killer.at = None
+    assert run(*command).exit_code == 0
+    assert "going on where this was stopped: 1 s of sensitivity and factors are there already" in caplog.text
+    assert os.listdir(tmp_path / "cache") == []
 
 
 def test_the_command_writes_nothing_where_nothing_gets_smaller(folder, tmp_path, english):

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 
 from lasertri import Fields, LasertriError, Sample, as_samples
@@ -84,6 +85,21 @@ def test_parquet(tmp_path):
 
     Dataset.from_list([GOOD]).to_parquet(tmp_path / "x.parquet")
     assert as_samples(tmp_path / "x.parquet") == [Sample("a b", choices=("yes", "no"), label=1)]
+
+
+def test_without_the_extra_a_parquet_file_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "x.parquet").touch()
+    with pytest.raises(LasertriError, match=r"expected a jsonl or csv file.*pip install 'lasertri\[datasets\]'"):
+        as_samples(tmp_path / "x.parquet")
+
+
+def test_a_data_frame(tmp_path):
+    frame = pandas.DataFrame([GOOD, GOOD | {"group": "g"}])
+    expected = [Sample("a b", choices=("yes", "no"), label=1, group=group) for group in (None, "g")]
+    assert as_samples(frame) == expected
+    frame.to_parquet(tmp_path / "x.parquet")
+    assert as_samples(pandas.read_parquet(tmp_path / "x.parquet")) == expected
 
 
 def test_rows_and_samples_from_python():
@@ -287,6 +303,11 @@ def test_files_that_cannot_be_read(tmp_path):
         as_samples(tmp_path / "x.csv")
     with pytest.raises(LasertriError, match="found none there"):
         as_samples(tmp_path / "absent.jsonl")
+    with pytest.raises(LasertriError, match="File name too long"):
+        as_samples(tmp_path / f"{'x' * 999}.jsonl")
+    for nothing in (5, None, 0.5):
+        with pytest.raises(LasertriError, match=f"expected samples, rows, or the path of a file .*, got {nothing}"):
+            as_samples(nothing)
     with pytest.raises(LasertriError, match="ends in .jsonl"):
         as_samples(write(tmp_path / "x.txt", "a"))
     (tmp_path / "x.jsonl").write_bytes(b"\xff\xfe")

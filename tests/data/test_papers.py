@@ -246,6 +246,15 @@ def test_wikidata_takes_the_examples_with_one_answer(tmp_path):
     assert prompts(task_samples("qa-wikidata", data_dir=folder)) == ["Q: A is\nA:"]  # BIG-bench's own prefixes
 
 
+def test_a_copy_that_was_written_over_is_read_again_whatever_its_time(tmp_path):
+    for claim in ("Is it?", "So it is."):
+        rows = [{"claim": claim, "label": "SUPPORTS", "more": {"a": [1]}}]
+        copied(tmp_path, "fever", rows, rows)
+        for path in tmp_path.rglob("*.parquet"):
+            os.utime(path, (1e9, 1e9))
+        assert claim in prompts(task_samples("fever", data_dir=tmp_path))[0]
+
+
 def test_without_a_folder_the_hubs_parquet_branch_is_read(tmp_path, monkeypatch):
     copied(tmp_path, "truthfulqa", [{"question": "Q?", "mc2_targets": {"choices": ["A"], "labels": [1]}, "more": 1}])
     task = registry.TASKS["truthfulqa"]
@@ -327,7 +336,7 @@ def test_files_that_are_no_json_or_parquet(tmp_path):
         task_samples("truthfulqa", data_dir=tmp_path)
     folder = copied(tmp_path / "hub", "bios-gender", [BIO])
     (folder / "default" / "dev" / "0000.parquet").write_text("none")
-    with pytest.raises(LasertriError, match="default/dev/.*expected parquet files"):
+    with pytest.raises(LasertriError, match="default/dev/.*expected a parquet file"):
         task_samples("bios-gender", data_dir=folder)
     copied(folder, "bios-gender", [{"hard_text": "a"}])
     with pytest.raises(LasertriError, match=r"expected fields \['gender', 'profession'\]"):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lasertri import Sample
+from lasertri import LasertriError, Sample
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,9 @@ from lasertri import Sample
 )
 def test_its_text_is_the_prompt_with_the_right_answer(sample, text):
     assert sample.text == text
+
+
+@pytest.mark.parametrize("choices", [5, "yes", True], ids=str)
+def test_choices_that_are_no_list_are_refused(choices):
+    with pytest.raises(LasertriError, match=f"a sample, choices: expected a list of texts, got {choices!r}"):
+        Sample("Is it?", choices=choices, label=0)

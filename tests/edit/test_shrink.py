@@ -137,7 +137,7 @@ def test_damaged_files_are_refused(tmp_path):
     factors, config = tmp_path / FACTORS_NAME, tmp_path / CONFIG_NAME
     whole, described = factors.read_bytes(), json.loads(config.read_text())
     factors.write_bytes(whole[:-10])
-    with pytest.raises(LasertriError, match="expected scales of singular values, but they cannot be read"):
+    with pytest.raises(LasertriError, match="changed after it was written"):
         Edit.load(tmp_path)
     factors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LasertriError, match="changed after it was written"):
@@ -145,7 +145,4 @@ def test_damaged_files_are_refused(tmp_path):
     factors.write_bytes(whole)
     config.write_text(json.dumps(described | {"size": 9.0}))
     with pytest.raises(LasertriError, match="changed after it was written"):
-        Edit.load(tmp_path)
-    config.write_text(json.dumps({key: value for key, value in described.items() if key != "targets"}))
-    with pytest.raises(LasertriError, match="expected the fields of an edit"):
         Edit.load(tmp_path)

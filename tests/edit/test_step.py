@@ -171,22 +171,22 @@ def test_damaged_files_are_refused(tmp_path):
     weights, config = tmp_path / WEIGHTS_NAME, tmp_path / CONFIG_NAME
     whole, described = weights.read_bytes(), json.loads(config.read_text())
     weights.write_bytes(whole[:-10])
-    with pytest.raises(LasertriError, match=f"{WEIGHTS_NAME}: expected a step's adapter, but it cannot be read"):
+    with pytest.raises(LasertriError, match="changed after it was written"):
         Edit.load(tmp_path)
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LasertriError, match="changed after it was written"):
         Edit.load(tmp_path)
     weights.unlink()
-    with pytest.raises(LasertriError, match="cannot be read"):
+    with pytest.raises(LasertriError, match=f"{WEIGHTS_NAME}: expected an edit's tensors, but .* No such file"):
         Edit.load(tmp_path)
     weights.write_bytes(whole)
     for change in ({"size": 2.0}, {"direction": "plain"}, {"rank": 3}, {"targets": described["targets"][:-1]}):
         config.write_text(json.dumps(described | change))
-        with pytest.raises(LasertriError, match="expected the fields of a step|changed after it was written"):
+        with pytest.raises(LasertriError, match="changed after it was written"):
             Edit.load(tmp_path)
     for broken in ({k: v for k, v in described.items() if k != name} for name in ("targets", "origin", "size")):
         config.write_text(json.dumps(broken))
-        with pytest.raises(LasertriError, match=f"{CONFIG_NAME}: expected the fields of a step"):
+        with pytest.raises(LasertriError, match="changed after it was written"):
             Edit.load(tmp_path)
     config.write_text(json.dumps(described | {"kind": "grow"}))
     with pytest.raises(LasertriError, match="expected a kind of edit among .*, got 'grow'; a later lasertri"):

@@ -15,7 +15,7 @@ from lasertri.cli import app
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import Edit
 from lasertri.edit.truncation import Truncation, factored_edits
-from lasertri.factored.checkpoint import DESCRIPTION_NAME
+from lasertri.factored.checkpoint import DESCRIPTION_NAME, _description_sha256, write_description
 from lasertri.factored.exchange import exchange, exchanged
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.store import FactorStore
@@ -156,11 +156,59 @@ def test_damaged_files_are_refused(model, tmp_path):
         lasertri.load(folder)
 
 
+def signed(folder, change):
+    """Change what the description says, with a checksum for it."""
+    path = folder / DESCRIPTION_NAME
+    described = json.loads(path.read_text())
+    described.pop("sha256")
+    change(described)
+    path.write_text(json.dumps(described | {"sha256": _description_sha256(described)}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"offsets": [0, 20, 10, 40]}, "offsets that start at 0 and increase"),
+        ({"offsets": [0, 14, 27, 40.0]}, "offsets that start at 0"),
+        ({"offsets": [0, 14, 27, 41]}, "expected a layer of 41 outputs"),
+        ({"offsets": "0123"}, "offsets that start"),
+        ({"ranks": [4, 4]}, "description of factored layers, got zip"),
+        ({"ranks": [4, 4, 99]}, "the rank 99 of a block of 13 rows"),
+        ({"ranks": [4, 4, True]}, "the rank True"),
+        ({"ordered": 1}, "ordered and pivoted"),
+    ],
+    ids=str,
+)
+def test_a_layout_that_no_layer_can_have_is_refused(model, tmp_path, fields, said):
+    lasertri.save(make_factored(model), tmp_path / "out")
+    signed(tmp_path / "out", lambda described: described["layers"]["transformer.h.0.mlp.fc_in"].update(fields))
+    with pytest.raises(LasertriError, match=said):
+        lasertri.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "", "..", "model/../../x"])
+def test_files_elsewhere_are_not_looked_at(model, tmp_path, name):
+    lasertri.save(make_factored(model), tmp_path / "out")
+    signed(tmp_path / "out", lambda described: described["files"].update({name: "0" * 64}))
+    with pytest.raises(LasertriError, match=f"{DESCRIPTION_NAME}: expected files beside it, got"):
+        lasertri.load(tmp_path / "out")
+
+
+def test_an_order_with_a_row_twice_is_refused(model, tmp_path):
+    factored = make_factored(model)
+    layer = factored.get_submodule("transformer.h.1.mlp.fc_out")
+    layer.index[0] = layer.index[1]
+    factored.save_pretrained(tmp_path, variant="factored")
+    write_description({p: factored.get_submodule(p) for p in factored_paths(factored)}, tmp_path)
+    with pytest.raises(LasertriError, match=r"an order of all rows of transformer\.h\.1\.mlp\.fc_out, got some twice"):
+        lasertri.load(tmp_path)
+
+
 @pytest.mark.parametrize("architecture", ["gptj", "gpt2"])
 def test_several_edits_are_saved_as_factors(model_of, tokenizer, samples, tmp_path, architecture):
     model = model_of(architecture)
     before = copy.deepcopy(model.state_dict())
-    result = adapt(model, samples, tokenizer=tokenizer, max_edits=2, **SMALL)
+    result = adapt(model, samples, tokenizer=tokenizer, max_edits=2, score="taylor", **SMALL)
     assert len(result.edits) == 2
     for name, factored in (("dense", False), ("factored", True)):
         result.save(tmp_path / name, factored=factored)

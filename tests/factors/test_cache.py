@@ -203,6 +203,44 @@ def test_the_least_recently_used_go_first_and_the_limit_holds(kept):
     assert entries(kept) == [e]
 
 
+def test_the_limit_holds_with_several_processes(kept):
+    size = stored(kept)[2].stat().st_size
+    caches = [FactorCache(kept.directory, 100 * size) for _ in range(4)]
+    for i in range(35):
+        for j, one in enumerate(caches):
+            stored(one, weight_hash=f"{i:016}{j:016}")
+            assert sum(path.stat().st_size for path in entries(kept)) <= 100 * size
+    assert len(entries(kept)) == 100
+
+
+def test_an_entry_that_vanishes_meanwhile_does_not_keep_others(kept):
+    size = stored(kept)[2].stat().st_size
+    (kept.directory / ("f" * 64 + ".safetensors")).symlink_to("nowhere")
+    kept.limit = 2 * size
+    for i in range(4):
+        _, _, last = stored(kept, weight_hash=f"{i}" * 32)
+    assert last.exists()
+    assert sum(path.exists() for path in entries(kept)) == 2
+
+
+def test_what_a_killed_process_left_is_swept_below_the_limit(kept):
+    kept.directory.mkdir(parents=True)
+    old, new = (kept.directory / (letter * 64 + ".safetensors." + "d" * 32) for letter in "ab")
+    for path in (old, new):
+        path.write_bytes(bytes(1000))
+    used_at(old, 1)
+    _, _, path = stored(kept)
+    assert sorted(kept.directory.iterdir()) == sorted([new, path]), "of an hour ago, and one that is being written"
+
+
+def test_a_file_that_is_written_over_changes_nothing_that_was_read(kept):
+    key, factors, path = stored(kept)
+    loaded = kept.load(key)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert_same(loaded, factors)
+
+
 def test_an_entry_over_the_limit_is_not_stored_and_evicts_nothing(kept):
     _, _, small = stored(kept)
     kept.limit = small.stat().st_size
@@ -210,6 +248,13 @@ def test_an_entry_over_the_limit_is_not_stored_and_evicts_nothing(kept):
     assert large is None
     assert kept.load(key) is None
     assert entries(kept) == [small]
+
+
+def test_a_limit_that_was_lowered_holds(kept):
+    _, _, path = stored(kept)
+    lower = FactorCache(kept.directory, 0)
+    assert stored(lower, weight_hash="1" * 32)[2] is None
+    assert not path.exists()
 
 
 def test_eviction_deletes_no_file_of_another_kind(kept):
@@ -244,8 +289,20 @@ def test_the_environment_says_where_and_how_much(monkeypatch, tmp_path):
     assert FactorCache.default().directory == tmp_path / "xdg" / "lasertri"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert FactorCache.default().directory == tmp_path / "home" / ".cache" / "lasertri"
-    assert (FactorCache().directory, FactorCache().limit) == (tmp_path / "home" / ".cache" / "lasertri", 2**34)
     assert not list(tmp_path.iterdir()), "asking writes nothing"
+
+
+@pytest.mark.parametrize("chosen", [None, "~/elsewhere", "~nobody-of-this-name/cache"])
+def test_where_there_is_no_home_no_folder_is_named_for_it(monkeypatch, tmp_path, caplog, chosen):
+    for name in ("HOME", "XDG_CACHE_HOME", "LASERTRI_CACHE"):
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # as in a container with a user of no name
+    if chosen is not None:
+        monkeypatch.setenv("LASERTRI_CACHE", chosen)
+    assert FactorCache.default() is None
+    assert caplog.text.count("set LASERTRI_CACHE") == 1
+    monkeypatch.setenv("LASERTRI_CACHE", str(tmp_path))
+    assert FactorCache.default().directory == tmp_path
 
 
 @pytest.mark.parametrize("value", ["much", "-1", "nan", "inf"])

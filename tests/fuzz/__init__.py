@@ -1,4 +1,4 @@
-"""Generated rows, options, edits and checkpoints, sound and damaged: each is read right or refused in a sentence.
+"""Rows, options, edits, checkpoints, caches and calls of ops, made up or damaged: each is read right or refused.
 
 `python -m tests.fuzz --cases 10000` runs them; a case is made from its kind and number alone, so that
 `python -m tests.fuzz --case rows:17` runs it again.

@@ -6,6 +6,7 @@ A changed weight of a plain checkpoint cannot be seen, since it has no checksum;
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,27 +17,27 @@ import torch
 from tiny import make_model, make_tokenizer
 
 import lasertri
-from fuzz.damage import damage
+from fuzz.damage import changed, damage
 from fuzz.outcome import attempt
 from lasertri import Sample
-from lasertri.factored.checkpoint import DESCRIPTION_NAME
+from lasertri.factored.checkpoint import DESCRIPTION_NAME, _description_sha256
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import load_model, load_tokenizer
 
-KINDS = ("gptj", "llama", "bert", "t5", "factored")
+KINDS = ("gptj", "llama", "bert", "t5", "sharded", "factored")
 
 
 @functools.cache
 def saved(kind: str) -> tuple[Path, np.ndarray]:
     """A model's folder, and its answer."""
-    name = "llama" if kind == "factored" else kind
+    name = "llama" if kind in ("factored", "sharded") else kind
     model, folder = make_model(name), Path(tempfile.mkdtemp(prefix="lasertri-fuzz-")) / "model"
     model.config._name_or_path = ""
     if kind == "factored":
         lasertri.compress(model, keep=0.6, factors="plain", progress=False)
         lasertri.save(model, folder)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size="9KB" if kind == "sharded" else "1GB")
     make_tokenizer(name).save_pretrained(folder)
     assert (folder / DESCRIPTION_NAME).exists() == (kind == "factored")
     return folder, answer(folder)
@@ -50,11 +51,25 @@ def answer(folder: Path) -> np.ndarray:
     return encoded.read(model).log_probs
 
 
+def tamper(random: Random, folder: Path) -> None:
+    """Change what a description of factored layers says, and write the checksum that this has."""
+    described = json.loads((folder / DESCRIPTION_NAME).read_text())
+    described.pop("sha256")
+    name = random.choice(sorted(described))
+    described[name] = changed(random, described[name])
+    described["sha256"] = _description_sha256(described)
+    (folder / DESCRIPTION_NAME).write_text(json.dumps(described))
+
+
 def case(random: Random, folder: Path) -> str:
     """Damage a copy, load it, ask it."""
     kind = random.choice(KINDS)
     sound, expected = saved(kind)
     shutil.copytree(sound, folder, dirs_exist_ok=True)
+    if kind == "factored" and random.random() < 0.3:
+        tamper(random, folder)
+        attempt(lambda: answer(folder))
+        return "answered"
     done = damage(random, folder, [saved(other)[0] for other in KINDS if other != kind])
     found = attempt(lambda: answer(folder))
     seen = kind == "factored" or not done.startswith(("byte", "inserted", "field", "other"))

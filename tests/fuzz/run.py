@@ -12,10 +12,17 @@ from random import Random
 
 from transformers.utils import logging
 
-from fuzz import checkpoints, edits, options, rows
+from fuzz import cache, checkpoints, edits, ops, options, rows
 from fuzz.outcome import Refused
 
-KINDS = {"rows": rows.case, "options": options.case, "edits": edits.case, "checkpoints": checkpoints.case}
+KINDS = {
+    "rows": rows.case,
+    "options": options.case,
+    "edits": edits.case,
+    "checkpoints": checkpoints.case,
+    "ops": ops.case,
+    "cache": cache.case,
+}
 
 
 def run_case(kind: str, number: int) -> str:

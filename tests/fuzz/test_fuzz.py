@@ -4,7 +4,7 @@ import pytest
 
 from fuzz.run import run
 
-CASES = {"rows": 80, "options": 80, "edits": 60, "checkpoints": 20}
+CASES = {"rows": 80, "options": 80, "edits": 60, "checkpoints": 20, "ops": 300, "cache": 60}
 
 
 @pytest.mark.parametrize("kind", CASES)

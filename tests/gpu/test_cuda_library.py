@@ -31,6 +31,24 @@ def test_factors_are_those_of_each_block(shape, dtype, workspace, turned, method
     torch.testing.assert_close((basis.mT @ given.double()).norm(dim=-1), sigma, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("fp64", [True, False])
+@pytest.mark.parametrize("turned", [False, True], ids=["rows contiguous", "columns contiguous"])
+def test_blocks_of_several_panels(fp64, turned):
+    """Sixteen of 16 x 70,000: beyond 2^24 values a panel holds 65,536 columns."""
+    block = gapped(16, 70_000, dtype=torch.bfloat16)
+    blocks = torch.stack([block * 2**-i for i in range(16)]).cuda()
+    basis, sigma, status = extension.factor_blocks(
+        blocks.mT.contiguous().mT if turned else blocks, "gram", fp64, 1 << 31
+    )
+    assert not status.any()
+    exact = torch.linalg.svdvals(block.double())
+    expected = torch.stack([exact * 2**-i for i in range(16)])
+    unit = 1e-9 if fp64 else 1e-4
+    torch.testing.assert_close(sigma.cpu().double().sort(descending=True).values, expected, rtol=unit, atol=0)
+    product = basis.mT @ basis
+    torch.testing.assert_close(product, torch.eye(16).to(product).expand_as(product), rtol=0, atol=unit)
+
+
 def test_fp32_is_fp32_and_not_tf32():
     blocks = gaussian(4, 128, 1024, dtype=torch.float32)
     sigma = extension.factor_blocks(blocks.cuda(), "gram", False, 1 << 31)[1].cpu().sort(descending=True).values
@@ -51,6 +69,18 @@ def test_a_value_that_is_not_finite_names_block_and_matrix(method):
     weight[1, 5, 2] = float("nan")
     with pytest.raises(LasertriError, match=r"NaN or Inf in block 1 of `weight` \(matrix 1\)"):
         block_svd(weight, blocks=3, backend="cuda", method=method)
+
+
+@pytest.mark.parametrize("method", ["gram", "direct"])
+@pytest.mark.parametrize("workspace", [1, 1 << 31], ids=["one block at a time", "all at once"])
+def test_each_block_s_status_is_its_own(method, workspace):
+    blocks = gapped(5, 12, 20)
+    blocks[3, 5, 2] = float("nan")
+    basis, sigma, status = extension.factor_blocks(blocks.cuda(), method, True, workspace)
+    assert status.tolist() == [0, 0, 0, 1, 0]
+    assert basis.isfinite().all()
+    expected = torch.linalg.svdvals(blocks[[0, 1, 2, 4]])
+    torch.testing.assert_close(sigma[[0, 1, 2, 4]].cpu().sort(descending=True).values, expected, rtol=1e-9, atol=0)
 
 
 def test_repetition_gives_the_same_bits_on_a_side_stream_too():

@@ -52,3 +52,23 @@ def test_memory_stays_within_what_is_announced(rows, columns, blocks, backend):
     allowed = BACKENDS[backend].module.workspace_bytes(blocks, rows // blocks, columns, weight.device)
     kept = factors.basis.nbytes + factors.sigma.nbytes
     assert torch.cuda.max_memory_allocated() - before <= allowed + kept
+
+
+def test_ranks_outlive_their_place_in_the_cache_where_another_stream_reads_them():
+    if BACKENDS["triton"].why_not(torch.device("cuda")) is not None:
+        pytest.skip("needs the triton backend")
+    from lasertri.ops.kernels.prefix_product import _kept, prefix_product
+
+    left, right = gaussian(1, 64, 32).cuda(), gaussian(1, 32, 64).cuda()
+    expected, out = torch.empty(2, 1, 64, 64).double().cuda(), torch.empty(2, 1, 64, 64).double().cuda()
+    _kept.cache_clear()
+    prefix_product(left, right, [7, 20], expected, compute=torch.float64)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)
+        prefix_product(left, right, [7, 20], out, compute=torch.float64)
+    _kept.cache_clear()
+    others = [torch.zeros(2, 2, dtype=torch.int32, device="cuda") for _ in range(64)]  # one would be given its memory
+    torch.cuda.synchronize()
+    assert len(others) == 64
+    assert torch.equal(out, expected)

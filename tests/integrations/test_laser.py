@@ -64,7 +64,18 @@ def test_the_callers_weight_is_left_alone():
     assert torch.equal(weight, torch.eye(4))
 
 
-@pytest.mark.parametrize(("weight", "k"), [(torch.ones(4), 0.5), (torch.ones(2, 3, 4), 0.5), (torch.ones(3, 4), 1.5)])
+@pytest.mark.parametrize(
+    ("weight", "k"),
+    [
+        (torch.ones(4), 0.5),
+        (torch.ones(2, 3, 4), 0.5),
+        (torch.ones(3, 4), 1.5),
+        (torch.ones(3, 4), [0.5]),
+        (torch.ones(3, 4), True),
+        (torch.eye(3).to_sparse(), 0.5),
+        (None, 0.5),
+    ],
+)
 def test_what_cannot_be_reduced_is_said(weight, k):
     with pytest.raises(LasertriError, match="expected"):
         laser.do_low_rank(weight, k)

@@ -1,9 +1,12 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 from errors import DTYPES, HALF, PRECISIONS, assert_close
 from marks import slow
 from spectra import gapped, gaussian
 
+from lasertri.ops.kernels import prefix_product as prefix_product_module
 from lasertri.ops.kernels.prefix_product import launch, prefix_product
 from lasertri.ops.kernels.tiles import Tiles
 
@@ -123,3 +126,12 @@ def test_nothing_gives_nothing(shape, device):
 def test_nothing_to_sum_gives_the_bias(device):
     left, right, bias = inputs((2, 5, 0, 3), torch.float32, device)
     assert_close(written(left, right, [0, 0], bias), products([0, 0]), left, right, bias)
+
+
+def test_the_stream_that_reads_the_ranks_is_recorded(monkeypatch):
+    """The cache may drop them while another stream than that of their memory is still to read them."""
+    ranks = Mock(is_cuda=True)
+    monkeypatch.setattr(prefix_product_module, "_kept", lambda *_: ranks)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the current stream of {device}")
+    launch(torch.ones(1, 2, 3), torch.ones(1, 3, 2), [1], torch.empty(1, 1, 2, 2))
+    ranks.record_stream.assert_called_once_with("the current stream of cpu")

@@ -91,6 +91,19 @@ def test_files_of_a_model_that_are_no_such(checkpoint, name, content, said):
     assert said in message(load_model, checkpoint)
 
 
+@pytest.mark.parametrize("name", ["../outside.safetensors", "{folder}/outside.safetensors", "a/../../x", "", 5, None])
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_an_index_that_names_files_elsewhere(checkpoint, index, name):
+    path = checkpoint / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    shard = checkpoint / content["weight_map"]["model.norm.weight"]
+    (checkpoint.parent / "outside.safetensors").write_bytes(shard.read_bytes())
+    own = name.format(folder=checkpoint.parent) if isinstance(name, str) else name
+    content["weight_map"]["model.norm.weight"] = own
+    path.rename(checkpoint / index).write_text(json.dumps(content))
+    assert f"{index} names {own!r}, expected files beside it alone" in message(load_model, checkpoint)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -60,7 +60,7 @@ def test_what_is_lost_is_the_tail(tokens, columns, rows, most, decay, seed):
     """Z's Gram matrix is off by σ²_{s+1}, so G = ΔᵀX by at most that times ‖Δ‖ ‖X‖."""
     inputs, deltas = draw(tokens, columns, rows, seed=seed, decay=decay)
     few = compress_tokens(inputs, deltas, most)
-    assert len(few[0]) == len(few[1]) == min(tokens, most)
+    assert len(few[0]) == len(few[1]) == (tokens if tokens <= most else min(most, columns + rows))
     z = normalised(inputs, deltas)
     sigma = torch.linalg.svdvals(z)
     tail = float(sigma[most].square()) if most < len(sigma) else 0.0
@@ -126,9 +126,16 @@ def test_the_same_tokens_give_the_same_bits():
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize(("rows", "most"), [(4, 0), (4, -1), (3, 2)])
-def test_rows_that_do_not_fit_are_refused(rows, most):
-    with pytest.raises(
-        LasertriError, match=f"expected the same tokens twice .* got 4 and {rows} tokens and {most} rows"
-    ):
-        compress_tokens(torch.ones(4, 2), torch.ones(rows, 2), most)
+@pytest.mark.parametrize(
+    ("deltas", "most", "message"),
+    [
+        (torch.ones(4, 2), 0, "expected most to be an integer of at least 1, got 0"),
+        (torch.ones(4, 2), True, "at least 1, got True"),
+        (torch.ones(3, 2), 2, "expected the same tokens twice on one device, got 4 on cpu and 3 on cpu"),
+        (torch.ones(4), 2, r"deltas \[tokens, size\], got \[4\]"),
+        (torch.full((4, 2), torch.nan), 2, "NaN or Inf in `deltas`"),
+    ],
+)
+def test_what_is_no_rows_of_the_same_tokens_is_refused(deltas, most, message):
+    with pytest.raises(LasertriError, match=message):
+        compress_tokens(torch.ones(4, 2), deltas, most)

@@ -221,6 +221,24 @@ def test_what_does_not_fit_is_an_error_saying_what_it_got(change, message):
         whiten_blocks(**arguments)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, Partition((0, 2, 5), torch.tensor([3, 0, 4, 2, 1]))], ids=["1", "2", "order"])
+def test_of_moments_the_lower_triangle_alone_is_read(blocks, backend):
+    deltas, inputs = tokens(9, 5, 7)
+    grad, *both = moments(deltas, inputs)
+    expected = whiten_moments(grad, *both, rank=2, blocks=blocks, backend=backend)
+    lower = [moment.tril() + gaussian(*moment.shape).triu(1) for moment in both]
+    found = whiten_moments(grad, *lower, rank=2, blocks=blocks, backend=backend)
+    assert torch.allclose(found.sigma, expected.sigma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["outputs", "inputs"])
+def test_moments_with_negative_squares_are_an_error(name, backend):
+    given_moments = dict(zip(("grad", "outputs", "inputs"), moments(*tokens(9, 5, 7)), strict=True))
+    given_moments[name] = -given_moments[name]
+    with pytest.raises(LasertriError, match=f"second moment XᵀX as `{name}`, got negative squares"):
+        whiten_moments(**given_moments, rank=1, backend=backend)
+
+
 def test_moments_of_another_size_are_an_error():
     grad, b, c = torch.ones(5, 7), torch.eye(5), torch.eye(7)
     with pytest.raises(LasertriError, match=r"expected outputs \[5, 5\].*got \[7, 7\]"):

@@ -28,6 +28,14 @@ def found(request, model, tokenizer):
     return result
 
 
+def test_it_shows_itself_in_a_line_and_in_a_notebook_whole(found):
+    assert re.fullmatch(r"<Adaptation: \S.*; held-out difference [+-]\S+ points \[.*\]: \w+>", repr(found))
+    assert len(repr(found)) < 200
+    assert found._repr_html_().startswith("<pre>")
+    assert "held-out" in found._repr_html_()
+    assert "<Adaptation" not in found._repr_html_()
+
+
 @contextmanager
 def largest_file(size):
     """Within, writing more to a file fails, whichever library does it."""

@@ -17,6 +17,7 @@ from lasertri.model.targets import find_targets
 from lasertri.search.confirmation import Confirmation
 from lasertri.search.settings import Settings
 from lasertri.search.trial import Trial
+from lasertri.support.journal import NOTHING
 
 
 @pytest.fixture
@@ -26,7 +27,10 @@ def given():
     samples = EncodedSamples(make_samples(60), model=model, tokenizer=tokenizer)
     [target, *_] = find_targets(model)
     problem = SimpleNamespace(
-        model=model, factors=FactorStore(model, [target], [1], budget=1 << 30), settings=Settings(progress=False)
+        model=model,
+        factors=FactorStore(model, [target], [1], budget=1 << 30),
+        settings=Settings(progress=False),
+        journal=NOTHING,
     )
     return problem, samples, Trial(Candidate(target, 1, 0.1), evaluate(model, samples), 0.0, np.zeros(60))
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from faults import room_for
+from killing import Killer
 from tiny import make_model, make_samples, make_tokenizer
 from torch import nn
 
@@ -14,8 +15,14 @@ from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.search.forecast import forecast
+from lasertri.support.journal import Journal
 
 RATIOS, BLOCKS = (0.7, 0.2, 0.0), (1, 3)
+
+
+@pytest.fixture(autouse=True)
+def _few_tokens_at_once(monkeypatch):
+    monkeypatch.setattr("lasertri.search.forecast.TOKENS", 7)
 
 
 def grid(model, pattern=None):
@@ -23,10 +30,10 @@ def grid(model, pattern=None):
     return [Candidate(target, blocks, ratio) for target in targets for blocks in BLOCKS for ratio in RATIOS]
 
 
-def foretold(model, samples, candidates):
+def foretold(model, samples, candidates, **options):
     factors = FactorStore(model, {candidate.target for candidate in candidates}, BLOCKS, budget=1 << 30)
     with preserved(model):
-        return forecast(model, candidates, samples, factors)
+        return forecast(model, candidates, samples, factors, **options)
 
 
 def by_plain_gradients(model, samples, candidates):
@@ -116,3 +123,49 @@ def test_fewer_tokens_at_once_foretell_the_same(architecture):
     found = foretold(model, samples, grid(model))
     assert max(asked) > 12
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("case", ["batch by batch", "sample by sample", "by gradients"])
+def test_a_forecast_that_was_killed_goes_on_with_the_next_batch(tmp_path, monkeypatch, case):
+    if case == "by gradients":
+        model, samples = several()
+        candidates = grid(model, "lstm|attention|head")
+    else:
+        model = make_model("gptj" if case == "batch by batch" else "mixtral").eval()
+        samples, candidates = EncodedSamples(make_samples(19), model=model, tokenizer=make_tokenizer()), grid(model)
+    samples.batch_size = 2
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    killer, expected = Killer(monkeypatch), foretold(model, samples, candidates)
+    once = len(forwards)
+    forwards.clear()
+    found, times = killer.until_it_ends(
+        lambda: foretold(model, samples, candidates, journal=Journal.open(tmp_path, "forecast")), 3
+    )
+    assert found.equal(expected)
+    assert times >= 3
+    assert len(forwards) <= once + times  # the first batch shows whether samples can be told apart
+
+
+class Pairs(nn.Module):
+    """Runs one layer on one vector and then on two."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 3)
+
+    def forward(self, x):
+        once, twice = self.inner(x), self.inner(torch.cat([x, x.flip(-1)]).tanh())
+        return once + twice[: len(x)] * twice[len(x) :]
+
+
+def test_a_layer_that_runs_on_tensors_of_different_lengths():
+    _, samples = several()
+    pairs = [(x[0], y) for x, y in samples.samples]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Pairs().eval()
+    samples = ObjectiveSamples(pairs, objective=samples.objective)
+    candidates = grid(model, ".")
+    expected = by_plain_gradients(model, samples, candidates)
+    torch.testing.assert_close(foretold(model, samples, candidates), expected, rtol=1e-3, atol=1e-6)

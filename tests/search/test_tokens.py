@@ -3,7 +3,7 @@
 import pytest
 import torch
 from faults import room_for
-from stepping import MANY, encoded, gathered
+from stepping import encoded, gathered
 from tiny import CONFIGS, TRANSPOSED, make_model
 from torch import nn
 
@@ -162,11 +162,23 @@ def test_tokens_that_do_not_fit_are_narrowed_and_only_then_compressed():
     model = make_model("gptj")
     targets = find_linear_layers(model)
     numbers = 2 * sum(sum(target.shape) for target in targets)  # of one token in both folds
-    assert Room.within(4 * 1000 * numbers, model, targets, 1000, 2) == Room(1000, narrow=False)
-    assert Room.within(4 * 1000 * numbers, model, targets, 1001, 2) == Room(2000, narrow=True)
-    assert Room.within(4 * 1000 * numbers, model, targets, 2001, 2) == Room(1000, narrow=True)
+    assert Room.within(4 * 1000 * numbers, model, targets, 1000, 2) == Room()
+    assert Room.within(4 * 1000 * numbers, model, targets, 1001, 2) == Room(narrow=True)
+    assert Room.within(4 * 1000 * numbers, model, targets, 2000, 2) == Room(narrow=True)
     assert Room.within(1, model, targets, 10, 2) == Room(FEWEST_TOKENS, narrow=True)
-    assert Room.within(2 * 1000 * numbers, model.bfloat16(), targets, 1000, 2) == Room(1000, narrow=False)
+    assert Room.within(2 * 1000 * numbers, model.bfloat16(), targets, 1000, 2) == Room()
+
+
+@pytest.mark.parametrize("most", [70, 128, 200, 319])
+def test_a_layer_is_given_no_more_rows_than_hold_all_of_it(most):
+    model = make_model("gptj", n_embd=64)
+    targets = find_linear_layers(model)
+    held = 2 * 2 * sum(2 * min(most, sum(target.shape)) * sum(target.shape) for target in targets)  # BF16, two folds
+    room = Room.within(held, model, targets, 10**6, 2)
+    assert room.narrow
+    assert [room.of(target) for target in targets] == [min(most, sum(target.shape)) for target in targets]
+    less = Room.within(held - 1, model, targets, 10**6, 2)
+    assert sum(map(less.of, targets)) < sum(map(room.of, targets))
 
 
 def test_experts_are_counted_with_the_tokens_that_they_are_sent_on_average():
@@ -174,18 +186,19 @@ def test_experts_are_counted_with_the_tokens_that_they_are_sent_on_average():
     targets = find_linear_layers(model)
     experts = [target for target in targets if target.expert is not None]
     numbers = 2 * (sum(sum(t.shape) for t in targets if t.expert is None) + sum(sum(t.shape) for t in experts) * 2 / 3)
-    fitting = Room.within(int(4 * 1000 * numbers) + 1, model, targets, 1000, 2)
-    assert (fitting.of(targets[0]), fitting.of(experts[0]), fitting.narrow) == (1000, 1000, False)
-    beyond = Room.within(int(4 * 1000 * numbers) + 1, model, targets, 2001, 2)
-    assert (beyond.of(targets[0]), beyond.of(experts[0]), beyond.narrow) == (1000, 666, True)
-    assert beyond == Room(1000, True, 2 / 3)
+    budget = int(4 * 1000 * numbers) + 1
+    assert Room.within(budget, model, targets, 1000, 2) == Room()
+    assert Room.within(budget, model, targets, 1001, 2) == Room(narrow=True)
+    beyond = Room.within(200 * 4 * len(targets) * 70, model, targets, 10**6, 2)
+    assert beyond.share == 2 / 3
+    assert beyond.of(experts[0]) == max(FEWEST_TOKENS, int(beyond.most * 2 / 3))
 
 
 def test_narrowed_tokens_are_the_same_rounded_and_layers_still_share_them():
     model = make_model("llama")
     batches, targets = encoded(model, "llama").loss_batches(range(8)), find_linear_layers(model)
     with preserved(model):
-        wide, narrow = (gather_tokens(model, targets, batches, Room(MANY, narrow)) for narrow in (False, True))
+        wide, narrow = (gather_tokens(model, targets, batches, Room(narrow=narrow)) for narrow in (False, True))
     for target in targets:
         for side in ("inputs", "deltas"):
             for a, b in zip(getattr(wide[target], side), getattr(narrow[target], side), strict=True):
@@ -276,7 +289,7 @@ def test_an_fp16_models_small_gradients_do_not_underflow():
     for which, into in ((model, found), (exact, expected)):
         targets = find_linear_layers(which)
         with preserved(which):
-            into.append(gather_tokens(which, targets, scaled_down(encoded(which, "gptj")), Room(MANY)))
+            into.append(gather_tokens(which, targets, scaled_down(encoded(which, "gptj")), Room()))
     largest = max(product(own).norm() for own in expected[0].values())
     for target, own in found[0].items():
         difference = (product(own) - product(expected[0][target])).norm()
@@ -342,7 +355,7 @@ def test_progress_is_told_batch_by_batch():
     model, told = make_model("gptj"), []
     batches = encoded(model, "gptj").loss_batches(range(12))
     with preserved(model):
-        gather_tokens(model, find_linear_layers(model), batches, Room(MANY), advance=told.append)
+        gather_tokens(model, find_linear_layers(model), batches, Room(), advance=told.append)
     assert told == [batch.size for batch in batches]
     assert len(told) == 3
 

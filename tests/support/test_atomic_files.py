@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lasertri import LasertriError
-from lasertri.support.atomic_files import write_whole
+from lasertri.support.atomic_files import replace_file, write_whole
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -24,3 +24,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
                 write_whole(path, "newer")
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_to_last_reaches_the_disk_before_it_appears(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((tmp_path / "x").exists()) or sync(file))
+    replace_file(tmp_path / "x", b"1")
+    assert seen == []
+    (tmp_path / "x").unlink()
+    replace_file(tmp_path / "x", b"2", durable=True)
+    assert seen == [False]
+    assert (tmp_path / "x").read_bytes() == b"2"

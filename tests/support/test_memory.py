@@ -1,5 +1,7 @@
 """What memory does not hold is done in smaller parts, or said in a sentence that holds nothing of it."""
 
+import errno
+import re
 import weakref
 
 import numpy as np
@@ -9,6 +11,9 @@ from faults import out_of_memory
 
 from lasertri.errors import TooLittleMemoryError
 from lasertri.support.memory import as_memory_allows, is_out_of_memory, memory_told
+
+PETABYTE = 1 << 50
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"
 
 
 def room_for_three(part):
@@ -67,37 +72,45 @@ def test_a_shortage_within_is_handed_on_to_what_can_do_less_at_once():
         )
 
 
+def failing(error):
+    raise error
+
+
 @pytest.mark.parametrize(
-    "fill",
+    ("fill", "said"),
     [
-        lambda: torch.empty(1 << 50, dtype=torch.float64),
-        lambda: np.empty(1 << 50),
-        lambda: bytearray(1 << 60),
-        lambda: (_ for _ in ()).throw(
-            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
-        ),
+        (lambda: torch.empty(PETABYTE), "this machine has too little left (4.19e+06 GiB more were needed); free some"),
+        (lambda: np.empty(PETABYTE), "this machine has too little left (8.00 PiB more were needed); free some"),
+        (lambda: bytearray(PETABYTE), "this machine has too little left; free some"),
+        (lambda: failing(OSError(errno.ENOMEM, "Cannot allocate memory")), "this machine has too little left; free"),
+        (lambda: failing(out_of_memory()), "the device has too little left (2.00 GiB more were needed); free some"),
+        (lambda: failing(RuntimeError(CUBLAS)), "the device has too little left; free some"),
     ],
+    ids=["torch", "numpy", "python", "system", "CUDA", "cuBLAS"],
 )
-def test_every_sign_of_it_is_known(fill):
-    with pytest.raises((RuntimeError, MemoryError)) as raised:
+def test_every_sign_of_it_is_known(fill, said):
+    with pytest.raises((RuntimeError, MemoryError, OSError)) as raised:
         fill()
     assert is_out_of_memory(raised.value)
     with (
-        pytest.raises(TooLittleMemoryError, match=r"expected memory for it, but .* has too little left"),
+        pytest.raises(TooLittleMemoryError, match="^" + re.escape(f"expected memory for it, but {said}")),
         memory_told("it"),
     ):
         fill()
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("a size of 3 and one of 4"), ValueError("out of memory"), KeyboardInterrupt()]
+    "error",
+    [
+        RuntimeError("a size of 3 and one of 4"),
+        OSError("No space left"),
+        ValueError("out of memory"),
+        KeyboardInterrupt(),
+    ],
 )
 def test_other_errors_are_left_alone(error):
-    def fail(*_):
-        raise error
-
     with pytest.raises(type(error)) as raised:
-        list(as_memory_allows([[1, 2]], fail))
+        list(as_memory_allows([[1, 2]], lambda _: failing(error)))
     assert raised.value is error
     with pytest.raises(type(error)), memory_told():
-        fail()
+        failing(error)

@@ -9,6 +9,7 @@ from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source, value_of
 from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 
 def _source(config: str) -> Source:
@@ -52,7 +53,7 @@ def _rows(splits: Sequence[Sequence[PlacedRow]], source: Source) -> Iterator[Pla
     """All rows; every task's file is called task.json, and says which one it is."""
     for place, row in (placed for split in splits for placed in split):
         if row.get("name", source.config) != source.config:
-            raise LasertriError(f"{place}: expected the task {source.config}, got {row['name']!r}")
+            raise LasertriError(f"{place}: expected the task {source.config}, got {shown(row['name'])}")
         yield place, row
 
 
@@ -81,5 +82,5 @@ def _answers(placed: PlacedRow) -> list[str]:
     if isinstance(answers, str):
         answers = [answers]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise LasertriError(f"{place}: expected a target with texts, got {answers!r} in {sorted(row)}")
+        raise LasertriError(f"{place}: expected a target with texts, got {shown(answers)} in {shown(sorted(row))}")
     return answers

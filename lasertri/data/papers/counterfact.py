@@ -9,6 +9,7 @@ from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source, value_of
 from lasertri.data.sample import MASK, Sample
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 SOURCE = Source(
     repository="azhx/counterfact",
@@ -43,7 +44,7 @@ def _counterfact(placed: PlacedRow) -> tuple[list[str], str]:
     paraphrases = value_of(placed, "paraphrase_prompts", list)
     if template.count("{}") != 1 or not all(isinstance(text, str) and text.strip() for text in paraphrases):
         raise LasertriError(
-            f"{place}: expected a prompt with one {{}} and paraphrases, got {template!r}, {paraphrases}"
+            f"{place}: expected a prompt with one {{}} and paraphrases, got {shown(template)}, {shown(paraphrases)}"
         )
     return [template.replace("{}", subject), *paraphrases], value_of(answer, "str", str)
 

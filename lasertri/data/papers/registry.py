@@ -14,6 +14,7 @@ from lasertri.data.papers.form import Form
 from lasertri.data.papers.source import Source
 from lasertri.data.sample import Sample
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +71,10 @@ def task_samples(
     Raises:
         LasertriError: an unknown name, or data that is missing, out of reach or of another form.
     """
-    if name not in TASKS:
-        raise LasertriError(f"expected a task among {list(TASKS)}, got {name!r}")
+    if not isinstance(name, str) or name not in TASKS:
+        raise LasertriError(f"expected a task among {list(TASKS)}, got {shown(name)}")
     if protocol not in PROTOCOLS:
-        raise LasertriError(f"expected a protocol among {list(PROTOCOLS)}, got {protocol!r}")
+        raise LasertriError(f"expected a protocol among {list(PROTOCOLS)}, got {shown(protocol)}")
     task = TASKS[name]
     splits = task.source.rows(None if data_dir is None else Path(data_dir))
     found = list(task.samples(splits, Form(masked, protocol == "laser", tokenizer)))

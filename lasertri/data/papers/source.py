@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lasertri.data.files import PlacedRow, Row, parsed_json, read_rows
+from lasertri.data.files import PlacedRow, Row, parsed_json, read_rows, require_datasets
 from lasertri.errors import LasertriError
-from lasertri.support.shown import shown
+from lasertri.support.shown import reason, shown
 
 _EXPECTED = {"str": "text", "dict": "an object", "list": "a list"}
 REVISION = "refs/convert/parquet"  # the hub's own parquet copy; loading scripts no longer run
@@ -47,15 +48,14 @@ class Source:
             LasertriError: the files are not there or cannot be read, or the hub cannot be reached.
         """
         if data_dir is None:
-            return [self._parquet(self.repository, split) for split in self.splits]
+            return [self._of_hub(split) for split in self.splits]
         if not data_dir.is_dir():
             raise LasertriError(f"expected a folder with {self.repository}'s files, found none at {data_dir}")
-        for edition in self.editions:
+        read = functools.partial(read_rows, json_reader=_document, columns=self.columns)
+        for edition in (*self.editions, tuple(map(self._files, self.splits))):
             found = [sorted(data_dir.glob(name)) for name in edition]
             if all(found):
-                return [[row for path in paths for row in read_rows(path, json_reader=_document)] for paths in found]
-        if all(any(data_dir.glob(self._files(split))) for split in self.splits):
-            return [self._parquet(str(data_dir), split) for split in self.splits]
+                return [[row for path in paths for row in read(path)] for paths in found]
         wanted = " or ".join(" with ".join(edition) for edition in self.editions)
         copy = " and ".join(self._files(split) for split in self.splits)
         raise LasertriError(
@@ -66,20 +66,20 @@ class Source:
     def _files(self, split: str) -> str:
         return f"{self.config}/{split}/*.parquet"
 
-    def _parquet(self, origin: str, split: str) -> list[PlacedRow]:
+    def _of_hub(self, split: str) -> list[PlacedRow]:
+        require_datasets(f"expected a data folder with {' and '.join(self.editions[0])}, or what reads the hub's copy")
         from datasets import load_dataset
         from datasets.exceptions import DatasetGenerationError
-        from pyarrow import ArrowException
 
+        origin, files = self.repository, self._files(split)
         try:
-            table = load_dataset(origin, data_files={split: self._files(split)}, split=split, revision=REVISION)
-        except (ArrowException, DatasetGenerationError) as error:
-            raise LasertriError(
-                f"{origin}, {self._files(split)}: expected parquet files ({error.__cause__ or error})"
-            ) from error
+            table = load_dataset(origin, data_files={split: files}, split=split, revision=REVISION)
+        except DatasetGenerationError as error:
+            problem = reason(error.__cause__ or error)
+            raise LasertriError(f"{origin}, {files}: expected parquet files ({problem})") from error
         except OSError as error:  # absent, or no network
             raise LasertriError(
-                f"expected the dataset {origin}, {self._files(split)} on the hub: {error}; where there is no network, "
+                f"expected the dataset {origin}, {files} on the hub: {reason(error)}; where there is no network, "
                 f"name a folder with {' and '.join(self.editions[0])} from {self.url}"
             ) from error
         lacking = set(self.columns) - set(table.column_names)
@@ -107,10 +107,10 @@ def value_of(placed: PlacedRow, field: str, kind: type) -> Any:
     """A row's field, which must be there and of this type (a text must not be empty)."""
     place, row = placed
     if field not in row:
-        raise LasertriError(f"{place}: expected a field {field!r}, got {sorted(row)}")
+        raise LasertriError(f"{place}: expected a field {shown(field)}, got {shown(sorted(row))}")
     value = row[field]
     if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
-        raise LasertriError(f"{place}, {field}: expected {_EXPECTED[kind.__name__]}, got {value!r}")
+        raise LasertriError(f"{place}, {field}: expected {_EXPECTED[kind.__name__]}, got {shown(value)}")
     return value
 
 
@@ -121,5 +121,5 @@ def index_of(placed: PlacedRow, field: str, names: Sequence[str]) -> int:
     if value in names:
         return names.index(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(names):
-        raise LasertriError(f"{place}, {field}: expected one of {list(names)} or its index, got {value!r}")
+        raise LasertriError(f"{place}, {field}: expected one of {list(names)} or its index, got {shown(value)}")
     return value

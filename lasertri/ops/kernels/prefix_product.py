@@ -92,9 +92,17 @@ def launch(
     )
 
 
-@functools.lru_cache(maxsize=64)
 def _ascending(ranks: tuple[int, ...], device: torch.device) -> Tensor:
-    """`[R, 2]`: each rank with its place, by ascending rank; kept, because copying it to a GPU waits for the GPU."""
+    """`[R, 2]`: each rank with its place, by ascending rank, for work on the device's current stream."""
+    pairs = _kept(ranks, device)
+    if pairs.is_cuda:  # its memory is given to nobody else before that work is done, even if it is kept no longer
+        pairs.record_stream(torch.cuda.current_stream(device))
+    return pairs
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept, because copying it to a GPU waits for the GPU."""
     pairs = sorted((rank, request) for request, rank in enumerate(ranks))
     return torch.tensor(pairs, dtype=torch.int32, device=device)
 

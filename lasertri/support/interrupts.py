@@ -1,0 +1,25 @@
+"""Interrupts, also those that a library swallows: while it is imported one may end in any error, or in none."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+_seen = False
+
+
+def note_interrupts() -> None:
+    """Remember from now on that there was one; it is raised as ever."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or somebody else's
+        signal.signal(signal.SIGINT, _note)
+
+
+def interrupted() -> bool:
+    """Whether there was one."""
+    return _seen
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _seen
+    _seen = True
+    signal.default_int_handler(number, frame)
