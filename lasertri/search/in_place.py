@@ -59,7 +59,7 @@ class InPlace:
             readings.baseline.record(each.batch, *baseline.of(each.entries, each.read))
         for target, mine in numbers.items():
             for i in mine:
-                edited = self._edited(candidates[i], recorded)
+                edited = self._edited(candidates[i], recorded if target in shortcuts else [])
                 with self.journal.under(candidates[i]).within(edited) as here:
                     if target not in shortcuts:
                         readings.edited[i].update(samples.read(model, part, advance, here))

@@ -17,6 +17,7 @@ from lasertri.search.projected import Projected
 from lasertri.search.replay import Replay
 from lasertri.search.settings import Settings
 from lasertri.search.trials import plan_trials, run_trials
+from lasertri.support.journal import Journal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
@@ -210,3 +211,15 @@ def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, ca
         gold = [start + sample.gold for start, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
         expected = np.add.reduceat(exact, samples.table.first_token)[gold]
         assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)
+
+
+def test_batches_are_as_large_as_they_were_whatever_memory_is_free_by_now(model, tokenizer, tmp_path):
+    candidates = candidates_of(model)
+
+    def tokens(about, budget):
+        store = FactorStore(model, {c.target for c in candidates}, [1], budget=budget)
+        with Journal.open(tmp_path, about) as journal, torch.no_grad():
+            return Projected(model, encode(model, tokenizer), candidates, store, journal).tokens
+
+    few = tokens("trials", 300_000)
+    assert tokens("trials", 1 << 30) == few < tokens("others", 1 << 30)
