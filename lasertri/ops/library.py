@@ -6,6 +6,7 @@ decided here, when it runs. The public wrappers in `functional.py` check shapes 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -34,11 +35,27 @@ def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
         name = body.__name__
         schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        LIBRARY.impl(name, torch.no_grad()(body), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, torch.no_grad()(_converging(body)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
         return getattr(torch.ops.lasertri, name).default
 
     return registered
+
+
+def _converging(body: Callable[P, R]) -> Callable[P, R]:
+    """The same, where a factorisation of torch's that fails is an error of the values that it was given."""
+
+    @functools.wraps(body)
+    def converging(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return body(*arguments, **keywords)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise LasertriError(
+                f"expected values that can be factored, but {str(error).strip().removesuffix('.')}; scale them, or use "
+                "another backend"
+            ) from error
+
+    return converging
 
 
 @_op(lambda weight, offsets, order, backend, method, inputs=None, *_: _empty_factors(weight, offsets, inputs))
