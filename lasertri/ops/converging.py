@@ -22,7 +22,10 @@ def solvers_named() -> Iterator[None]:
     try:
         yield
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        raise NotConvergedError("an eigensolver or SVD did not converge; use backend='reference'") from error
+        raise NotConvergedError(
+            f"expected values that can be factored, but {str(error).strip().removesuffix('.')}; scale them, or use "
+            "another backend"
+        ) from error
 
 
 def converging(solve: Callable[[str, torch.device], Solved], backend: str, device: torch.device) -> Solved:

@@ -182,3 +182,8 @@ def test_an_order_that_is_no_permutation_is_refused(order):
 def test_offsets_that_are_no_whole_numbers_are_refused(offsets):
     with pytest.raises(LasertriError, match="expected offsets that start at 0 and increase, got|permutation of"):
         Partition(offsets, torch.arange(3))
+
+
+def test_values_that_no_factorisation_converges_for_are_refused():
+    with pytest.raises(LasertriError, match=r"values that can be factored, but linalg\.eigh: .*; scale them, or use"):
+        ops.whiten_blocks(WEIGHT.double() * 1e200, WEIGHT, rank=1, backend="reference")

@@ -33,7 +33,7 @@ def weight(monkeypatch):
     ],
 )
 def test_an_op_says_so_in_a_sentence(weight, op, backend):
-    with pytest.raises(NotConvergedError, match="did not converge; use backend='reference'"):
+    with pytest.raises(NotConvergedError, match=r"can be factored, but linalg\.\w+: .* failed to converge; scale"):
         op(weight, backend=backend)
 
 
@@ -43,13 +43,13 @@ def give_up(*_, **__):
 
 def test_so_does_a_whitened_step(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", give_up)
-    with pytest.raises(NotConvergedError, match="did not converge"):
+    with pytest.raises(NotConvergedError, match="failed to converge; scale them"):
         whiten_blocks(gaussian(6, 4), gaussian(6, 9), rank=2)
 
 
 def test_so_does_lasers_own_svd(monkeypatch):
     monkeypatch.setattr(torch, "svd_lowrank", give_up)
-    with pytest.raises(NotConvergedError, match="did not converge"):
+    with pytest.raises(NotConvergedError, match="failed to converge; scale them"):
         laser_factors(gaussian(6, 9), 2)
 
 
@@ -81,5 +81,5 @@ def test_tokens_whose_eigensolver_gives_up_are_compressed_by_an_svd(monkeypatch)
     ):
         torch.testing.assert_close(one, other)
     monkeypatch.setattr(torch.linalg, "svd", give_up)
-    with pytest.raises(NotConvergedError, match="did not converge"):
+    with pytest.raises(NotConvergedError, match="failed to converge; scale them"):
         compress_tokens(inputs, deltas, most=8)
