@@ -6,12 +6,15 @@ interval of the gain. A draw in which no edit was accepted is the first point al
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Annotated
 
 import matplotlib.pyplot as plt
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.edits.rows import Row
@@ -36,7 +39,9 @@ def main(
 ) -> None:
     """Draw it."""
     plt.rcParams.update({"svg.hashsalt": "lasertri", "font.size": 10, "text.color": TEXT, "axes.edgecolor": LINES})
-    picture(steps(record)).savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    drawn, of = io.StringIO(), f"of a record with SHA-256 {hashlib.sha256(record.read_bytes()).hexdigest()}"
+    picture(steps(record)).savefig(drawn, format="svg", metadata={"Date": None, "Description": of})
+    out.write_text("".join(line.rstrip() + "\n" for line in drawn.getvalue().splitlines()), encoding="utf-8")
 
 
 def steps(record: Path) -> dict[str, list[Row]]:
@@ -50,14 +55,12 @@ def picture(tasks: dict[str, list[Row]]) -> Figure:
     """One band a task, on a white ground of its own: it is read in a dark page as in a light one."""
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained", facecolor="white")
     place, ticks, ends = 0.0, [], []
-    for task, rows in tasks.items():
-        start = place
-        for row in rows:
-            _draw(axes, place, row)
-            place += 1
-        ticks.append((start + place - 1) / 2)
-        ends.append(place)
-        place += 1
+    for rows in tasks.values():
+        for number, row in enumerate(rows):
+            _draw(axes, place + number, row)
+        ticks.append(place + (len(rows) - 1) / 2)
+        ends.append(place + len(rows))
+        place += len(rows) + 1
     for end in ends[:-1]:
         axes.axhline(end, color=LINES, linewidth=0.8)
     axes.set_yticks(ticks, [NAMES[task] for task in tasks], color=TEXT)
@@ -74,7 +77,7 @@ def picture(tasks: dict[str, list[Row]]) -> Figure:
     return figure
 
 
-def _draw(axes: plt.Axes, place: float, row: Row) -> None:
+def _draw(axes: Axes, place: float, row: Row) -> None:
     before, after = 100 * row["baseline"]["accuracy"], 100 * row["held_out"]["accuracy"]
     axes.plot(before, place, "o", color=BEFORE, markersize=4.5, zorder=3)
     if not row["accepted"]:
