@@ -31,6 +31,7 @@ NAMES = {  # as the README calls them, in its order
     "sports_understanding": "plausible sports (two choices)",
 }
 BEFORE, AFTER, TEXT, LINES = "#6e7781", "#0a58ca", "#1f2328", "#d0d7de"
+STEP = {"fmt": "o", "color": AFTER, "markersize": 4.5, "elinewidth": 2}
 
 
 def main(
@@ -71,8 +72,8 @@ def picture(tasks: dict[str, list[Row]]) -> Figure:
     axes.xaxis.grid(color=LINES, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.plot([], [], "o", color=BEFORE, markersize=5, label="the model as it is")
-    axes.errorbar([], [], xerr=[], fmt="o", color=AFTER, markersize=5, label="after one step, 95 % interval of the gain")
+    axes.plot([], [], "o", color=BEFORE, markersize=4.5, label="the model as it is")
+    axes.errorbar([], [], xerr=[], label="after one step, 95 % interval of the gain", **STEP)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -84,7 +85,7 @@ def _draw(axes: Axes, place: float, row: Row) -> None:
         return
     low, high = (before + 100 * bound for bound in row["held_out"]["accuracy_interval"])
     axes.plot([before, after], [place, place], color=AFTER, linewidth=1, alpha=0.5)
-    axes.errorbar(after, place, xerr=[[after - low], [high - after]], fmt="o", color=AFTER, markersize=4.5, elinewidth=2)
+    axes.errorbar(after, place, xerr=[[after - low], [high - after]], **STEP)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from pages import ROOT
-from pytest import approx
 
 RESULTS = ROOT / "benchmarks/results"
 TASKS = {
@@ -46,7 +45,7 @@ def says(cell, found, when):
     """Whether a cell "50.6 %, 2.37" has the mean accuracy and log loss of these rows, to its last digits."""
     accuracy, nats = map(float, cell.replace(" %", "").split(", "))
     measured = 100 * np.mean([row[when]["accuracy"] for row in found]), np.mean([loss(row[when]) for row in found])
-    return (accuracy, nats) == (approx(measured[0], abs=0.0501), approx(measured[1], abs=0.00501))
+    return (accuracy, nats) == (pytest.approx(measured[0], abs=0.0501), pytest.approx(measured[1], abs=0.00501))
 
 
 def table(page, title):
@@ -77,7 +76,7 @@ def test_what_a_step_gives_is_what_was_measured(page):
         assert says(before, measured, "baseline")
         assert says(after, measured, "held_out")
         accepted = [gain(row) for row in measured if row["accepted"]]
-        assert [int(part) for part in gains.split(", ") if "no edit" not in part] == approx(accepted, abs=0.501)
+        assert [int(part) for part in gains.split(", ") if "no edit" not in part] == pytest.approx(accepted, abs=0.501)
         assert ("no edit" in gains) == (len(accepted) < len(measured))
 
 
@@ -103,7 +102,8 @@ def test_the_work_of_a_step_and_of_lora():
 
 def test_one_draw_of_each_kind_of_edit():
     found = table("docs/edits.md", "accuracy")
-    for name, method in (("`step`", "step"), ("`shrink`", "shrink"), ("eight of the samples in the prompt", "few-shot")):
+    methods = {"`step`": "step", "`shrink`": "shrink", "eight of the samples in the prompt": "few-shot"}
+    for name, method in methods.items():
         assert says(", ".join(found[name]), steps(method, "counterfact", seeds=[0]), "held_out")
     assert says(", ".join(found["the model as it is"]), steps("step", "counterfact", seeds=[0]), "baseline")
 

@@ -1,4 +1,4 @@
-"""What README and pages say is so: every block runs or is read, every command and option exists, every file is there."""
+"""What README and pages say is so: blocks run or are read, commands and options exist, files are there."""
 
 import json
 import re
@@ -35,11 +35,14 @@ with_python = [page for page in PAGES if blocks(page, "python")]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
+    """The working directory, whose modules are found."""
+    known = set(sys.modules)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("laser", "laser.matrix_utils", "rmt_laser"):
-        sys.modules.pop(name, None)
+    for name in sys.modules.keys() - known:
+        if name.split(".")[0] in ("laser", "rmt_laser"):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize(
