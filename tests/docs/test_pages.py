@@ -121,6 +121,11 @@ def test_the_readme_is_short_and_has_the_two_commands_of_a_newcomer():
     assert "pip install -c constraints.txt '.[test]' && pytest" in lines
 
 
+def test_every_command_is_explained():
+    explained = {words[1] for words in commands(ROOT / "docs/commands.md") if words[0] == "lasertri"}
+    assert COMMANDS.keys() <= explained
+
+
 def test_every_record_is_explained():
     explained = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     records = [path.name for path in (ROOT / "benchmarks/results").iterdir() if path.is_file()]
