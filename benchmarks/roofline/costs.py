@@ -1,0 +1,116 @@
+"""What each unit of work costs on an H200: published figures, the host's as measured, and what is assumed between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from benchmarks.roofline.work import Amount, Kind, Work
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A rate per second, or seconds; `high` is the dearer end where only a range is known."""
+
+    value: float
+    source: str
+    high: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.value, self.value if self.high is None else self.high
+
+
+DATASHEET = "NVIDIA H200 SXM datasheet"
+COSTS = {
+    "bfloat16": Cost(989e12, f"flop/s, dense, {DATASHEET}"),
+    "float16": Cost(989e12, f"flop/s, dense, {DATASHEET}"),
+    "tf32": Cost(495e12, f"flop/s, dense, {DATASHEET}; the ops compute in FP32, so nothing has this cost by default"),
+    "float32": Cost(67e12, f"flop/s, {DATASHEET}"),
+    "float64": Cost(67e12, f"flop/s, tensor cores, {DATASHEET}"),
+    "bandwidth": Cost(4.8e12, f"bytes/s, {DATASHEET}"),
+    "efficiency": Cost(0.7, "of the peak, that products reach; assumed"),
+    "bandwidth-efficiency": Cost(0.8, "of the bandwidth, that traffic reaches; assumed"),
+    "launch": Cost(8e-6, "seconds that PyTorch takes to call one op; assumed"),
+    "eigen-small": Cost(
+        5.3e12, "9n³/s of an eigenproblem up to 1024², in batches; JAX issue 31368: n = 512 and, dearer, 256", 1.3e12
+    ),
+    "eigen-large": Cost(
+        2e12, "9n³/s of a larger one; at best 3 % of the peak (Wang et al., 2024, on an H100), at worst assumed", 0.7e12
+    ),
+    "eigen-least": Cost(1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3),
+    "sha256": Cost(1.7e9, "bytes/s of one core with SHA instructions"),
+    "xxh3": Cost(1e10, "bytes/s of one core"),
+    "transfer": Cost(12e9, "bytes/s from the GPU to pageable memory; assumed"),
+    "disk": Cost(2e9, "bytes/s, written durably or read; assumed"),
+}
+EIGEN = ("eigh", "svd", "qr", "cholesky_ex")
+HOST = ("sha256", "xxh3", "disk")
+LARGE = 1024
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of a phase, from the cheaper to the dearer end, by what takes them."""
+
+    parts: Mapping[str, tuple[float, float]]
+
+    @property
+    def total(self) -> tuple[float, float]:
+        """The host calls one op after the other while the GPU works: of the two the longer counts; the rest adds up."""
+        others = [self.parts[name] for name in self.parts if name not in (*ON_GPU, "launches")]
+        low, high = (
+            max(
+                sum(self.parts[name][end] for name in ON_GPU if name in self.parts),
+                self.parts.get("launches", (0.0, 0.0))[end],
+            )
+            + sum(part[end] for part in others)
+            for end in (0, 1)
+        )
+        return low, high
+
+    @property
+    def bound(self) -> str:
+        """What takes most of it."""
+        return max(self.parts, key=lambda name: sum(self.parts[name]), default="nothing")
+
+
+ON_GPU = ("products in bfloat16", "products in float16", "products in float32", "products in float64", "traffic")
+
+
+def seconds(work: Work, costs: Mapping[str, Cost] = COSTS) -> Seconds:
+    """What this work should take."""
+    parts: dict[str, tuple[float, float]] = {}
+    launches = 0
+    for kind, amount in work.items():
+        name, taken = _cost(kind, amount, costs)
+        before = parts.get(name, (0.0, 0.0))
+        parts[name] = before[0] + taken[0], before[1] + taken[1]
+        if kind.name not in HOST:
+            launches += amount.calls
+    parts["launches"] = (launches * costs["launch"].value,) * 2
+    return Seconds(parts)
+
+
+def _cost(kind: Kind, amount: Amount, costs: Mapping[str, Cost]) -> tuple[str, tuple[float, float]]:
+    if kind.name in EIGEN:
+        rates = costs["eigen-large" if kind.size > LARGE else "eigen-small"].ends
+        ends = zip(rates, costs["eigen-least"].ends, strict=True)
+        low, high = (amount.calls * max(least, 9 * kind.size**3 / rate) for rate, least in ends)
+        return "eigenproblems", (low, high)
+    if kind.name in HOST:
+        taken = amount.bytes / costs[kind.name].value
+        if kind.name != "disk":
+            taken += amount.bytes / costs["transfer"].value
+        return {"sha256": "SHA-256", "xxh3": "XXH3"}.get(kind.name, kind.name), (taken, taken)
+    moving = amount.bytes / (costs["bandwidth"].value * costs["bandwidth-efficiency"].value)
+    if kind.name == "traffic":
+        return "traffic", (moving, moving)
+    taken = max(moving, amount.flops / (costs[kind.dtype].value * costs["efficiency"].value))
+    return f"products in {kind.dtype}", (taken, taken)
+
+
+def total(phases: Iterable[Seconds]) -> tuple[float, float]:
+    """Of several phases, one after the other."""
+    ends = [phase.total for phase in phases]
+    return sum(low for low, _ in ends), sum(high for _, high in ends)

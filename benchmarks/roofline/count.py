@@ -1,0 +1,189 @@
+"""The real `adapt`, run on a GPT-J of a 64th of the width, and counted as if it had all of it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import lasertri.edit.origin
+import lasertri.edit.truncation
+import lasertri.factors.cache
+import lasertri.factors.factoring
+import lasertri.method
+import lasertri.model.identity
+from benchmarks.adapt import random_gptj
+from benchmarks.roofline.work import Amount, Counting, Kind, Ops, Shape, Work, add, panels_of
+from lasertri import Sample, adapt
+from lasertri.factors.cache import FactorCache
+from lasertri.search import projected, step_search
+from lasertri.search.cross_fit import CrossFit
+from lasertri.support.timing import Clock
+
+SCALE = 64
+LAYERS, HEADS, WIDTH, VOCABULARY = 28, 16, 4096, 50400  # GPT-J-6B
+COUNTED_VOCABULARY = 448
+TOKENS, SAMPLES = 40, 100  # a prompt's, as many as FEVER's have; calibration, and as many held out
+EDITS = ("step", "shrink", "truncate")
+TARGETS = {"step": "mlp"}  # the others' are their defaults
+# sizes that only the model's dimensions have in this run: no count of tokens, rows or answers is one of them
+SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
+HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
+BLOCKS = {4 * WIDTH // SCALE // 2: 2 * WIDTH, 4 * WIDTH // SCALE // 8: WIDTH // 2}  # rows of an MLP's halves and eighths
+
+Phases = dict[str, Work]
+
+
+def full(shape: Shape) -> Shape:
+    """What a tensor's shape is at full width: of the last two dimensions those that are the model's are widened."""
+    widened = [(SIZES | BLOCKS).get(size, size) for size in shape[-2:]]
+    if not any(size in SIZES for size in shape[-2:]):
+        widened = [HEAD.get(size, wide) for size, wide in zip(shape[-2:], widened, strict=True)]
+    return *shape[:-2], *widened
+
+
+class Run:
+    """What is counted, by phase: those of `Adaptation.seconds`, a step's sizes apart, and what comes before."""
+
+    def __init__(self) -> None:
+        self.phases: Phases = {}
+        self.phase, self.sizes = "before", 0
+
+    @property
+    def work(self) -> Work:
+        return self.phases.setdefault(self.phase, {})
+
+    @contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
+
+    def host(self, name: str, size: int, scale: int = SCALE**2) -> None:
+        """Bytes that the host hashes, reads or writes; of matrices they grow with the square of the width."""
+        add(self.work, [(Kind(name), Amount(1, 0, size * scale))])
+
+
+def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> list[Phases]:
+    """Of tasks on one model, one after the other: by phase, the work of adapting a GPT-J in BF16 on a GPU.
+
+    Args:
+        budget: bytes of `memory_budget`.
+    """
+    model = random_gptj.make_model(
+        layers, WIDTH // SCALE, HEADS, COUNTED_VOCABULARY, dtype=torch.bfloat16
+    )  # fmt: skip
+    tokenizer, found = random_gptj.make_tokenizer(COUNTED_VOCABULARY), []
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"LASERTRI_CACHE": f"{folder}/cache"}):
+        ops = Ops(SCALE)
+        for task in range(tasks):
+            run = Run()
+            with _as_on_a_gpu(budget), _watched(run), Counting(functools.partial(getattr, run, "work"), full, ops):
+                adapt(
+                    model,
+                    samples(2 * task),
+                    held_out=samples(2 * task + 1),
+                    tokenizer=tokenizer,
+                    journal=Path(folder) / f"journal {task}",
+                    edit=edit,  # type: ignore[arg-type]
+                    targets=TARGETS.get(edit),
+                    accept="best",  # so that there is an edit, which is measured
+                    memory_budget=budget // SCALE**2,
+                    progress=False,
+                )
+            found.append(_normal(run))
+    return found
+
+
+def samples(seed: int) -> list[Sample]:
+    """Two-choice questions of equally many tokens, as questions on FEVER's claims are on average."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(300, (SAMPLES, TOKENS), generator=generator).tolist()
+    return [
+        Sample(" ".join(f"w{word}" for word in row), choices=random_gptj.CHOICES, label=i % 2)
+        for i, row in enumerate(words)
+    ]
+
+
+def _normal(run: Run) -> Phases:
+    """With one size in the place of all that were tried: how many are depends on what the model has learnt."""
+    if run.sizes:
+        for amount in run.phases["one size"].values():
+            amount.calls, amount.flops, amount.bytes = (
+                number // run.sizes for number in (amount.calls, amount.flops, amount.bytes)
+            )
+    return run.phases
+
+
+@contextmanager
+def _as_on_a_gpu(budget: int) -> Iterator[None]:
+    """Within, what depends on the device or on how much memory there is goes as on a GPU, at the full width.
+
+    Matrices take the square of `SCALE` less memory here than there, tokens `SCALE` less.
+    """
+    with (
+        panels_of(SCALE),
+        patch.object(step_search, "budget_for", lambda *_: budget // SCALE),
+        patch.object(projected, "CPU_TOKENS", projected.CUDA_TOKENS),
+        patch.object(projected, "_free_bytes", lambda *_: 1 << 50),
+    ):
+        yield
+
+
+@contextmanager
+def _watched(run: Run) -> Iterator[None]:
+    """Within, the run is told its phases, and what the host hashes, reads and writes."""
+
+    class Phased(Clock):
+        @contextmanager
+        def __call__(self, phase: str) -> Iterator[None]:
+            with super().__call__(phase), run.within(phase):
+                yield
+
+    measure, load, store = CrossFit.measure, FactorCache.load, FactorCache.store
+
+    def one_size(fit: CrossFit, *arguments: Any) -> Any:
+        run.sizes += 1
+        with run.within("one size"):
+            return measure(fit, *arguments)
+
+    def loaded(cache: FactorCache, key: Any) -> Any:
+        factors = load(cache, key)
+        if factors is not None:
+            run.host("disk", factors.basis.nbytes)
+        return factors
+
+    def stored(cache: FactorCache, key: Any, factors: Any) -> Any:
+        run.host("disk", factors.basis.nbytes)
+        return store(cache, key, factors)
+
+    def hashing(name: str, make: Callable[..., str]) -> Callable[..., str]:
+        def hashed(tensor: torch.Tensor) -> str:
+            run.host(name, tensor.nbytes, SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
+            return make(tensor)
+
+        return hashed
+
+    origin, truncation = lasertri.edit.origin, lasertri.edit.truncation
+    identity, factoring, cache = lasertri.model.identity, lasertri.factors.factoring, lasertri.factors.cache
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(lasertri.method, "Clock", Phased))
+        stack.enter_context(patch.object(CrossFit, "measure", one_size))
+        stack.enter_context(patch.object(FactorCache, "load", loaded))
+        stack.enter_context(patch.object(FactorCache, "store", stored))
+        for module in (origin, truncation):
+            stack.enter_context(patch.object(module, "weight_sha256", hashing("sha256", module.weight_sha256)))
+        for module in (identity, factoring, cache):
+            stack.enter_context(patch.object(module, "tensor_hash", hashing("xxh3", module.tensor_hash)))
+        logging.getLogger("lasertri").setLevel(logging.ERROR)
+        yield
