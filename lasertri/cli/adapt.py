@@ -12,6 +12,7 @@ import typer
 from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
+from lasertri.cli.launched import launched
 from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
 from lasertri.data.files import Fields
@@ -87,26 +88,36 @@ def run(
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
+    from lasertri.support.sharing import number, once, shared_by, together
 
     if output is not None and settings.edit == "step":
         require_peft()
-    loaded, tokenizer = loading.load(model)
-    if output is not None and (settings.edit != "step" or settings.merge):
-        output.require(sum(p.nbytes for p in loaded.parameters()))
-    result = adapt(
-        loaded,
-        samples,
-        held_out=held_out,
-        tokenizer=tokenizer,
-        journal=None if output is None else journal_folder(),
-        resume=resume,
-        **settings.keywords,
-    )
-    try:
-        if output is not None:
-            result.save(output, factored=factored)
-    finally:  # the figures are worth as much without a folder
-        print_result(result.to_dict(), as_json, str(result))
-    if output is not None:
-        typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
+    with launched() as group, shared_by(group):
+        if number() > 0:  # the first speaks for all
+            settings = dataclasses.replace(settings, progress=False)
+        loaded, tokenizer = together(lambda: loading.load(model))
+        if output is not None and (settings.edit != "step" or settings.merge):
+            output.require(sum(p.nbytes for p in loaded.parameters()))
+        result = adapt(
+            loaded,
+            samples,
+            held_out=held_out,
+            tokenizer=tokenizer,
+            journal=None if output is None else journal_folder(),
+            resume=resume,
+            group=group,
+            **settings.keywords,
+        )
+
+        def finish() -> None:
+            try:
+                if output is not None:
+                    result.save(output, factored=factored)
+            finally:  # the figures are worth as much without a folder
+                print_result(result.to_dict(), as_json, str(result))
+            if output is not None:
+                typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
+
+        once(finish)
+        result.journal.delete()
     return result

@@ -56,6 +56,10 @@ class Readings:
         np.copyto(self.greedy, other.greedy, where=read)
         np.copyto(self.written, other.written, where=wrote)
 
+    def __getstate__(self) -> dict[str, object]:
+        """What another process takes over: it has the table."""
+        return vars(self) | {"table": None}
+
     def __getitem__(self, model: int | Sequence[int]) -> Readings:
         return Readings(self.table, self.log_probs[model], self.greedy[model], self.written[model])
 

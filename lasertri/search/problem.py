@@ -36,6 +36,7 @@ from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.sharing import number, processes
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,16 @@ class Problem:
     asked: Asked | None = None
     text: EncodedText | None = None
     journal: Journal = NOTHING
+
+    @property
+    def content(self) -> list[object]:
+        """What a search depends on beside weights; an `Objective`'s functions and samples are the caller's concern."""
+        samples = (self.gradients, self.calibration, self.confirm, self.held_out)
+        return [
+            [str(target) for target in self.targets],
+            [None if these is None else these.content for these in samples],
+            self.settings.to_dict(),
+        ]
 
 
 def prepare(
@@ -138,18 +149,13 @@ def prepare(
     problem = Problem(
         model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text
     )
-    return replace(problem, journal=open_journal(journal, functools.partial(_content, problem), cache, resume=resume))
+    return replace(problem, journal=open_journal(journal, functools.partial(_about, problem), cache, resume=resume))
 
 
-def _content(problem: Problem) -> list[object]:
-    """All that a search depends on; of an `Objective` its functions and samples are the caller's to answer for."""
-    samples = (problem.gradients, problem.calibration, problem.confirm, problem.held_out)
-    return [
-        identity(problem.model),
-        [str(target) for target in problem.targets],
-        [None if these is None else these.content for these in samples],
-        problem.settings.to_dict(),
-    ]
+def _about(problem: Problem) -> list[object]:
+    """All that a search depends on; of several processes each has a journal of its share."""
+    share = [] if processes() == 1 else [number(), processes()]
+    return [identity(problem.model), *problem.content, *share]
 
 
 def _split(
