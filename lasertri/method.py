@@ -47,7 +47,7 @@ from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
-from lasertri.support.sharing import require_alike, shared_by, together
+from lasertri.support.sharing import once, require_alike, shared_by, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def adapt(
             functions must be the same, too, and its samples, by nothing but their number and groups.
         resume: where False, it begins anew.
         group: of `torch.distributed`, by gloo: its processes share the work. Each calls this function with the same
-            arguments, its model on its own device, and gets the same result, for one of them to save.
+            arguments, its model on its own device, and gets the same result, for the first to save.
         settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
@@ -114,7 +114,7 @@ def solve(problem: Problem) -> Adaptation:
     refused = on_held_out = None
     with problem.journal, preserved(problem.model):
         with samples_named(problem):
-            preflight(problem)
+            once(lambda: preflight(problem))
             rounds = SEARCHES[problem.settings.edit](problem, clock)
         with clock("side effects"):
             rounds = with_side_effects(problem, rounds)

@@ -12,11 +12,8 @@ TESTS = Path(__file__).parent
 
 
 def team(size, module, function, *arguments, timeout=240):
-    """What `function(group, *arguments)` of a test module gives in each of so many processes, or the error it raised."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    """What `function(group, *arguments)` of a test module gives, or raises, in each of so many processes."""
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(size)}
     given = pickle.dumps((module, function, arguments))
     members = [
         subprocess.Popen(
@@ -34,6 +31,13 @@ def team(size, module, function, *arguments, timeout=240):
         member.stdin = None
     outputs = [member.communicate(timeout=timeout)[0] for member in members]
     return [pickle.loads(output) if output else None for output in outputs]
+
+
+def free_port():
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def _member():

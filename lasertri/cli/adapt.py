@@ -12,7 +12,7 @@ import typer
 from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
-from lasertri.cli.launched import launched
+from lasertri.cli.launched import launched, rank
 from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
 from lasertri.data.files import Fields
@@ -88,12 +88,12 @@ def run(
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
-    from lasertri.support.sharing import number, once, shared_by, together
+    from lasertri.support.sharing import once, shared_by, together
 
     if output is not None and settings.edit == "step":
         require_peft()
     with launched() as group, shared_by(group):
-        if number() > 0:  # the first speaks for all
+        if rank() > 0:
             settings = dataclasses.replace(settings, progress=False)
         loaded, tokenizer = together(lambda: loading.load(model))
         if output is not None and (settings.edit != "step" or settings.merge):

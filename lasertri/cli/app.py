@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lasertri.cli.grouped import grouped
+from lasertri.cli.launched import rank, world_size
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
@@ -39,14 +40,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Set up streams and logging for every command."""
     guard()
+    if world_size() > 1 and context.invoked_subcommand != "adapt":
+        raise typer.BadParameter(f"expected one process for {context.invoked_subcommand}, got {world_size()}")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_printable)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
-    logging.getLogger("lasertri").setLevel(logging.INFO)
+    logging.basicConfig(
+        level=logging.WARNING if rank() == 0 else logging.ERROR, handlers=[handler], format="%(message)s"
+    )
+    logging.getLogger("lasertri").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
 def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:
@@ -79,7 +85,9 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
                 told = str(error)
             else:
                 raise
-            typer.echo(f"lasertri: {readable(told)}", err=True)
+            if rank() == 0 or not getattr(error, "raised_in_all", False):
+                who = "lasertri" if rank() == 0 else f"lasertri, process {rank()}"
+                typer.echo(f"{who}: {readable(told)}", err=True)
             raise typer.Exit(1) from error
         failure = failure_of_output()
         if failure is not None:

@@ -11,18 +11,20 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+def world_size() -> int:
+    """How many they are."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def rank() -> int:
-    """This process's number among them; 0 where it is alone."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    """This process's number among them; the first speaks for all."""
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 @contextmanager
 def launched() -> Iterator[ProcessGroup | None]:
-    """All of them, by the variables that torchrun sets, each with a GPU of its own where there are such.
-
-    None for a process that is alone.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """All of them, each with a GPU of its own where there are such; None for a process that is alone."""
+    if world_size() == 1:
         yield None
         return
     import torch

@@ -132,7 +132,7 @@ class FactorStore:
             kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
             group = group[: max(0, self.budget.free) // kept_bytes]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]
-            for made in shared(batches, functools.partial(self._made_here, blocks)):
+            for made in shared(batches, functools.partial(self._made_here, blocks, processes() > 1)):
                 for target, factors in made:
                     key = target, blocks, None
                     if factors is None:
@@ -160,10 +160,12 @@ class FactorStore:
             [(_, found)] = self._together([[target]], blocks)
         return found
 
-    def _made_here(self, blocks: int, batches: Sequence[Sequence[Target]]) -> list[tuple[Target, BlockFactors | None]]:
+    def _made_here(
+        self, blocks: int, for_others: bool, batches: Sequence[Sequence[Target]]
+    ) -> list[tuple[Target, BlockFactors | None]]:
         """See `_together`; on the CPU where other processes are to have them."""
         made = list(self._together(batches, blocks))
-        if processes() == 1:
+        if not for_others:
             return made
         return [(target, None if factors is None else _moved(factors, "cpu")) for target, factors in made]
 

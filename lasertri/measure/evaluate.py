@@ -50,13 +50,14 @@ def read_together(
     journal: Journal = NOTHING,
 ) -> SampleReadings:
     """`Samples.read`, shared by processes, see `support/sharing.py`."""
-    readings = samples.readings()
+    readings, advance = samples.readings(), of_all(advance)
     wanted = range(len(samples)) if chosen is None else chosen
-    for found in shared(wanted, lambda mine: samples.read(model, mine, of_all(advance), journal)):
+    for found in shared(wanted, lambda mine: samples.read(model, mine, advance, journal)):
         readings.update(found)
     return readings
 
 
 def of_all(advance: Advance) -> Advance:
     """For a process that reads its share: the others are about as far."""
-    return lambda done: advance(done * processes())
+    times = processes()
+    return lambda done: advance(times * done)

@@ -55,11 +55,12 @@ def forecast(
     """
     changes = _Changes(model, candidates, samples, factors, journal)
     with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
+        advance = of_all(bar.update)
 
         def by_tokens(mine: Sequence[int]) -> tuple[Tensor, set[Target]]:
-            if not changes.add_together(mine, of_all(bar.update)):
+            if not changes.add_together(mine, advance):
                 bar.reset()
-                changes.add_apart(mine, of_all(bar.update))
+                changes.add_apart(mine, advance)
             return changes.of, changes.reached
 
         each = shared(range(len(samples)), by_tokens)

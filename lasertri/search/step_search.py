@@ -148,14 +148,15 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
     with clock("gradient"):
         sizes = [sum(batch.size for batch in samples.loss_batches(part)) for part in parts]
         room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, max(sizes), len(parts))
+        mine = [share(part) for part in parts]
         with tqdm(total=sum(sizes), desc="gradient", unit="token", disable=not settings.progress) as bar:
+            advance = of_all(bar.update)
 
             def gather(part: Sequence[int]) -> dict[Target, Tokens]:
-                batches = samples.loss_batches(part)
-                return gather_tokens(model, problem.targets, batches, room, advance=of_all(bar.update))
+                return gather_tokens(model, problem.targets, samples.loss_batches(part), room, advance=advance)
 
-            mine = together(lambda: [gather(part) if part else {} for part in map(share, parts)])
-        tokens = dealt(mine, problem.targets, problem.targets[0].parameter(model).device)
+            tokens = together(lambda: [gather(part) if part else {} for part in mine])
+        tokens = dealt(tokens, problem.targets, problem.targets[0].parameter(model).device)
     if not any(everyones(any(tokens))):
         raise LasertriError(
             f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "

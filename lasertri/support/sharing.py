@@ -20,6 +20,8 @@ from lasertri.errors import LasertriError
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
+RAISED_IN_ALL = "raised_in_all"  # attribute of an error that all processes raise, of which the first can tell
+
 _group: ContextVar[Any] = ContextVar("group", default=None)
 
 
@@ -49,7 +51,7 @@ def share(items: Sequence[Item]) -> list[Item]:
 
 
 def together(run: Callable[[], Found]) -> Found:
-    """What `run` gives here, once it has gone well in all processes. It must not share work itself.
+    """What `run` gives here, once it has gone well in all processes. Within, all work is this process's own.
 
     Raises:
         Exception: what it raised in the first process in which it failed.
@@ -59,19 +61,22 @@ def together(run: Callable[[], Found]) -> Found:
     found: Any = None
     failure: Exception | None = None
     try:
-        found = run()
+        with shared_by(None):
+            found = run()
     except Exception as error:
         failure = error
     for process, other in enumerate(everyones(None if failure is None else _portable(failure))):
         if other is not None:
-            raise failure if failure is not None and process == number() else other
+            raised = failure if failure is not None and process == number() else other
+            setattr(raised, RAISED_IN_ALL, True)
+            raise raised
     return found
 
 
 def shared(items: Sequence[Item], run: Callable[[list[Item]], Found]) -> list[Found]:
     """What `run` gives for every process's share of the items; of an empty share nothing.
 
-    Tensors should be on the CPU. `run` must not share work itself.
+    Tensors should be on the CPU. Within `run`, all work is this process's own.
 
     Raises:
         Exception: see `together`.
