@@ -61,7 +61,8 @@ class Compression:
     Attributes:
         factors: how they were made, "whitened" or "plain".
         matrices: every target, factored or left as it was.
-        parameters, bytes: of the whole model, before and after.
+        parameters: of the whole model, before and after.
+        bytes: likewise.
         side_effects: on the part of the text that was held out; None where no text was run.
         journal: of what took long, to be deleted when the model is saved.
     """

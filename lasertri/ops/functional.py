@@ -127,8 +127,9 @@ def reduce_blocks(
         ranks: retained rank of each block; a block with fewer singular values is kept whole.
         ratios: retained ratio ρ instead, rank `int(min(b, n) * ρ)` for a block of b rows; ρ = 0 gives zeros.
         blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
-        inputs, damping: as in `block_svd`, for the least error of the outputs instead of the weight's; ignored where
-            `factors` are given.
+        inputs: as in `block_svd`, for the least error of the outputs instead of the weight's; ignored where `factors`
+            are given.
+        damping: as in `block_svd`.
         factors: what `block_svd` returned for this weight, to skip the factorisation.
         backend: "auto", "reference", "gram", "triton" or "cuda".
         precision: "float64", or "float32", faster on wide and tall blocks: `gram` then returns to FP64 for each block
@@ -228,8 +229,12 @@ def linear_blocks(
 
     Args:
         x: `[…, n]`, FP32, FP64, BF16 or FP16.
-        weight, bias: `[m, n]` and `[m]` (or None), as `torch.nn.Linear` has them.
-        ranks, ratios, blocks, factors: as in `reduce_blocks`.
+        weight: `[m, n]`, as `torch.nn.Linear` has it.
+        bias: `[m]`, or None.
+        ranks: retained rank of each block, as in `reduce_blocks`.
+        ratios: retained ratio ρ instead.
+        blocks: number K of consecutive blocks, or a `Partition`; ignored where `factors` are given.
+        factors: what `block_svd` returned for this weight, to skip the factorisation.
         projected: W_j Q_j of every block, `[m, r]`, FP32 or better, where it is known (`project_blocks` makes it): it
             spares tall blocks that product.
         backend: "auto", "reference", "gram", "triton" or "cuda".
@@ -420,7 +425,11 @@ def whiten_moments(
         grad: G `[…, m, n]`, the weight's gradient.
         outputs: B `[…, m, m]`, second moment of the gradients at the outputs; its lower triangle is read.
         inputs: C `[…, n, n]`, second moment of the inputs; its lower triangle is read.
-        rank, blocks, damping, backend, precision: as in `whiten_blocks`.
+        rank: of every block, as in `whiten_blocks`.
+        blocks: number K of consecutive blocks of the weight's rows, or a `Partition` of them.
+        damping: share of the mean eigenvalue that is added to all, more than 0.
+        backend: "auto", "reference", "gram", "triton" or "cuda".
+        precision: "float64", or "float32", as in `whiten_blocks`.
 
     Returns:
         `LowRank`, as `whiten_blocks`.

@@ -40,9 +40,11 @@ class Adaptation:
     """The result of `adapt`.
 
     Attributes:
-        model, tokenizer: as they were given; the edit is not applied. With an `Objective` there may be no tokenizer.
+        model: as it was given; the edit is not applied.
+        tokenizer: as it was given, or the model's own; with an `Objective` there may be none.
         rounds: what was searched; each after the first, on the model with the edits before it.
-        calibration, held_out: the model before and after all edits; None where a held-out sample gave NaN or Inf.
+        calibration: the model before and after all edits, on the samples that chose them.
+        held_out: the same on samples that took no part; None where one of them gave NaN or Inf.
         refused: why there are no held-out figures; None where there are.
         environment: versions and devices it was measured with.
         seconds: by phase.

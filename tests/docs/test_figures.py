@@ -1,0 +1,115 @@
+"""The tables of README and pages are what the records say."""
+
+import json
+
+import numpy as np
+import pytest
+from pages import ROOT
+
+RESULTS = ROOT / "benchmarks/results"
+TASKS = {
+    "CounterFact": "counterfact",
+    "antonyms": "antonyms",
+    "English to French, words": "translation_en-fr",
+    "larger animal": "larger_animal",
+    "sentiment": "sentiment",
+    "what is implied": "implicatures",
+    "plausible sports": "sports_understanding",
+}
+RECIPES = {
+    "whitened, rank 64": "whitened",
+    "whitened, rank 16": "whitened, rank 16",
+    "whitened, the MLPs alone": "whitened, MLPs alone",
+    "whitened, attention alone": "whitened, attention alone",
+    "whitened on the side of the inputs alone": "whitened, inputs alone",
+    "whitened on the side of the outputs alone": "whitened, outputs alone",
+    "plain, rank 16": "plain",
+}
+
+
+def rows(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def steps(method, task, *, seeds=range(5)):
+    """A method's rows of a task in FP32."""
+    wanted = [r for r in rows("bench_edits.jsonl") if (r["method"], r["task"], r["dtype"]) == (method, task, "float32")]
+    return [row for row in wanted if row["seed"] in seeds]
+
+
+def loss(figures):
+    return figures["log_loss"] if figures["choice_log_loss"] is None else figures["choice_log_loss"]
+
+
+def says(cell, found, when):
+    """Whether a cell "50.6 %, 2.37" has the mean accuracy and log loss of these rows, to its last digits."""
+    accuracy, nats = map(float, cell.replace(" %", "").split(", "))
+    measured = 100 * np.mean([row[when]["accuracy"] for row in found]), np.mean([loss(row[when]) for row in found])
+    return (accuracy, nats) == (pytest.approx(measured[0], abs=0.0501), pytest.approx(measured[1], abs=0.00501))
+
+
+def table(page, title):
+    """Cells of every row of the table with this title in its first line, by the row's name."""
+    lines = iter((ROOT / page).read_text(encoding="utf-8").splitlines())
+    assert any(line.startswith("|") and title in line for line in lines)
+    next(lines)
+    cells = {}
+    for line in lines:
+        if not line.startswith("|"):
+            return cells
+        name, *rest = (cell.strip().replace("*", "") for cell in line.strip("|").split("|"))
+        cells[name.split(" (")[0].split(", two draws")[0]] = rest
+    return cells
+
+
+def gain(row):
+    """In points."""
+    return 100 * (row["held_out"]["accuracy"] - row["baseline"]["accuracy"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_what_a_step_gives_is_what_was_measured(page):
+    found = table(page, "gains of the five draws")
+    assert found.keys() == TASKS.keys()
+    for name, (before, after, gains, *_) in found.items():
+        measured = sorted(steps("step", TASKS[name]), key=lambda row: row["seed"])
+        assert says(before, measured, "baseline")
+        assert says(after, measured, "held_out")
+        accepted = [gain(row) for row in measured if row["accepted"]]
+        assert [int(part) for part in gains.split(", ") if "no edit" not in part] == pytest.approx(accepted, abs=0.501)
+        assert ("no edit" in gains) == (len(accepted) < len(measured))
+
+
+def test_the_shuffled_answers_are_those_of_the_first_draw():
+    for name, (*_, shuffled) in table("docs/benchmarks.md", "answers shuffled").items():
+        controls = [row for row in steps("step", TASKS[name], seeds=[0]) if row.get("control")]
+        assert says(shuffled, controls, "control") if controls else shuffled == ""
+
+
+def test_lora_is_measured_on_the_same_two_draws():
+    for name, (step, lora) in table("docs/benchmarks.md", "LoRA fine-tuning").items():
+        assert says(step, steps("step", TASKS[name], seeds=(0, 1)), "held_out")
+        assert says(lora, steps("lora", TASKS[name], seeds=(0, 1)), "held_out")
+
+
+def test_the_work_of_a_step_and_of_lora():
+    for method, low, high in (("step", 7, 12), ("lora", 32, 38)):
+        work = [row["forward_equivalents"] for task in TASKS.values() for row in steps(method, task)]
+        assert (min(work), max(work)) == (low, high)
+        for page in ("docs/benchmarks.md", "docs/faq.md"):
+            assert f"{low} to {high}" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_one_draw_of_each_kind_of_edit():
+    found = table("docs/edits.md", "accuracy")
+    methods = {"`step`": "step", "`shrink`": "shrink", "eight of the samples in the prompt": "few-shot"}
+    for name, method in methods.items():
+        assert says(", ".join(found[name]), steps(method, "counterfact", seeds=[0]), "held_out")
+    assert says(", ".join(found["the model as it is"]), steps("step", "counterfact", seeds=[0]), "baseline")
+
+
+def test_recipes_of_a_step():
+    measured = {(row["task"], row["method"]): f"{row['loss']:.2f}" for row in rows("bench_directions.jsonl")}
+    for name, cells in table("docs/benchmarks.md", "| recipe").items():
+        tasks = ("translation_en-fr", "antonyms", "counterfact")
+        assert cells == [measured.get((task, RECIPES[name]), "") for task in tasks]
