@@ -36,12 +36,12 @@ from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.outlook import announce_trials, no_truncation_can_help
 from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
-from lasertri.search.ranking import Promise, promising, ranked
+from lasertri.search.ranking import Promise, factorable, promising, ranked
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
-from lasertri.search.strategies import distinct, factorable, fitting
+from lasertri.search.strategies import distinct, fitting
 from lasertri.search.tokens import batch_tokens
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
@@ -217,7 +217,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
         candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
     with clock("factor"):
-        candidates = factorable(candidates, factors)
+        candidates = factorable(problem, candidates)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 

@@ -32,7 +32,7 @@ class Fault(TorchDispatchMode):
         return op(*arguments, **(options or {}))
 
 
-def room_for(model: nn.Module, tokens: int) -> list[int]:
+def room_for(model: nn.Module, tokens: float) -> list[int]:
     """Memory that holds so many tokens of a language model at once, padding included, and what was asked for."""
     asked = list[int]()
 

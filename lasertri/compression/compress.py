@@ -104,6 +104,12 @@ def compress(
             the predictions move by more than `max_kl`.
     """
     check_options(keep, rank, factors, max_kl)
+    if not isinstance(model, nn.Module):
+        raise LasertriError(f"expected a model of transformers, got {shown(model)}; load it by load_model")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        raise LasertriError(f"expected a tokenizer of transformers, got {shown(tokenizer)}; load it by load_tokenizer")
+    if not isinstance(text, str | None):
+        raise LasertriError(f"expected a text as str, got {shown(text)}")
     if tokenizer is None and (factors == "whitened" or max_kl is not None):
         raise LasertriError(
             "expected a tokenizer to run text with, got none; pass one, or factors='plain' and no max_kl"

@@ -58,6 +58,18 @@ def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
     return torch.stack([tail.cpu() for tail in tails])
 
 
+def factorable(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those whose targets can be factored, or need not be; a warning tells of the others."""
+
+    def find() -> list[Tensor]:
+        keys = (candidate.factors_key for candidate in candidates if not candidate.compat)
+        usable = set(problem.factors.usable(keys))
+        return [torch.tensor([c.compat or c.factors_key in usable for c in candidates])]
+
+    [found] = problem.journal.of("factors", find)
+    return list(itertools.compress(candidates, found.tolist()))
+
+
 def promising(
     candidates: Sequence[Candidate], promise: Mapping[tuple[Target, float], float], most: int
 ) -> list[Candidate]:

@@ -149,7 +149,7 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
         sizes = [sum(batch.size for batch in samples.loss_batches(part)) for part in parts]
         room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, max(sizes), len(parts))
         mine = [share(part) for part in parts]
-        with tqdm(total=sum(sizes), desc="gradient", unit="token", disable=not settings.progress) as bar:
+        with tqdm(total=sum(sizes), desc="gradient", disable=not settings.progress) as bar:
             advance = of_all(bar.update)
 
             def gather(part: Sequence[int]) -> dict[Target, Tokens]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the table is read by --help, which waits for no torch
     from lasertri.edit.candidate import Candidate
-    from lasertri.factors.store import FactorStore
     from lasertri.model.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -82,12 +81,6 @@ def fitting(candidates: Sequence[Candidate]) -> list[Candidate]:
     if len(fits) < len(candidates):
         logger.warning("%d candidates are left out: they have more blocks than rows", len(candidates) - len(fits))
     return fits
-
-
-def factorable(candidates: Sequence[Candidate], factors: FactorStore) -> list[Candidate]:
-    """Those whose targets can be factored; a warning tells of others."""
-    usable = set(factors.usable(candidate.factors_key for candidate in candidates if not candidate.compat))
-    return [candidate for candidate in candidates if candidate.compat or candidate.factors_key in usable]
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

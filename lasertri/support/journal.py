@@ -30,7 +30,7 @@ from lasertri.support.timing import duration
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when records come to mean something else
+FORMAT = 2  # raise it when records come to mean something else
 EVERY = 10.0  # seconds: so much work is lost at most, and no more often is a disk waited for
 VERSIONS = ("lasertri", "torch", "transformers")
 

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 from lasertri.errors import TooLittleMemoryError
 
@@ -19,20 +19,12 @@ logger = logging.getLogger(__name__)
 SIGNS = re.compile("out of memory|can(no|')t allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 
-class Sliceable(Protocol):
-    """What can be taken apart, such as a list."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, part: slice, /) -> Self: ...
-
-
 Part = TypeVar("Part")
 Found = TypeVar("Found")
 
 
 def halves(part: Any) -> Sequence[Any]:
-    """The two halves of a `Sliceable`; none where it is one already."""
+    """The two halves of what can be taken apart, such as a list; none of one."""
     middle = len(part) // 2
     return (part[:middle], part[middle:]) if middle else ()
 

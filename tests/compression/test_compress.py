@@ -44,7 +44,7 @@ def decaying(model):
 
 
 def squeezed(model, name="gptj", **options):
-    return compress(model, make_tokenizer(name), **{"text": TEXT, "progress": False} | options)
+    return compress(model, **{"tokenizer": make_tokenizer(name), "text": TEXT, "progress": False} | options)
 
 
 def bytes_of(report, model):
@@ -261,6 +261,8 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(model_of, tmp_path, monkey
         ({"rank": 64}, "rank as a share from 0 to 1"),
         ({"factors": "white"}, r"\['whitened', 'plain'\], got 'white'"),
         ({"max_kl": -1}, "max_kl of at least 0"),
+        ({"text": True}, "expected a text as str, got True"),
+        ({"tokenizer": 5}, "expected a tokenizer of transformers, got 5"),
         ({"text": "a b c"}, "expected a text of at least 384 tokens"),
         ({"rank": 0.5, "blocks": 17}, "expected between 1 and 16 blocks"),
         ({"rank": 0.5, "memory_budget": 1}, "memory budget of at least"),
@@ -270,6 +272,11 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(model_of, tmp_path, monkey
 def test_options_that_cannot_work_fail_first(model, options, message):
     with pytest.raises(LasertriError, match=message):
         squeezed(model, **options)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(LasertriError, match="expected a model of transformers, got 5; load it by load_model"):
+        squeezed(5)
 
 
 def test_nan_weights_are_named(model):
