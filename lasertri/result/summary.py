@@ -43,6 +43,18 @@ def brief(result: dict[str, Any]) -> str:
     return "; ".join([edit, *differences(result["held_out"])[:1]])
 
 
+def headline(result: dict[str, Any]) -> str:
+    """What came out, in the figure that counts."""
+    held_out = result["held_out"]
+    if result["edit"] is None:
+        right = not result["trials"] and result["baseline"]["accuracy"] == 1
+        return "No edit: the baseline is already right everywhere" if right else "No edit"
+    if held_out is None:
+        return "An edit, without held-out figures"
+    low, high = (100 * bound for bound in held_out["interval"])
+    return f"{_gain(held_out):+.1f} points [{low:.1f}, {high:.1f}] on {held_out['baseline']['n']:,} held-out samples"
+
+
 def questions(result: dict[str, Any]) -> list[str]:
     """How the first sample was asked; and where the model is never right, what it gave instead."""
     lines = [] if result["asked"] is None else [f"asked so: {Asked(**result['asked'])}"]
@@ -124,15 +136,18 @@ def differences(comparison: dict[str, Any] | None) -> list[str]:
     """What the edits change, with intervals: in accuracy, and in the loss that a step lowers."""
     if comparison is None or comparison["interval"] is None:
         return []
-    before, after = comparison["baseline"], comparison["edited"]
     low, high = (100 * bound for bound in comparison["interval"])
-    gain = 100 * (after["accuracy"] - before["accuracy"])
-    lines = [f"held-out difference {gain:+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
+    lines = [f"held-out difference {_gain(comparison):+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
     change = loss_change(comparison)
     if change is not None:
         low, high = comparison["loss_interval"]
-        lines.append(f"  in {loss_of(after)[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"  in {loss_of(comparison['edited'])[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
+
+
+def _gain(comparison: dict[str, Any]) -> float:
+    """Of the edited model over the baseline, in points of accuracy."""
+    return 100 * float(comparison["edited"]["accuracy"] - comparison["baseline"]["accuracy"])
 
 
 def loss_change(comparison: dict[str, Any]) -> float | None:
