@@ -107,10 +107,16 @@ def curves(result: dict[str, Any]) -> list[Figure]:
 
     What a race dropped is off the line, hollow, with the number of samples that it saw.
     """
-    every = [result["baseline"]["accuracy"], *(trial["accuracy"] for trial in result["trials"])]
-    margin = 0.08 * ((max(every) - min(every)) or 1.0)
-    limits = min(every) - margin, max(every) + margin
+    limits = _limits(result)
     return [_curve(result, target, limits) for target in dict.fromkeys(trial["target"] for trial in result["trials"])]
+
+
+def _limits(result: dict[str, Any]) -> tuple[float, float]:
+    """Of an axis that shows every accuracy, and some ten points at least: less is noise."""
+    every = [result["baseline"]["accuracy"], *(trial["accuracy"] for trial in result["trials"])]
+    span = max(every) - min(every)
+    margin = max(0.08 * span, (0.1 - span) / 2)
+    return min(every) - margin, max(every) + margin
 
 
 def _curve(result: dict[str, Any], target: str, limits: tuple[float, float]) -> Figure:
@@ -160,6 +166,7 @@ def sizes(result: dict[str, Any]) -> list[Figure]:
         axes.set_ylim(top=2 * loss)  # what ruins the model would flatten the rest
     of_accuracy, axes = _size_panel(result, "accuracy", result["baseline"]["accuracy"])
     axes.set_ylabel("accuracy")
+    axes.set_ylim(_limits(result))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     return [of_loss, of_accuracy]
 
@@ -206,15 +213,15 @@ def differences(comparisons: dict[str, dict[str, Any]]) -> list[Figure]:
     }
     changes = {name: (loss_change(c), c["loss_interval"]) for name, c in comparisons.items()}
     known = {name: (change, ends) for name, (change, ends) in changes.items() if change is not None}
-    pictures = [_intervals(gains, "accuracy, edited minus baseline, points")]
+    pictures = [_intervals(gains, "accuracy, edited minus baseline,\npoints")]
     if known:
         [*names] = dict.fromkeys(loss_of(comparisons[name]["edited"])[0] for name in known)
-        pictures.append(_intervals(known, f"{' or '.join(names)}, edited minus baseline, nats"))
+        pictures.append(_intervals(known, f"{' or '.join(names)}, edited minus baseline,\nnats"))
     return pictures
 
 
 def _intervals(rows: Mapping[str, tuple[float, Sequence[float]]], label: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, 0.75 + 0.28 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.28 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for y, (value, ends) in enumerate(rows.values()):
         axes.plot(ends, [y, y], color=LIGHT["s1"], linewidth=3, solid_capstyle="butt")
