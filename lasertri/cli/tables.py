@@ -14,7 +14,7 @@ from rich.text import Text
 from lasertri.support.shown import printable
 
 WIDEST = 100_000  # characters of a line that is not for a terminal
-STYLES = {"helps": "bold green", "hurts": "bold red"}
+VERDICTS = {"helps": "bold green", "hurts": "bold red"}
 
 
 def table(
@@ -51,11 +51,12 @@ def summary(result: dict[str, Any]) -> Group:
     """What `summarize` says, the figures before and after as a table."""
     from lasertri.result.summary import concluded, figures, found
 
-    held_out = result["held_out"]
-    style = STYLES.get(held_out["verdict"], "") if held_out else ""
     columns, rows = figures(result)
-    return Group(_text("\n".join(found(result))), table(columns, rows), _text("\n".join(concluded(result)), style))
+    end = _text("\n".join(concluded(result)))
+    for verdict, style in VERDICTS.items():
+        end.highlight_words([verdict], style)
+    return Group(_text("\n".join(found(result))), table(columns, rows), end)
 
 
-def _text(text: str, style: str = "") -> Text:
-    return Text(printable(text), style)
+def _text(text: str) -> Text:
+    return Text(printable(text))

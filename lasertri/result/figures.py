@@ -147,12 +147,17 @@ def _curve(result: dict[str, Any], target: str, limits: tuple[float, float]) -> 
     axes.set_ylim(limits)
     axes.set_xlim(-0.6, len(ratios) - 0.4)
     axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios], fontsize=8, rotation=45)
-    axes.set_title(target)
+    axes.set_title(_end(target, 44))
     axes.set_xlabel("retained ratio ρ")
     axes.set_ylabel("calibration accuracy")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="y")
     return figure
+
+
+def _end(name: str, most: int) -> str:
+    """A name, or what there is room for: its end tells more."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 @matplotlib.rc_context(STYLE)
@@ -227,7 +232,7 @@ def _intervals(rows: Mapping[str, tuple[float, Sequence[float]]], label: str) ->
         axes.plot(ends, [y, y], color=LIGHT["s1"], linewidth=3, solid_capstyle="butt")
         axes.plot(value, y, "o", color=LIGHT["s1"], markersize=8)
     axes.axvline(0, color=LIGHT["soft"], linewidth=1)
-    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.set_yticks(range(len(rows)), [_end(name, 20) for name in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
