@@ -1,7 +1,7 @@
 """The report's pictures, each made from `Adaptation.to_dict()`; imports matplotlib, which may be missing.
 
 A picture is drawn in the colours of `PALETTE` for a light page and written with their names, which the page gives
-values for light and dark.
+values for light and dark. Those of lines stand apart for colour-blind readers, too.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ PALETTE = {  # by name: on a light page, on a dark one
     "ink": ("#1e2125", "#e7e9ec"),
     "soft": ("#565c64", "#a4abb5"),
     "line": ("#d9dce1", "#3a3f47"),
-    "s1": ("#0065a8", "#5fb4ee"),
-    "s2": ("#bf4a00", "#f58b4c"),
-    "s3": ("#007f5f", "#2fc79a"),
-    "s4": ("#a02c72", "#ea8fc6"),
-    "s5": ("#7a6200", "#e3c341"),
-    "s6": ("#5a4bc0", "#a99cf5"),
+    "flag": ("#b00020", "#ff8a80"),
+    "s1": ("#3978ee", "#5390e6"),
+    "s2": ("#5f3e1a", "#de512b"),
+    "s3": ("#2b9f82", "#55e9d3"),
+    "s4": ("#820b74", "#af466b"),
+    "s5": ("#9b8e09", "#f3d112"),
+    "s6": ("#320cef", "#8d27fb"),
 }
 LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
@@ -139,7 +140,7 @@ def _curve(result: dict[str, Any], target: str, limits: tuple[float, float]) -> 
                 lift = -10 if number % 2 else 4
                 axes.annotate(
                     str(n), (x, accuracy), (0, lift), textcoords="offset points", ha="center", fontsize=6.5,
-                    color=LIGHT[color],
+                    color=LIGHT["soft"],
                 )  # fmt: skip
             if chosen is not None and (chosen["target"], chosen["blocks"], chosen["rho"]) == (target, blocks, rho):
                 axes.plot(x, accuracy, "*", color=LIGHT["ink"], markersize=13, zorder=4)

@@ -47,6 +47,7 @@ def test_only_a_terminal_gets_a_table(monkeypatch):
 
 def test_the_summary_on_a_terminal_says_what_the_text_says(result, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")  # one without colours
     measured, stream = result.to_dict(), Terminal()
     monkeypatch.setattr(sys, "stdout", stream)
     print_result(measured, False, str(result), lambda: tables.summary(measured))

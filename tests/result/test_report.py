@@ -1,8 +1,10 @@
 """The report is one file that shows every part, whatever the result."""
 
 import html
+import itertools
 import re
 
+import numpy as np
 import pytest
 
 from lasertri import LasertriError, adapt
@@ -173,17 +175,39 @@ def test_pictures_have_text_to_select_and_colours_of_the_page(result):
     assert 'name="viewport"' in page
 
 
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+WHITE = XYZ.sum(axis=1)
+SEEN = {  # what is seen of linear red, green and blue (Machado, Oliveira and Fernandes, 2009)
+    "by most": np.eye(3),
+    "without red": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "without green": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+    "without blue": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
+}
+
+
+def linear(color):
+    parts = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light):
+    x, y, z = np.cbrt((XYZ @ light.clip(0, 1)) / WHITE)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 @pytest.mark.parametrize("mode", [0, 1])
 def test_colours_stand_out_from_the_page(mode):
-    def luminance(color):
-        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
-        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    page = XYZ[1] @ linear(PALETTE["page"][mode])
+    for name in ("ink", "soft", "flag", *SERIES):
+        dark, bright = sorted((XYZ[1] @ linear(PALETTE[name][mode]), page))
+        assert (bright + 0.05) / (dark + 0.05) >= (3 if name in SERIES else 4.5)
 
-    page = luminance(PALETTE["page"][mode])
-    for name in ("ink", "soft", *SERIES):
-        dark, bright = sorted((luminance(PALETTE[name][mode]), page))
-        assert (bright + 0.05) / (dark + 0.05) >= (4.5 if name in ("ink", "soft") else 3)
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN)
+def test_colours_of_lines_stand_apart_for_everyone(mode, seen):
+    shown = [lab(seen @ linear(PALETTE[name][mode])) for name in SERIES]
+    assert min(np.linalg.norm(one - other) for one, other in itertools.combinations(shown, 2)) > 15
 
 
 def test_no_two_lines_look_alike():
