@@ -38,7 +38,7 @@ LIGHT = {name: light for name, (light, _) in PALETTE.items()}
 SERIES = ("s1", "s2", "s3", "s4", "s5", "s6")
 MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # with how text writes them
 STYLE: dict[Any, Any] = {
-    **{"svg.fonttype": "none", "svg.hashsalt": "lasertri", "font.size": 10, "axes.titlesize": 10},
+    **{"svg.fonttype": "none", "font.size": 10, "axes.titlesize": 10},
     "text.parse_math": False,
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), LIGHT["ink"]),
     **{"axes.edgecolor": LIGHT["soft"], "axes.facecolor": "none", "grid.color": LIGHT["line"]},
@@ -47,12 +47,16 @@ STYLE: dict[Any, Any] = {
 WIDTH = 3.7  # inches: what a telephone shows unscaled
 
 
-def as_svg(figure: Figure) -> str:
-    """A picture as it stands in a page: its text as text, its colours by name."""
+def as_svg(figure: Figure, name: str) -> str:
+    """A picture as it stands in a page: its text as text, its colours by name.
+
+    Args:
+        name: of no other picture of the page; what the picture refers to is named by it.
+    """
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r'<g id="[^"]*"', "<g", buffer.getvalue())  # which other pictures of the page have, too
+    svg = re.sub(r'<g id="[^"]*"', "<g", buffer.getvalue())  # to which nothing refers
     for name, color in LIGHT.items():
         svg = svg.replace(color, f"var(--{name})")
     return svg[svg.index("<svg") :]

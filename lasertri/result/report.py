@@ -86,7 +86,10 @@ def page(template: str, pictures: dict[str, list[Figure]], **values: Any) -> str
         loader=PackageLoader("lasertri.result", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"capital": lambda text: text[:1].upper() + text[1:], "percent": "{:.1%}".format}
-    drawn = {name: [Markup(as_svg(figure)) for figure in figures] for name, figures in pictures.items()}
+    drawn = {
+        name: [Markup(as_svg(figure, f"{name} {number}")) for number, figure in enumerate(figures)]
+        for name, figures in pictures.items()
+    }
     return environment.get_template(template).render(palette=PALETTE, markers=MARKERS, **drawn, **values)
 
 

@@ -56,6 +56,8 @@ def test_every_part_is_drawn_in_one_self_contained_file(result, accepted):
         assert text in page
     assert ('"headline">No edit<' in page) is not accepted
     assert not re.search(r'(src|href)="(?!#|data:)', page)  # nothing is loaded from elsewhere
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("accepted", [True, False])
@@ -146,6 +148,12 @@ def test_the_headline_is_the_held_out_figure_with_its_interval(result):
     page = render(right | {"held_out": nothing, "flips": None})
     assert '"headline">No edit: the baseline is already right everywhere<' in page
     assert "Every trial" not in page
+
+
+def test_an_edit_without_held_out_figures_says_why(result):
+    page = render(result | {"held_out": None, "flips": None, "refused": "no held-out figures: NaN for row 7"})
+    assert '"headline">An edit, without held-out figures<' in page
+    assert '"flag">No held-out figures: NaN for row 7.<' in page
 
 
 def test_answers_that_turned_are_counted_and_shown_both_ways(result):
