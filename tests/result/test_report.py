@@ -156,6 +156,14 @@ def test_an_edit_without_held_out_figures_says_why(result):
     assert '"flag">No held-out figures: NaN for row 7.<' in page
 
 
+def test_a_rejected_one_is_not_taken_for_the_edit_where_it_was_confirmed(result):
+    confirmed = {"confirmation": result["held_out"] | {"p_value": 0.4}}
+    nothing = result["held_out"] | {"edited": None, "interval": None, "verdict": None}
+    rejected = {"edit": None, "rejected": result["trials"][0], "calibration": nothing, "held_out": nothing}
+    assert render(result | rejected | confirmed | {"flips": None}).count("edited, as the best rejected") == 1
+    assert "as the best rejected" not in render(result | confirmed)
+
+
 def test_answers_that_turned_are_counted_and_shown_both_ways(result):
     flip = {"prompt": "Q ?", "right": "r", "before": "b", "after": "r"}
     flips = {"won": {"count": 63, "examples": [flip]}, "lost": {"count": 0, "examples": []}}
