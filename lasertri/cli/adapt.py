@@ -93,7 +93,6 @@ def run(
 
     if output is not None and settings.edit == "step":
         require_peft()
-<<<<<<< HEAD
     with launched() as group, shared_by(group):
         if rank() > 0:
             settings = dataclasses.replace(settings, progress=False)
@@ -116,32 +115,11 @@ def run(
                 if output is not None:
                     result.save(output, factored=factored)
             finally:  # the figures are worth as much without a folder
-                print_result(result.to_dict(), as_json, str(result))
+                measured = result.to_dict()
+                print_result(measured, as_json, str(result), lambda: tables.summary(measured))
             if output is not None:
                 typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
 
         once(finish)
         result.journal.delete()
-=======
-    loaded, tokenizer = loading.load(model)
-    if output is not None and (settings.edit != "step" or settings.merge):
-        output.require(sum(p.nbytes for p in loaded.parameters()))
-    result = adapt(
-        loaded,
-        samples,
-        held_out=held_out,
-        tokenizer=tokenizer,
-        journal=None if output is None else journal_folder(),
-        resume=resume,
-        **settings.keywords,
-    )
-    try:
-        if output is not None:
-            result.save(output, factored=factored)
-    finally:  # the figures are worth as much without a folder
-        measured = result.to_dict()
-        print_result(measured, as_json, str(result), lambda: tables.summary(measured))
-    if output is not None:
-        typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
->>>>>>> main
     return result
