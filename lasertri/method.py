@@ -26,7 +26,6 @@ from lasertri.edit.truncation import Truncation
 from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
-from lasertri.model.identity import identity
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -110,7 +109,7 @@ def adapt(
 
 def solve(problem: Problem) -> Adaptation:
     """The search, and what its edits are worth."""
-    require_alike("model, samples and options", lambda: [identity(problem.model), *problem.content])
+    require_alike("model, samples and options", lambda: problem.content)
     clock = Clock(problem.journal.now)
     refused = on_held_out = None
     with problem.journal, preserved(problem.model):

@@ -76,7 +76,7 @@ def test_processes_find_what_one_finds(size, kind):
 def command(folder, tmp_path):
     rows = [{"prompt": s.prompt, "choices": s.choices, "label": s.label} for s in make_samples(64)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--rank", "8", "--accept", "best", "--no-progress"]
+    options = ["--accept", "best", "--no-progress"]
     return ["adapt", str(folder), "--data", str(tmp_path / "train.jsonl"), *options]
 
 
@@ -157,6 +157,8 @@ KILLED = """
 import os
 import signal
 
+os.environ["LASERTRI_CACHE"] += os.environ["RANK"]  # as on two nodes: one may know what the other does not
+
 from lasertri.support import journal
 
 journal.EVERY, kept, keep = 0, [], journal.Journal.keep
@@ -178,8 +180,11 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [2, 6, 11])
-def test_a_killed_process_ends_all_and_the_same_command_goes_on(command, tmp_path, monkeypatch, at):
+@pytest.mark.parametrize(
+    ("kind", "at"), [("step", 2), ("step", 6), ("step", 11), ("truncate", 5), ("truncate", 9), ("shrink", 7)]
+)
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(command, tmp_path, monkeypatch, kind, at):
+    command += ["--edit", kind]
     program = tmp_path / "killed.py"
     program.write_text(KILLED)
     start, out = time.monotonic(), tmp_path / "out"

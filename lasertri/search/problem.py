@@ -36,7 +36,6 @@ from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import number, processes
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -78,9 +77,10 @@ class Problem:
 
     @property
     def content(self) -> list[object]:
-        """What a search depends on beside weights; an `Objective`'s functions and samples are the caller's concern."""
+        """All that a search depends on; of an `Objective` its functions and samples are the caller's to answer for."""
         samples = (self.gradients, self.calibration, self.confirm, self.held_out)
         return [
+            identity(self.model),
             [str(target) for target in self.targets],
             [None if these is None else these.content for these in samples],
             self.settings.to_dict(),
@@ -152,13 +152,7 @@ def prepare(
         *(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text),
         files=files_of([*given, *(others or [])]),
     )
-    return replace(problem, journal=open_journal(journal, functools.partial(_about, problem), cache, resume=resume))
-
-
-def _about(problem: Problem) -> list[object]:
-    """All that a search depends on; of several processes each has a journal of its share."""
-    share = [] if processes() == 1 else [number(), processes()]
-    return [identity(problem.model), *problem.content, *share]
+    return replace(problem, journal=open_journal(journal, lambda: problem.content, cache, resume=resume))
 
 
 def _split(
