@@ -17,6 +17,14 @@ class NonFiniteGradientError(NotFiniteError):
     """A gradient has NaN or Inf; whose, its message says, but not of which sample."""
 
 
+class TooLittleMemoryError(LasertriError):
+    """Memory does not hold even the smallest part that the work can be done in."""
+
+
+class NotConvergedError(LasertriError):
+    """An eigensolver or an SVD gave up on a matrix."""
+
+
 def shown(value: object) -> str:
     """Its `repr` in one line, cut where it is long."""
     try:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import NonFiniteGradientError, NotFiniteError
+from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
@@ -34,14 +34,16 @@ from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.outlook import announce_trials, no_truncation_can_help
 from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
-from lasertri.search.ranking import Promise, promising, ranked
+from lasertri.search.ranking import Promise, factorable, promising, ranked
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_shrink
 from lasertri.search.step_search import search_step
 from lasertri.search.strategies import distinct, fitting
+from lasertri.search.tokens import batch_tokens
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
+from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
 from lasertri.support.timing import Clock
 
@@ -49,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 @with_options_of(Settings)
+@memory_told()
 def adapt(
     model: nn.Module | str | Path,
     samples: SampleSource | Iterable[Any],
@@ -107,10 +110,11 @@ def adapt(
                 problem.calibration, may_fail=True, journal=problem.journal.under("calibration")
             )
             try:
-                on_held_out = compare(
-                    problem.held_out, progress=problem.settings.progress, journal=problem.journal.under("held-out")
-                )
-            except NotFiniteError as error:  # what was found is not lost for it
+                with memory_told("the samples held out"):
+                    on_held_out = compare(
+                        problem.held_out, progress=problem.settings.progress, journal=problem.journal.under("held-out")
+                    )
+            except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
                 refused = f"no held-out figures: {error}"
                 logger.warning(refused)
     return Adaptation(
@@ -131,13 +135,20 @@ def adapt(
 
 @contextmanager
 def samples_named(problem: Problem) -> Iterator[None]:
-    """Within, an error about a gradient that is not finite names a sample whose outputs are not, if there is one."""
+    """Within, an error about a gradient that is not finite names a sample whose outputs are not, if there is one.
+
+    Else it names the layer after which the gradient is not, as far as one of the targets shows it.
+    """
     try:
         yield
     except NonFiniteGradientError:
-        with torch.no_grad():
-            for samples in (problem.first, problem.gradients):
-                samples.read(problem.model).check()
+        model, layers = problem.model, (target.linear_layer(problem.model) for target in problem.targets)
+        find = functools.partial(batch_tokens, model, list(dict.fromkeys(own for own in layers if own is not None)))
+        for samples in (problem.first, problem.gradients):
+            with torch.no_grad():
+                samples.read(model).check()
+            for _ in as_memory_allows(samples.loss_batches(range(len(samples))), find):
+                pass
         raise
 
 
@@ -190,6 +201,8 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
     if strategy.pairs and promise and settings.race:
         candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
+    with clock("factor"):
+        candidates = factorable(problem, candidates)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 

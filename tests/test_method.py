@@ -253,6 +253,20 @@ def test_nan_weights_are_named(model, tokenizer, samples):
         adapt(model, samples, tokenizer=tokenizer, **SMALL)
 
 
+@pytest.mark.parametrize("options", [{"edit": "step"}, {"edit": "shrink"}, {"edit": "truncate"}, {"score": "taylor"}])
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [(torch.float32, "a function of the model has none"), (torch.bfloat16, "load the model in float32")],
+)
+def test_a_gradient_that_is_not_finite_where_the_outputs_are_is_said_with_its_layer(tokenizer, options, dtype, advice):
+    model = make_model("gptj", dtype=dtype)
+    model.transformer.h[1].mlp.fc_out.register_full_backward_hook(lambda _, inputs, __: (inputs[0] * torch.nan,))
+    with pytest.raises(
+        LasertriError, match=rf"expected finite gradients .* got NaN or Inf .* transformer\.h\.1\.mlp\.fc_in.*{advice}"
+    ):
+        adapt(model, make_samples(48), tokenizer=tokenizer, progress=False, **options)
+
+
 def overflowing(word):
     """A model whose outputs are not finite after one word, though its weights are."""
     model, tokenizer = make_model("gptj"), make_tokenizer()

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+from faults import room_for
 from killing import WHENS, Killer, without_times
 from marks import slow
 from tiny import make_model, make_samples, make_tokenizer
@@ -45,11 +46,13 @@ class Search:
     kind: str
     architecture: str = "gptj"
     samples: int | list[Sample] = 48
+    room: float = float("inf")  # tokens that memory holds at once
     forwards: int = 0
 
     def __call__(self, folder=None):
         model = make_model(self.architecture)
         model.register_forward_pre_hook(self._count)
+        room_for(model, self.room)
         samples = make_samples(self.samples) if isinstance(self.samples, int) else self.samples
         options = {"accept": "best", "progress": False} | KINDS[self.kind]
         return adapt(model, samples, tokenizer=make_tokenizer(self.architecture), journal=folder, **options)
@@ -91,6 +94,15 @@ def test_whenever_it_is_killed_the_result_is_the_same(tmp_path, killer, kind, ar
     found, times = killer.until_it_ends(functools.partial(search, tmp_path / "journal"), at, when)
     assert times >= (2 if at > 2 else 15)
     assert same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["shrink", slow("step"), slow("truncate"), slow("taylor")])
+def test_where_memory_is_short_it_goes_on_with_the_halves(tmp_path, killer, kind):
+    search = Search(kind, room=30)
+    expected = search()
+    found, times = killer.until_it_ends(functools.partial(search, tmp_path / "journal"), 20)
+    assert same(found, expected)
+    assert times > 1
 
 
 @pytest.mark.parametrize("kind", ["step", "shrink", slow("truncate"), slow("taylor")])

@@ -16,7 +16,7 @@ from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
 from lasertri.support.interrupts import interrupted
-from lasertri.support.memory import is_out_of_memory, out_of_memory
+from lasertri.support.memory import shortage
 from lasertri.support.shown import printable, readable, reason
 from lasertri.version import __version__
 
@@ -70,8 +70,9 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
             if isinstance(error, KeyboardInterrupt) or interrupted():  # which may have become another error
                 typer.echo("lasertri: interrupted; what had been finished is kept", err=True)
                 raise typer.Exit(130) from None
-            if is_out_of_memory(error):
-                told = out_of_memory(error)
+            short = shortage(error)
+            if short is not None:
+                told = str(short)
             elif isinstance(error, OSError):  # a name that no file system takes, a disk that fails
                 told = f"expected files that can be read and written: {reason(error)}"
             elif isinstance(error, LasertriError):

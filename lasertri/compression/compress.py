@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lasertri.compression.ranks import Priced, cheapest_ranks
 from lasertri.compression.result import CompressedMatrix, Compression
 from lasertri.compression.sensitivity import output_sensitivity
 from lasertri.data.neutral import neutral_text
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.budget import budget_for
@@ -34,7 +35,10 @@ from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
 from lasertri.support.journal import Journal
+from lasertri.support.memory import memory_told
 from lasertri.support.shown import shown
+
+logger = logging.getLogger(__name__)
 
 FACTORS = ("whitened", "plain")
 KEEP = 0.9
@@ -53,6 +57,7 @@ def check_options(keep: float | None, rank: float | None, factors: str, max_kl: 
         raise LasertriError(f"expected max_kl of at least 0, got {shown(max_kl)}")
 
 
+@memory_told()
 def compress(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -75,8 +80,8 @@ def compress(
     a byte saves most of what the text's loss would rise by. A factored block of b rows keeps k of them, and what makes
     the others of these: k (b + n − k) numbers. Every fourth part of the text is left out; what becomes of its
     predictions is measured. Blocks of which nothing can be saved stay as they are, as do experts, the parts of matrices
-    stored as one, and layers that the text does not reach. The exchange is made when all is computed: until then the
-    model, and after a failure, is as it was.
+    stored as one, and layers that the text does not reach or that no solver converges on. The exchange is made when all
+    is computed: until then the model, and after a failure, is as it was.
 
     Args:
         tokenizer: the model's; without one nothing is measured, and the factors can only be plain.
@@ -99,6 +104,12 @@ def compress(
             the predictions move by more than `max_kl`.
     """
     check_options(keep, rank, factors, max_kl)
+    if not isinstance(model, nn.Module):
+        raise LasertriError(f"expected a model of transformers, got {shown(model)}; load it by load_model")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
+        raise LasertriError(f"expected a tokenizer of transformers, got {shown(tokenizer)}; load it by load_tokenizer")
+    if not isinstance(text, str | None):
+        raise LasertriError(f"expected a text as str, got {shown(text)}")
     if tokenizer is None and (factors == "whitened" or max_kl is not None):
         raise LasertriError(
             "expected a tokenizer to run text with, got none; pass one, or factors='plain' and no max_kl"
@@ -130,8 +141,14 @@ def compress(
             priced: dict[Target, list[Priced]] = {}
             for target in layers:
                 width = target.parameter(model).element_size()
-                priced[target] = _priced(store.of(target, blocks), width, None if worth is None else worth[target])
+                try:
+                    own = store.of(target, blocks)
+                except NotConvergedError as error:
+                    logger.warning("%s stays as it is: %s", target, error)
+                else:
+                    priced[target] = _priced(own, width, None if worth is None else worth[target])
                 bar.update()
+            layers = list(priced)
             ranks = _ranks(priced, KEEP if keep is None else keep, rank)
             made: dict[str, FactoredLinear] = {}
             found: dict[Target, CompressedMatrix] = {}

@@ -19,6 +19,7 @@ from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.support.memory import is_out_of_memory
 from lasertri.support.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
@@ -156,7 +157,8 @@ def loadable(model: nn.Module, targets: Sequence[Target]) -> list[Target]:
             f"expected layers that peft loads an adapter for, but it does for none of {len(left)}, {left[0]} among "
             "them; name others with targets, or look for another kind of edit (edit='shrink')"
         )
-    logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
+    if left:  # but those that it loads one by one it loads together
+        logger.warning("%d layers that peft loads no adapter for are left out, %s among them", len(left), left[0])
     return [target for target in targets if target in kept or target.name in parameters]
 
 
@@ -169,7 +171,9 @@ def _loads(model: nn.Module, targets: Sequence[Target]) -> bool:
         try:
             with as_peft_loads_it(model, directory) as adapted:
                 found = {path for path, module in adapted.named_modules() if hasattr(module, "lora_A")}
-        except (ValueError, RuntimeError):  # no such module, or none that it would change
+        except (ValueError, RuntimeError) as error:  # no such module, or none that it would change
+            if is_out_of_memory(error):
+                raise
             return False
     return found == {f"{PREFIX}{target.module}" for target in targets}
 

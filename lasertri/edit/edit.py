@@ -17,6 +17,7 @@ from lasertri.data.files import parsed_json
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
+from lasertri.support.paths import check_path
 from lasertri.support.shown import reason, shown
 
 CONFIG_NAME, FACTORS_NAME = "lasertri_config.json", "lasertri_edit.safetensors"
@@ -84,6 +85,7 @@ class Edit(ABC):
         Raises:
             LasertriError: a file is missing, damaged, or was changed since it was written.
         """
+        check_path("a folder with a saved edit", directory)
         config = read_config(Path(directory) / CONFIG_NAME)
         kind = config.get("kind", "truncate")
         if not isinstance(kind, str) or kind not in KINDS:

@@ -19,6 +19,7 @@ from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
 
@@ -137,10 +138,14 @@ class Step(Edit):
 
     def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:
         """See `Edit`: by plain peft."""
-        with preserved(model):
+
+        def check(part: SampleBatch) -> None:
             with self.beside(model), torch.no_grad():
-                expected, _ = batch.read(model)
-            check_adapter(model, directory, expected, batch)
+                expected, _ = part.read(model)
+            check_adapter(model, directory, expected, part)
+
+        with preserved(model):
+            next(as_memory_allows([batch], check))
 
     @classmethod
     def read(cls, directory: Path, config: dict[str, Any]) -> Step:

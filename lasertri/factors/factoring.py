@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lasertri.errors import NotConvergedError
 from lasertri.factors.cache import FactorCache, FactorKey
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, block_svd
 from lasertri.ops.backends import choose_backend
+from lasertri.ops.converging import converging
 from lasertri.ops.subspaces import subspace_partition
 from lasertri.support.checksum import tensor_hash
 from lasertri.support.journal import NOTHING, Journal
@@ -58,12 +60,20 @@ class Factoring:
             groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(target)
         return list(groups.values())
 
-    def consecutive(self, targets: Sequence[Target], blocks: int) -> list[BlockFactors]:
-        """Factors of weights of one shape, each split into K blocks of consecutive rows, made as one batch."""
+    def consecutive(self, targets: Sequence[Target], blocks: int) -> list[BlockFactors | None]:
+        """Factors of weights of one shape, each split into K blocks of consecutive rows, made as one batch.
+
+        None for a weight that no solver converges on.
+        """
         weights = [self.weight(target) for target in targets]
         stack = weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(weights)
         inputs = None if self.inputs is None else torch.stack([self.inputs(target) for target in targets])
-        made = _narrow(block_svd(stack, blocks=blocks, inputs=inputs, backend=self.backend), stack.dtype)
+        try:
+            made = self._made(stack, blocks, inputs)
+        except NotConvergedError:
+            if len(targets) == 1:
+                return [None]
+            return [factors for target in targets for factors in self.consecutive([target], blocks)]
         each = [made._replace(basis=basis, sigma=sigma) for basis, sigma in zip(made.basis, made.sigma, strict=True)]
         if self.cache is not None:
             for target, factors in zip(targets, each, strict=True):
@@ -71,13 +81,27 @@ class Factoring:
         elif self.inputs is not None:
             for target, factors in zip(targets, each, strict=True):
                 self.journal.keep((target, blocks), [factors.basis, factors.sigma])
-        return each
+        return list(each)
 
-    def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors:
-        """Factors of one weight, its rows clustered into K subspaces of this dimension."""
+    def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors | None:
+        """Factors of one weight, its rows clustered into K subspaces of this dimension; None where none converge."""
         weight = self.weight(target)
-        partition = subspace_partition(weight, blocks=blocks, dimension=dimension)
-        return _narrow(block_svd(weight, blocks=partition, backend=self.backend), weight.dtype)
+        try:
+            return self._made(weight, subspace_partition(weight, blocks=blocks, dimension=dimension))
+        except NotConvergedError:
+            return None
+
+    def _made(self, weight: Tensor, blocks: int | Partition, inputs: Tensor | None = None) -> BlockFactors:
+        """Factors of a weight, or of a stack, which is not worth a slower solver: one of it may need that."""
+
+        def made(backend: str, device: torch.device) -> BlockFactors:
+            moments = None if inputs is None else inputs.to(device)
+            found = block_svd(weight.to(device), blocks=blocks, inputs=moments, backend=backend)
+            return found._replace(basis=found.basis.to(weight.device), sigma=found.sigma.to(weight.device))
+
+        alone = weight.shape[:-2].numel() == 1
+        factors = converging(made, self.backend, weight.device) if alone else made(self.backend, weight.device)
+        return _narrow(factors, weight.dtype)
 
     def from_disk(self, target: Target, blocks: int) -> BlockFactors | None:
         """What `consecutive` made of this very weight before, perhaps in another process."""

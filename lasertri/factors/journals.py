@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lasertri.factors.cache import FactorCache
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.paths import check_path
 
 
 def open_journal(
@@ -19,6 +20,7 @@ def open_journal(
     """
     if folder is None:
         return NOTHING
+    check_path("a folder for a journal", folder)
     if cache is not None and cache.directory == Path(folder):
         return Journal.open(Path(folder), about(), resume=resume, kept=cache.sweep)
     return Journal.open(Path(folder), about(), resume=resume)

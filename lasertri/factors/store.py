@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factors.budget import Budget
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.factoring import Factoring
@@ -15,6 +17,9 @@ from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, project_blocks
 from lasertri.ops.backends import named
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.memory import as_memory_allows
+
+logger = logging.getLogger(__name__)
 
 Key = tuple[Target, int, int | None]
 
@@ -61,17 +66,43 @@ class FactorStore:
         self.budget = Budget(budget, workspace)
         self._factors: Memo[Key, BlockFactors] = Memo(self.budget, _bytes)
         self._projected: Memo[Key, Tensor] = Memo(self.budget, lambda projected: projected.nbytes)
+        self._failed = set[Key]()
 
     def of(self, target: Target, blocks: int, dimension: int | None = None) -> BlockFactors:
-        """Factors of the target's weight, its rows split into K blocks."""
+        """Factors of the target's weight, its rows split into K blocks.
+
+        Raises:
+            NotConvergedError: no solver converges on it, see `usable`.
+        """
+        key = target, blocks, dimension
 
         def make() -> BlockFactors:
-            if dimension is not None:
-                return self._factoring.clustered(target, blocks, dimension)
-            found = self._factoring.from_disk(target, blocks)
-            return self._factoring.consecutive([target], blocks)[0] if found is None else found
+            found = None if key in self._failed else self._made(*key)
+            if found is None:
+                self._failed.add(key)
+                raise NotConvergedError(f"no eigensolver and no SVD converges on {target}, K = {blocks}; leave it out")
+            return found
 
-        return self._factors.get((target, blocks, dimension), make)
+        return self._factors.get(key, make)
+
+    def usable(self, keys: Iterable[Key]) -> list[Key]:
+        """Those whose factors can be made; of the others a warning tells.
+
+        Raises:
+            NotConvergedError: there are none.
+        """
+        wanted = list(dict.fromkeys(keys))
+        found = [key for key in wanted if self._has(*key)]
+        failed = [key for key in wanted if key in self._failed]
+        if failed and not found:
+            self.of(*failed[0])
+        if failed:
+            target, blocks, _ = failed[0]
+            logger.warning(
+                "%d matrices are left out, %s at K = %d the first: no eigensolver and no SVD converges on them",
+                len(failed), target, blocks,
+            )  # fmt: skip
+        return found
 
     def projected(self, target: Target, blocks: int, dimension: int | None = None) -> Tensor | None:
         """W_j Q_j of every block, `[m, r]`, where its blocks are tall; what `linear_blocks` takes."""
@@ -96,9 +127,11 @@ class FactorStore:
         for group in self._factoring.alike(missing):
             kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
             group = group[: max(0, self.budget.free) // kept_bytes]  # the others are made when they are asked for
-            for start in range(0, len(group), size):
-                batch = group[start : start + size]
-                for target, factors in zip(batch, self._factoring.consecutive(batch, blocks), strict=True):
+            batches = [group[start : start + size] for start in range(0, len(group), size)]
+            for target, factors in self._together(batches, blocks):
+                if factors is None:
+                    self._failed.add((target, blocks, None))
+                else:
                     self._factors.keep((target, blocks, None), factors)
 
     def retain(self, keys: Iterable[Key]) -> None:
@@ -111,6 +144,30 @@ class FactorStore:
     def kept_bytes(self) -> int:
         """Bytes of what is kept."""
         return self._factors.nbytes + self._projected.nbytes
+
+    def _made(self, target: Target, blocks: int, dimension: int | None) -> BlockFactors | None:
+        """Factors from disk or new ones; None where no solver converges."""
+        if dimension is not None:
+            return self._factoring.clustered(target, blocks, dimension)
+        found = self._factoring.from_disk(target, blocks)
+        if found is None:
+            [(_, found)] = self._together([[target]], blocks)
+        return found
+
+    def _together(
+        self, batches: Iterable[Sequence[Target]], blocks: int
+    ) -> Iterator[tuple[Target, BlockFactors | None]]:
+        """New factors of batches of weights of one shape, fewer at once where memory does not hold so many."""
+        run = functools.partial(self._factoring.consecutive, blocks=blocks)
+        for batch, found in as_memory_allows(batches, run, what="the factors of one matrix"):
+            yield from zip(batch, found, strict=True)
+
+    def _has(self, target: Target, blocks: int, dimension: int | None) -> bool:
+        try:
+            self.of(target, blocks, dimension)
+        except NotConvergedError:
+            return False
+        return True
 
     def _batch_size(self, target: Target, blocks: int) -> int:
         """How many weights like this one there is room to factor at once."""

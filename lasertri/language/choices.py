@@ -37,6 +37,20 @@ class ChoiceBatch:
         gold = np.searchsorted(answers, table.gold[samples])
         return cls(batch, *(torch.from_numpy(index) for index in (answer, sample, gold)))
 
+    def __len__(self) -> int:
+        return len(self.gold)
+
+    def __getitem__(self, samples: slice) -> ChoiceBatch:
+        start, stop, _ = samples.indices(len(self))
+        choices = (self.sample >= start) & (self.sample < stop)
+        read, numbers = choices[self.answer], choices.cumsum(0) - 1
+        return ChoiceBatch(
+            self.batch.reading(read.to(self.batch.row.device)),
+            numbers[self.answer[read]],
+            self.sample[choices] - start,
+            numbers[self.gold[samples]],
+        )
+
     @property
     def entry(self) -> Tensor:
         """See `SampleBatch`."""

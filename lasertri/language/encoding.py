@@ -121,6 +121,27 @@ class Batch:
         positions = padded(row.positions for row in rows)
         return cls(input_ids, sees.to(device), row_of, position, token, entry, positions)
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        start, stop, _ = rows.indices(len(self))
+        return self.reading((self.row >= start) & (self.row < stop))
+
+    def reading(self, chosen: Tensor) -> Batch:
+        """A batch of what is read for these entries alone, `[N]` bool."""
+        rows, row = self.row[chosen].unique(return_inverse=True)
+        return Batch(
+            self.input_ids[rows],
+            self.attention_mask[rows],
+            row,
+            self.position[chosen],
+            self.token[chosen],
+            self.entry[chosen],
+            None if self.position_ids is None else self.position_ids[rows],
+            None if self.decoder_input_ids is None else self.decoder_input_ids[rows],
+        )
+
     @property
     def size(self) -> int:
         """Tokens that are run, padding included."""

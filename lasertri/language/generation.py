@@ -19,7 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from lasertri.model.loading import model_kind
-from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.journal import NOTHING, Journal, Record
+from lasertri.support.memory import as_memory_allows
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
@@ -45,11 +46,14 @@ def written(
     asking = [i for i in (samples.prompts if chosen is None else chosen) if i in samples.prompts]
     windows = {i: samples.samples[i].window for i in asking}
     order = sorted(asking, key=lambda i: (windows[i], len(samples.prompts[i])))
+
+    def write(window: int, batch: list[int]) -> Record:
+        return journal.of(("written", batch), functools.partial(_together, model, samples, batch, window))
+
     for window, group in itertools.groupby(order, key=windows.__getitem__):
         mine = list(group)
-        for start in range(0, len(mine), samples.batch_size):
-            batch = mine[start : start + samples.batch_size]
-            texts = journal.of(("written", batch), functools.partial(_together, model, samples, batch, window))
+        batches = [mine[start : start + samples.batch_size] for start in range(0, len(mine), samples.batch_size)]
+        for batch, texts in as_memory_allows(batches, functools.partial(write, window)):
             for i, tokens in zip(batch, texts, strict=True):
                 yield i, str(samples.tokenizer.decode(tokens.tolist()))
 

@@ -22,7 +22,8 @@ from lasertri.language.readings import Readings
 from lasertri.measure.protocol import Advance
 from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
-from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.journal import NOTHING, Journal, Record
+from lasertri.support.memory import as_memory_allows
 
 TOGETHER = 1 << 60  # tokens: all samples asked for in one batch
 
@@ -99,8 +100,12 @@ class EncodedSamples:
             journal: see `Samples.read`.
         """
         readings = self.readings()
-        for batch in self.batches(chosen):
-            readings.record(batch, *journal.of(batch.entry.tolist(), functools.partial(batch.read, model)))
+
+        def read(batch: Batch) -> Record:
+            return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
+
+        for batch, found in as_memory_allows(self.batches(chosen), read):
+            readings.record(batch, *found)
             advance(len(batch.entry))
         for i, text in written(model, self, chosen, journal):
             readings.written[i] = text

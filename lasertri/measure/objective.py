@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NotFiniteError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
-from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.journal import NOTHING, Journal, Record
+from lasertri.support.memory import as_memory_allows
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class ObjectiveBatch:
     objective: Objective
     samples: list[Any]
     entry: Tensor
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, part: slice) -> ObjectiveBatch:
+        return ObjectiveBatch(self.objective, self.samples[part], self.entry[part])
 
     @property
     def size(self) -> int:
@@ -168,8 +175,12 @@ class ObjectiveSamples:
     ) -> ObjectiveReadings:
         """Loss and score of the chosen samples (of all); `advance` is told how many. See `Samples.read`."""
         readings = self.readings()
-        for batch in self.batches(chosen):
-            readings.record(batch, *journal.of(batch.entry.tolist(), functools.partial(batch.read, model)))
+
+        def read(batch: ObjectiveBatch) -> Record:
+            return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
+
+        for batch, found in as_memory_allows(self.batches(chosen), read):
+            readings.record(batch, *found)
             advance(len(batch.samples))
         return readings
 

@@ -19,7 +19,11 @@ Advance = Callable[[int], object]  # a progress bar's `update`: told how much wa
 
 
 class SampleBatch(Protocol):
-    """What runs through the model at once."""
+    """What runs through the model at once: rows or samples, which can be taken apart."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Self: ...
 
     @property
     def entry(self) -> Tensor:

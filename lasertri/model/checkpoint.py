@@ -21,6 +21,7 @@ from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import VARIANT, write_description
 from lasertri.factored.layer import FactoredLinear
 from lasertri.model.loading import load_model
+from lasertri.support.memory import is_out_of_memory
 from lasertri.support.output_folder import OutputFolder
 from lasertri.support.scratch import scratch_folder
 from lasertri.support.shown import reason
@@ -172,6 +173,8 @@ def _save_in_part(model: Any, directory: Path) -> None:
         elif not _factored(model):
             model.save_pretrained(directory, state_dict=_delicate(model))
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         raise LasertriError(
             f"expected a {type(model).__name__} that can be saved, but: {reason(error)}; give every weight memory of "
             "its own (weight.data.clone(memory_format=torch.contiguous_format)), or save a step without merge"

@@ -19,6 +19,7 @@ from torch import nn
 
 from lasertri.errors import LasertriError
 from lasertri.support.memory import is_out_of_memory
+from lasertri.support.paths import check_path
 from lasertri.support.shown import LONGEST, reason, shown
 
 LFS = b"version https://git-lfs"
@@ -29,6 +30,7 @@ COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\
 
 def local_folder(name: str | Path, revision: str | None = None) -> Path | None:
     """The folder itself, or where the hub's files are kept once they were downloaded."""
+    check_path("a hub id or a folder with a Hugging Face model", name)
     if Path(name).is_dir():
         return Path(name)
     try:

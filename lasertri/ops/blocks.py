@@ -70,11 +70,14 @@ class Partition:
 
 
 class BlockError(LasertriError):
-    """A backend could not factor one block of a batch: its index there, what begins the sentence, and what ends it."""
+    """A backend could not factor one block of a batch.
 
-    def __init__(self, index: int, cause: str, advice: str = "") -> None:
+    Its index there, what begins the sentence and what ends it, and of which kind the error is that says it.
+    """
+
+    def __init__(self, index: int, cause: str, advice: str = "", kind: type[LasertriError] = LasertriError) -> None:
         super().__init__(f"{cause} in block {index}{advice}")
-        self.index, self.cause, self.advice = index, cause, advice
+        self.index, self.cause, self.advice, self.kind = index, cause, advice, kind
 
 
 def heights(offsets: Sequence[int]) -> tuple[int, ...]:

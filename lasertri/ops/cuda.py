@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.ops import extension, gram
 from lasertri.ops.blocks import BlockError, Side
 from lasertri.ops.reference import svd_by_qr
@@ -91,8 +92,9 @@ def _factor(
     return basis, sigma, codes
 
 
-def _cause(bits: int, method: str) -> tuple[str, str]:
-    """What a block's status says, and what to do about it."""
+def _cause(bits: int, method: str) -> tuple[str, str, type[LasertriError]]:
+    """What a block's status says, what to do about it, and of which kind the error is."""
     if bits & NOT_FINITE:
-        return "expected finite values, got NaN or Inf", "; check how it was made or loaded"
-    return f"the {'SVD' if method == 'direct' else 'eigensolver'} did not converge", "; use backend='reference'"
+        return "expected finite values, got NaN or Inf", "; check how it was made or loaded", LasertriError
+    solver = "SVD" if method == "direct" else "eigensolver"
+    return f"the {solver} did not converge", "; use backend='reference'", NotConvergedError

@@ -49,7 +49,8 @@ def block_svd(
         `linear_blocks` alone.
 
     Raises:
-        LasertriError: a shape, dtype or option that cannot be used, or a NaN or Inf in the weight or the inputs.
+        LasertriError: a shape, dtype or option that cannot be used, a NaN or Inf in the weight or the inputs, or values
+            too large for FP64 to hold what comes out.
     """
     weight, partition = _checked(weight, blocks, backend, method=method)
     options = partition.offsets, _order(partition, weight), backend, method

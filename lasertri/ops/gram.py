@@ -231,9 +231,8 @@ def check_squares(blocks: Tensor) -> None:
     if lost.any():
         index = int(lost.nonzero()[0])
         got = "larger" if largest[index] > 1 else "smaller"
-        raise BlockError(
-            index, f"expected values whose squares torch.float64 can hold, got {got} ones", "; use method='direct'"
-        )
+        advice = "; scale them, or use backend='reference'"
+        raise BlockError(index, f"expected values whose squares torch.float64 can hold, got {got} ones", advice)
 
 
 def _eigenvectors(short: Tensor, dtype: torch.dtype, products: Products) -> Tensor:

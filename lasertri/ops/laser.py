@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lasertri.ops.blocks import retained_rank
+from lasertri.ops.converging import solvers_named
 
 POWER_ITERATIONS = 2  # of LASER's decoders; its RoBERTa takes 20
 
@@ -28,7 +29,8 @@ def laser_factors(weight: Tensor, rank: int, *, seed: int = 0) -> tuple[Tensor, 
     """`[m, n]` -> U Σ `[m, r]` and Vᵀ `[r, n]` in FP32 by `torch.svd_lowrank`, seeded, which LASER is not."""
     if rank == 0:
         return weight.new_zeros(len(weight), 0, dtype=torch.float32), weight.new_zeros(0, weight.shape[1]).float()
-    with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []), torch.no_grad():
+    own = [weight.device] if weight.is_cuda else []
+    with torch.random.fork_rng(devices=own), torch.no_grad(), solvers_named():
         torch.manual_seed(seed)
         u, sigma, v = torch.svd_lowrank(weight.float(), q=rank, niter=POWER_ITERATIONS)
     return u * sigma, v.mT

@@ -16,7 +16,8 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.blocks import BlockError, Side, equal_blocks, gather, heights, lengths, neighbours, side_of
-from lasertri.ops.finite import check_finite
+from lasertri.ops.converging import solvers_named
+from lasertri.ops.finite import all_finite, check_finite
 from lasertri.ops.full_fp32 import full_fp32
 
 P = ParamSpec("P")
@@ -34,7 +35,7 @@ def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
         name = body.__name__
         schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        LIBRARY.impl(name, torch.no_grad()(body), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, torch.no_grad()(solvers_named()(body)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
         return getattr(torch.ops.lasertri, name).default
 
@@ -68,6 +69,7 @@ def block_svd(
                     q = torch.linalg.qr(whitened @ q).Q
         _scatter(basis, members, q, (-2, -1))
         _scatter(sigma, members, s, (-1,))
+    _check_held([weight, inputs], sigma)
     return basis, sigma
 
 
@@ -97,6 +99,7 @@ def score_blocks(
             )
         _scatter(out_sigma, members, s, (-1,))
         _scatter(out_grad, members, g, (-1,))
+    _check_held([weight, grad], out_sigma, out_grad)
     return out_sigma, out_grad
 
 
@@ -121,6 +124,7 @@ def reduce_blocks(
             stack = chosen.module.reduce_blocks(
                 _flat(gather(matrix, offsets, members)), side, per_block[members[0]], q, precision=precision
             )
+        _check_held([weight], stack, precision=precision)
         return stack.reshape(len(stack), *weight.shape[:-2], len(members), *stack.shape[-2:])
 
     groups = list(equal_blocks(offsets, per_block))
@@ -159,6 +163,7 @@ def scale_blocks(
         for j, block in zip(members, scaled.unbind(-3), strict=True):
             rows = slice(offsets[j], offsets[j + 1])
             out[..., rows if order is None else order[rows], :] = block
+    _check_held([weight, scales], out, precision=precision)
     return out
 
 
@@ -210,6 +215,7 @@ def lowrank_blocks(
     for members in groups:
         with full_fp32(weight.device):
             pair = chosen.module.lowrank_blocks(_flat(gather(rows, offsets, members)), rank, precision=precision)
+        _check_held([weight], *pair, precision=precision)
         pairs.append(tuple(part.unflatten(0, (-1, len(members))) for part in pair))
     return _placed(_empty_low_rank(rows, rows, rank, offsets), groups, pairs, offsets, order)
 
@@ -260,6 +266,16 @@ def whiten_moments(
     with full_fp32(grad.device):
         pairs = chosen.module.whiten_moments(grads, moments, c, rank, damping, precision=precision)
     return _placed(_empty_low_rank(rows, inputs, rank, offsets), groups, pairs, offsets, order)
+
+
+def _check_held(given: Sequence[Tensor | None], *results: Tensor, precision: str = "float64") -> None:
+    """Raise where values in FP64 are so large that their results are beyond it; those in narrower types fit."""
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in given)
+    if wide and not all(map(all_finite, results)):
+        raise LasertriError(
+            f"expected values whose results torch.{precision} can hold, got larger ones; scale them"
+            f"{'' if precision == 'float64' else ', or leave precision at float64'}"
+        )
 
 
 def _root(inputs: Tensor, damping: float, moment_root: Callable[[Tensor, float], Tensor]) -> Tensor:
@@ -327,7 +343,7 @@ def _blocks_named(members: Sequence[int]) -> Iterator[None]:
     except BlockError as error:
         matrix, place = divmod(error.index, len(members))
         where = f"block {members[place]} of `weight` (matrix {matrix})"
-        raise LasertriError(f"{error.cause} in {where}{error.advice}") from error
+        raise error.kind(f"{error.cause} in {where}{error.advice}") from error
 
 
 def _basis_of(basis: Tensor, offsets: Sequence[int], members: Sequence[int], columns: int) -> Tensor:

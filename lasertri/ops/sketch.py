@@ -14,7 +14,9 @@ from torch import Tensor
 
 from lasertri.errors import LasertriError
 from lasertri.ops.arguments import check_dense, check_whole
+from lasertri.ops.converging import solvers_named
 from lasertri.ops.finite import check_finite
+from lasertri.ops.reference import svd_by_qr
 
 
 def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
 
     Raises:
         LasertriError: the two have different numbers of rows, `most` is below 1, or a NaN or Inf in what is compressed.
+        NotConvergedError: neither an eigensolver nor an SVD converges on them.
 
     Example:
         >>> inputs, deltas = compress_tokens(torch.randn(50, 6), torch.randn(50, 4), most=10)
@@ -58,10 +61,18 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
         rows = torch.linalg.qr(rows, mode="r").R
     if len(rows) > most:
         rows = rows.double()
-        _, u = torch.linalg.eigh(rows @ rows.mT)
-        rows = u[:, -most:].mT @ rows  # S Vᵀ of the largest
+        rows = _left_vectors(rows, most).mT @ rows  # S Vᵀ of the largest
     first, second = rows.split([inputs.shape[1], deltas.shape[1]], dim=1)
     # a row is as long as many tokens together, which FP16 may not hold
     dtypes = (torch.float32 if side.dtype == torch.float16 else side.dtype for side in (inputs, deltas))
     one, other = ((part * norm).to(dtype) for part, norm, dtype in zip((first, second), norms, dtypes, strict=True))
     return one, other
+
+
+def _left_vectors(rows: Tensor, most: int) -> Tensor:
+    """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD."""
+    try:
+        return torch.linalg.eigh(rows @ rows.mT).eigenvectors[:, -most:]
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        with solvers_named():
+            return svd_by_qr(rows)[0][:, :most]

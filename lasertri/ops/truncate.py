@@ -55,7 +55,7 @@ def guarded_reduce(
                 again, _ = factor(rest, side, dtype=torch.float64)
             except BlockError as error:
                 index = int(unresolved.nonzero()[error.index])
-                raise BlockError(index, error.cause, error.advice) from error
+                raise BlockError(index, error.cause, error.advice, error.kind) from error
             reduced[:, unresolved] = project(rest, side, ranks, again)
     return reduced
 

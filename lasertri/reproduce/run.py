@@ -19,6 +19,7 @@ from lasertri.reproduce.plan import Plan
 from lasertri.reproduce.published import MODELS, models_of
 from lasertri.reproduce.table import tabulate
 from lasertri.support.environment import devices, environment
+from lasertri.support.memory import memory_told
 
 Done = TypeVar("Done")
 
@@ -105,14 +106,10 @@ class _Failure:
 def _attempt(work: Callable[[], Done]) -> Done | _Failure:
     """What it returns, or why it failed, where that is no fault of the program."""
     try:
-        return work()
+        with memory_told():
+            return work()
     except LasertriError as error:
         return _Failure(str(error))
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-    torch.cuda.empty_cache()  # here, where the error no longer holds what filled the memory
-    return _Failure("the device is out of memory; run the command again with a smaller --batch-size")
 
 
 def published_model(plan: Plan, model: PreTrainedModel) -> str | None:

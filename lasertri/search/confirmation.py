@@ -10,11 +10,12 @@ import numpy as np
 
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import NotFiniteError
+from lasertri.errors import NotFiniteError, TooLittleMemoryError
 from lasertri.measure.protocol import Samples
 from lasertri.measure.significance import max_t_p_value, relief
 from lasertri.search.problem import Problem
 from lasertri.search.trial import Trial
+from lasertri.support.memory import memory_told
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +40,23 @@ class Confirmation:
     def of(cls, problem: Problem, samples: Samples, winner: Trial) -> Self | None:
         """Read the samples with the model as it is, and with the winner's edit.
 
-        None, with a warning, where the model gives NaN or Inf for one: the trials are not lost for it.
+        None, with a warning, where the model gives NaN or Inf for one, or memory does not hold it: the trials are not
+        lost for it.
         """
         settings, model = problem.settings, problem.model
         edit = Truncation.build(winner.candidate, model, problem.factors)
         try:
-            found = Comparison.of(
-                model,
-                [edit],
-                samples,
-                normalize=settings.normalize,
-                may_fail=True,
-                progress=settings.progress,
-                journal=problem.journal.under("confirmation"),
-            )
-        except NotFiniteError as error:
+            with memory_told("fresh samples"):
+                found = Comparison.of(
+                    model,
+                    [edit],
+                    samples,
+                    normalize=settings.normalize,
+                    may_fail=True,
+                    progress=settings.progress,
+                    journal=problem.journal.under("confirmation"),
+                )
+        except (NotFiniteError, TooLittleMemoryError) as error:
             logger.warning("no confirmation on fresh samples: %s", error)
             return None
         before, after = found.baseline, found.edited or found.baseline

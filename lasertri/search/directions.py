@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lasertri.edit.step import Step
+from lasertri.errors import NotConvergedError
 from lasertri.model.targets import Target
 from lasertri.ops import Partition, lowrank_blocks, whiten_blocks
+from lasertri.ops.converging import converging
 from lasertri.search.tokens import Tokens
+from lasertri.support.memory import as_memory_allows
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = ("whitened", "plain")
 RANKS = {"plain": 16, "whitened": 64}  # of all folds' steps together; the whitened gradient's spectrum is flat
@@ -35,17 +42,49 @@ def make_step(
         loss: their mean.
         samples: how many they are.
     """
-    make = {"plain": _plain, "whitened": _whitened}[direction]
     factors, decrease = {}, 0.0
-    for members in _sharing({target: own for target, own in tokens.items() if len(own)}):
-        inputs = torch.cat(tokens[members[0]].inputs)
-        deltas = [torch.cat(tokens[target].deltas) for target in members]
-        found = make(inputs, deltas, min(rank, len(inputs)), backend)  # an expert may have fewer tokens
-        for target, delta, (left, right) in zip(members, deltas, found, strict=True):
+    groups = list(_sharing({target: own for target, own in tokens.items() if len(own)}))
+    find = functools.partial(_found, tokens, direction, rank, backend)
+    for _, found in as_memory_allows(groups, find, what="the step of one layer"):
+        for target, left, right, decreased in found:
             factors[target] = left, right
-            decrease += float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()) / samples
+            decrease += decreased / samples
+    if groups and not factors:
+        raise NotConvergedError(
+            f"expected a step of {groups[0][0]} or another layer, but no eigensolver and no SVD converges on one; "
+            f"take another direction than {direction} (--direction)"
+        )
     length = loss / decrease if decrease > 0 else 0.0  # no gradient is left where all is answered beyond doubt
     return Step(direction, rank, 1.0, {target: (-length * left, right) for target, (left, right) in factors.items()})
+
+
+def _found(
+    tokens: Mapping[Target, Tokens], direction: str, rank: int, backend: str, members: Sequence[Target]
+) -> list[tuple[Target, Tensor, Tensor, float]]:
+    """Of layers that share their inputs the two factors, and what their product with the gradient sums up to.
+
+    Without those, of which a warning tells, that no solver converges on.
+    """
+    make = {"plain": _plain, "whitened": _whitened}[direction]
+    inputs = torch.cat(tokens[members[0]].inputs)
+    deltas = [torch.cat(tokens[target].deltas) for target in members]
+
+    def factors(name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        own = [delta.to(device) for delta in deltas]
+        found = make(inputs.to(device), own, min(rank, len(inputs)), name)  # an expert may have fewer tokens
+        return [(left.to(inputs.device), right.to(inputs.device)) for left, right in found]
+
+    try:
+        pairs = converging(factors, backend, inputs.device)
+    except NotConvergedError as error:
+        if len(members) == 1:
+            logger.warning("%s is left out of the step: %s", members[0], error)
+            return []
+        return [found for target in members for found in _found(tokens, direction, rank, backend, [target])]
+    return [
+        (target, left, right, float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()))
+        for target, delta, (left, right) in zip(members, deltas, pairs, strict=True)
+    ]
 
 
 def _sharing(tokens: Mapping[Target, Tokens]) -> Iterator[list[Target]]:

@@ -24,6 +24,7 @@ from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
 from lasertri.support.journal import NOTHING, Journal, Record
+from lasertri.support.memory import as_memory_allows
 
 TOKENS = 512  # whose outputs under all ratios are held at once
 
@@ -82,15 +83,11 @@ class _Changes:
 
     def add_together(self, advance: Advance) -> bool:
         """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
-        for batch in self.samples.loss_batches(range(len(self.samples))) if self._layers else ():
-            rows = self.samples.row_samples(batch)
-            record = None if rows is None else self.journal.recall(("together", batch.entry.tolist()))
+        batches = self.samples.loss_batches(range(len(self.samples))) if self._layers else ()
+        for _, record in as_memory_allows(batches, self._changed_together):
             if record is None:
-                taken = {} if rows is None else self._taken(batch)
-                if rows is None or any(own.axis != len(rows) or t.expert is not None for t, own in taken.items()):
-                    self.of.zero_()
-                    return False
-                record = self.journal.keep(("together", batch.entry.tolist()), self._changed(taken, rows))
+                self.of.zero_()
+                return False
             self._add(record)
             advance(len(record[0]))
         return True
@@ -98,9 +95,9 @@ class _Changes:
     def add_apart(self, advance: Advance) -> None:
         """Take in all samples one by one."""
         for i in range(len(self.samples)):
-            for batch in self.samples.loss_batches([i]):
-                make = functools.partial(self._changed_apart, batch, i)
-                self._add(self.journal.of(("apart", i, batch.entry.tolist()), make))
+            batches = self.samples.loss_batches([i])
+            for _, record in as_memory_allows(batches, functools.partial(self._changed_apart, i)):
+                self._add(record)
             advance(1)
 
     def add_by_gradients(self) -> None:
@@ -114,8 +111,7 @@ class _Changes:
     def _tails(self, targets: Sequence[Target], mine: Sequence[int], sample: int) -> list[Tensor]:
         """What these candidates of these targets change one sample's loss by."""
         scorer = Scorer(self.model, targets, sorted({self.candidates[n].blocks for n in mine}), self.factors)
-        for batch in self.samples.loss_batches([sample]):
-            scorer.add(batch)
+        scorer.add(self.samples.loss_batches([sample]))
         changes = []
         for candidate in (self.candidates[n] for n in mine):
             score = scorer.total[candidate.target, candidate.blocks]
@@ -125,11 +121,28 @@ class _Changes:
     def _taken(self, batch: SampleBatch) -> dict[Target, Taken]:
         return batch_tokens(self.model, list(dict.fromkeys(self._layers.values())), batch)
 
-    def _changed_apart(self, batch: SampleBatch, sample: int) -> list[Tensor]:
+    def _changed_together(self, batch: SampleBatch) -> Record | None:
+        """See `_changed`; None where layers do not tell the batch's rows apart."""
+        rows, key = self.samples.row_samples(batch), ("together", batch.entry.tolist())
+        if rows is None:
+            return None
+        record = self.journal.recall(key)
+        if record is None:
+            taken = self._taken(batch)
+            if any(own.axis != len(rows) or layer.expert is not None for layer, own in taken.items()):
+                return None
+            record = self.journal.keep(key, self._changed(taken, rows))
+        return record
+
+    def _changed_apart(self, sample: int, batch: SampleBatch) -> Record:
         """See `_changed`; all rows are of one sample."""
-        taken = self._taken(batch)
-        last = max((int(own.first.max()) for own in taken.values() if len(own.first)), default=0)
-        return self._changed(taken, torch.full((last + 1,), sample))
+
+        def make() -> list[Tensor]:
+            taken = self._taken(batch)
+            last = max((int(own.first.max()) for own in taken.values() if len(own.first)), default=0)
+            return self._changed(taken, torch.full((last + 1,), sample))
+
+        return self.journal.of(("apart", sample, batch.entry.tolist()), make)
 
     def _changed(self, taken: Mapping[Target, Taken], rows: Tensor) -> list[Tensor]:
         """The samples of a batch's rows, what every candidate changes their losses by, which targets were reached."""

@@ -20,6 +20,7 @@ from lasertri.ops import reduce_blocks
 from lasertri.search.replay import RecordedBatch, Shortcut
 from lasertri.search.trial import TrialReadings, by_target
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.memory import as_memory_allows
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class InPlace:
         self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`. The baseline runs once, and stands beside every candidate."""
+        readings = TrialReadings.empty(self.samples, len(candidates))
+        for _, found in as_memory_allows([list(part)], functools.partial(self._run, candidates, advance)):
+            readings.update(range(len(candidates)), found)
+        return readings
+
+    def _run(self, candidates: Sequence[Candidate], advance: Advance, part: Sequence[int]) -> TrialReadings:
         model, samples, numbers = self.model, self.samples, by_target(candidates)
         readings, baseline = TrialReadings.empty(samples, len(candidates)), self.journal.under("baseline")
         shortcuts = {target: self.shortcuts[target] for target in numbers if target in self.shortcuts}
@@ -52,7 +59,7 @@ class InPlace:
             readings.baseline.record(each.batch, *baseline.of(each.entries, each.read))
         for target, mine in numbers.items():
             for i in mine:
-                edited = self._edited(candidates[i], recorded)
+                edited = self._edited(candidates[i], recorded if target in shortcuts else [])
                 with self.journal.under(candidates[i]).within(edited) as here:
                     if target not in shortcuts:
                         readings.edited[i].update(samples.read(model, part, advance, here))

@@ -15,7 +15,7 @@ from lasertri.edit.origin import Origin
 from lasertri.edit.shrink import Shrink
 from lasertri.edit.truncation import Truncation
 from lasertri.edit.verification import require_same_answers
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.model.checkpoint import rebuilt
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
@@ -37,8 +37,7 @@ def preflight(problem: Problem) -> None:
     for name, parameter in model.named_parameters():
         if not all_finite(parameter):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
-    target = min(problem.targets, key=_size)
-    edit = TRIES[problem.settings.edit](problem, target)
+    edit = TRIES[problem.settings.edit](problem)
     again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
     require_same_answers(again, model, problem.first.batches()[0])
     with scratch_folder() as directory:
@@ -53,16 +52,29 @@ def _size(target: Target) -> int:
     return target.shape[0] * target.shape[1]
 
 
-def _truncation(problem: Problem, target: Target) -> Edit:
+def _factored(problem: Problem, blocks: int) -> tuple[Target, int]:
+    """The smallest target that can be factored in at most so many blocks, and in how many it is."""
+    for target in sorted(problem.targets, key=_size):
+        key = target, min(blocks, target.shape[0]), None
+        try:
+            problem.factors.of(*key)
+        except NotConvergedError as error:
+            failure = error
+        else:
+            return key[:2]
+    raise failure
+
+
+def _truncation(problem: Problem) -> Edit:
     model, samples, factors = problem.model, problem.first, problem.factors
-    blocks = min(max(problem.settings.blocks), target.shape[0])
+    target, blocks = _factored(problem, max(problem.settings.blocks))
     score_targets(model, [target], samples, block_counts=[blocks], factors=factors)
     candidate = Candidate(target, blocks, 0.5)
     run_trials(model, [candidate], samples, factors, dataclasses.replace(problem.settings, progress=False))
     return Truncation.build(candidate, model, factors)
 
 
-def _step(problem: Problem, target: Target) -> Edit:
+def _step(problem: Problem) -> Edit:
     """Of the smallest layer that a gradient reaches: some have their weights read by kernels of the layer around."""
     batches = problem.first.loss_batches(range(len(problem.first)))
     tokens = gather_tokens(problem.model, problem.targets, batches, Room(FEWEST_TOKENS))
@@ -75,11 +87,12 @@ def _step(problem: Problem, target: Target) -> Edit:
     return dataclasses.replace(step, origin=Origin.of(problem.model, step.factors, base=""))
 
 
-def _shrink(problem: Problem, target: Target) -> Edit:
-    _step(problem, target)
+def _shrink(problem: Problem) -> Edit:
+    _step(problem)
+    target, _ = _factored(problem, 1)
     sigma = problem.factors.of(target, 1).sigma
     origin = Origin.of(problem.model, [target], base="")
     return Shrink(1.0, {target: torch.zeros_like(sigma, dtype=torch.float32)}, origin=origin)
 
 
-TRIES: dict[str, Callable[[Problem, Target], Edit]] = {"truncate": _truncation, "step": _step, "shrink": _shrink}
+TRIES: dict[str, Callable[[Problem], Edit]] = {"truncate": _truncation, "step": _step, "shrink": _shrink}

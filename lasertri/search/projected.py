@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri.edit.candidate import Candidate
+from lasertri.errors import TooLittleMemoryError
 from lasertri.factors.budget import free_bytes
 from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
@@ -27,7 +28,7 @@ from lasertri.ops import linear_blocks
 from lasertri.search.replay import RecordedBatch, Replay, Trace, record
 from lasertri.search.trial import TrialReadings, by_target
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.memory import is_out_of_memory
+from lasertri.support.memory import as_memory_allows, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +62,19 @@ class Projected:
         journal: Journal = NOTHING,
     ) -> None:
         self.model, self.samples, self.factors, self.journal = model, samples, factors, journal
-        batch = samples.batches(range(min(2, len(samples))))[0]
-        trace = Trace.of(model, batch)
+        several = samples.batches(range(min(2, len(samples))))[:1]
+        batch, trace = next(as_memory_allows(several, functools.partial(Trace.of, model)))
         first = {candidate.target: candidate for candidate in reversed(candidates)}
         self.shortcuts = {target: trace.shortcut(target) for target in first}
         others = sum(not self._is_linear(target) for target in first)
         if others:
             logger.info("%d targets are no linear layers: trials start there, with the weight in place", others)
         for target, candidate in first.items():
-            reason = self._obstacle(batch, candidate)
+            find = functools.partial(self._obstacle, candidate)
+            try:
+                _, reason = next(as_memory_allows([batch], find, what="one row twice"))
+            except TooLittleMemoryError as error:
+                reason = str(error)
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.shortcuts[target]
@@ -93,20 +98,23 @@ class Projected:
         self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
     ) -> TrialReadings:
         """See `Runner.run`."""
-        while True:
-            try:
-                return self._run(candidates, part, advance)
-            except (MemoryError, RuntimeError) as error:  # the estimate was too high, or another program took memory
-                if not is_out_of_memory(error) or self.tokens <= 2 * self._longest:
-                    raise
-                self.tokens //= 2
+        # the estimate may be too high, or another program takes memory
+        run = functools.partial(self._run, candidates, part, advance)
+        [(self.tokens, readings)] = as_memory_allows([self.tokens], run, self._fewer)
+        return readings
 
-    def _run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
+    def _fewer(self, tokens: int) -> list[int]:
+        """Half as many, as long as they hold the longest row twice."""
+        return [tokens // 2] if tokens > 2 * self._longest else []
+
+    def _run(
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance, tokens: int
+    ) -> TrialReadings:
         readings, numbers = TrialReadings.empty(self.samples, len(candidates)), by_target(candidates)
         for mine in numbers.values():
             mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together
-        copies_of = {target: self._copies(len(mine)) for target, mine in numbers.items()}
-        for batch in self.samples.batches(part, tokens=max(1, self.tokens // max(copies_of.values()))):
+        copies_of = {target: self._copies(len(mine), tokens) for target, mine in numbers.items()}
+        for batch in self.samples.batches(part, tokens=max(1, tokens // max(copies_of.values()))):
             recorded = RecordedBatch(self.model, batch, [self.shortcuts[target] for target in numbers])
             readings.baseline.record(batch, *self.journal.of(("baseline", recorded.entries), recorded.read))
             for target, mine in numbers.items():
@@ -129,9 +137,9 @@ class Projected:
         outputs = self._outputs(chunk, replay(), copies)
         return [given[: 1 + len(chunk)] for given in replay().read(self.model, outputs)]
 
-    def _copies(self, count: int) -> int:
-        """Copies in a batch of a target with so many candidates: as few batches as memory allows, evenly filled."""
-        most = max(1, self.tokens // self._longest - 1)
+    def _copies(self, count: int, tokens: int) -> int:
+        """Copies in a batch of a target with so many candidates: as few batches as the tokens allow, evenly filled."""
+        most = max(1, tokens // self._longest - 1)
         return 1 + -(-count // -(-count // most))
 
     def _outputs(self, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
@@ -155,7 +163,7 @@ class Projected:
             done += len(ratios)
         return outputs
 
-    def _obstacle(self, batch: Batch, candidate: Candidate) -> str | None:
+    def _obstacle(self, candidate: Candidate, batch: Batch) -> str | None:
         """Why a target's trials cannot replay the model, or None: at all ranks they must give what it gives."""
         shortcut = self.shortcuts[candidate.target]
         if shortcut.calls != 1:

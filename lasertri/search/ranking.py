@@ -22,17 +22,24 @@ Promise = dict[tuple[Target, float], float]  # by target and ρ: what a candidat
 
 
 def ranked(problem: Problem, targets: Sequence[Target], clock: Clock) -> tuple[dict[Target, float], Promise]:
-    """Every target's score, its best over the ratios, highest first; and that of each ratio, where it is a forecast."""
+    """Every target's score, its best over the ratios, highest first; and that of each ratio, where it is a forecast.
+
+    Without those that cannot be factored.
+    """
     blocks, ratios = scoring_blocks(targets, problem.settings.scoring_blocks), problem.settings.ratios
     with clock("score"):
         record = problem.journal.recall("score")
     if record is None:
         with clock("factor"):
             problem.factors.prepare(targets, blocks)
+            keys = problem.factors.usable((target, blocks, None) for target in targets)
         with clock("score"):
-            record = problem.journal.keep("score", [_scores(problem, targets, blocks)])
-    each = dict(zip(itertools.product(targets, ratios), record[0].flatten().tolist(), strict=True))
-    scores = {target: max(each[target, ratio] for ratio in ratios) for target in targets}
+            usable = [target for target, *_ in keys]
+            numbers = torch.tensor([targets.index(target) for target in usable])
+            record = problem.journal.keep("score", [numbers, _scores(problem, usable, blocks)])
+    scored = [targets[number] for number in record[0].tolist()]
+    each = dict(zip(itertools.product(scored, ratios), record[1].flatten().tolist(), strict=True))
+    scores = {target: max(each[target, ratio] for ratio in ratios) for target in scored}
     ranking = dict(sorted(scores.items(), key=lambda item: -item[1]))
     return ranking, each if problem.settings.score == "fisher" else Promise()
 
@@ -49,6 +56,18 @@ def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
     )
     tails = [contracted[target, blocks].tail(ratios=settings.ratios, score=settings.score) for target in targets]
     return torch.stack([tail.cpu() for tail in tails])
+
+
+def factorable(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those whose targets can be factored, or need not be; a warning tells of the others."""
+
+    def find() -> list[Tensor]:
+        keys = (candidate.factors_key for candidate in candidates if not candidate.compat)
+        usable = set(problem.factors.usable(keys))
+        return [torch.tensor([c.compat or c.factors_key in usable for c in candidates])]
+
+    [found] = problem.journal.of("factors", find)
+    return list(itertools.compress(candidates, found.tolist()))
 
 
 def promising(

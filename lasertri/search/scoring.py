@@ -21,6 +21,8 @@ from lasertri.model.forwards import forwards, fused_activations
 from lasertri.model.targets import Target
 from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
+from lasertri.search.tokens import non_finite_gradient
+from lasertri.support.memory import as_memory_allows
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
 
@@ -47,10 +49,10 @@ def score_targets(
         LasertriError: a gradient is NaN or Inf (its parameter is named), or a target got none.
     """
     batches = samples.gold_batches()
-    with tqdm(total=len(batches) * len(targets), desc="score", disable=not progress) as bar:
+    work = sum(batch.size for batch in batches) * len(targets)
+    with tqdm(total=work, desc="score", disable=not progress) as bar:
         scorer = Scorer(model, targets, block_counts, factors, advance=bar.update)
-        for batch in batches:
-            scorer.add(batch)
+        scorer.add(batches)
     return {
         key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scorer.total.items()
     }
@@ -60,7 +62,7 @@ class Scorer:
     """Adds up the scores of micro-batches, one gradient at a time.
 
     Args:
-        advance: is told how many targets were scored.
+        advance: is told how many targets were scored, times the size of their batch.
 
     Attributes:
         total: of the batches added so far, summed over their samples.
@@ -79,17 +81,18 @@ class Scorer:
         self.total: Scores = {}
         half = any(target.parameter(model).dtype == torch.float16 for target in targets)
         self._larger_scales = FP16_LOSS_SCALES if half else ()
-        self._advance, self._batches, self._done = advance, 0, 0
+        self._advance, self._before, self._done = advance, 0, 0
 
-    def add(self, batch: SampleBatch) -> None:
-        """Add a batch's scores; an fp16 model's loss is scaled as far up as its gradients stay finite."""
-        scores = self._scaled(batch)
-        for key, new in scores.items():
-            old = self.total.get(key)
-            self.total[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
-        self._batches += 1
+    def add(self, batches: Sequence[SampleBatch]) -> None:
+        """Add the scores of batches, of fewer samples each where memory does not hold so many."""
+        for batch, scores in as_memory_allows(batches, self._scaled):
+            for key, new in scores.items():
+                old = self.total.get(key)
+                self.total[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
+            self._before += batch.size * len(self.targets)
 
     def _scaled(self, batch: SampleBatch) -> Scores:
+        """Of one batch; an fp16 model's loss is scaled as far up as its gradients stay finite."""
         for scale in self._larger_scales:
             with suppress(NonFiniteGradientError):
                 return self._scores(batch, scale)
@@ -98,7 +101,7 @@ class Scorer:
     def _scores(self, batch: SampleBatch, scale: float) -> Scores:
         """Of the batch's loss, by a backward pass of `scale` times it."""
         scores: Scores = {}
-        contract = functools.partial(self._contract, scores, scale)
+        contract = functools.partial(self._contract, scores, scale, batch.size)
         with (
             forwards(self.model, fused_activations(self.model)),
             _gradients_streamed(self.model, self.targets, contract),
@@ -116,20 +119,18 @@ class Scorer:
             )
         return scores
 
-    def _contract(self, scores: Scores, scale: float, target: Target, gradient: Tensor) -> None:
+    def _contract(self, scores: Scores, scale: float, size: int, target: Target, gradient: Tensor) -> None:
         """Put a target's scores to those of its batch."""
         gradient = target.view(gradient)
         if not all_finite(gradient):
-            raise NonFiniteGradientError(
-                f"the gradient of {target.name} has NaN or Inf; check the model on one sample, or load it in float32"
-            )
+            raise non_finite_gradient(f"for {target.name}", gradient.dtype)
         weight = target.view(target.parameter(self.model))
         for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)
             scores[target, blocks] = BlockScores(sigma, slope / scale, known.lengths)
-        # counted from where this batch began: under another scale it begins again
-        done = self._batches * len(self.targets) + len({scored for scored, _ in scores})
+        # counted from where this batch began: under another scale, or in parts, it begins again
+        done = self._before + size * len({scored for scored, _ in scores})
         self._advance(done - self._done)
         self._done = done
 
@@ -167,6 +168,7 @@ def _gradients_streamed(
                 )
             parameter.requires_grad_(True)
             stack.callback(parameter.requires_grad_, False)
+            stack.callback(setattr, parameter, "grad", None)  # a backward pass that failed may leave one
             handle = parameter.register_post_accumulate_grad_hook(functools.partial(take, mine))
             stack.callback(handle.remove)
         yield

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lasertri.edit.shrink import Shrink
+from lasertri.factors.store import Key
 from lasertri.model.targets import Target
 from lasertri.ops import score_blocks
 from lasertri.search.cross_fit import CrossFit
@@ -33,8 +34,9 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
         return [Round.untried(hopeless)]
     announce_sizes(1, len(problem.calibration), clock.last, settings)
     with clock("factor"):
-        problem.factors.prepare(problem.targets, blocks)
-    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, blocks), clock)
+        problem.factors.prepare([target for target in problem.targets if target.shape[0] >= blocks], blocks)
+        keys = problem.factors.usable((target, min(blocks, target.shape[0]), None) for target in problem.targets)
+    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, keys), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
         each = ({target: change for target, (change,) in own.items()} for own in made["changes"])
@@ -48,18 +50,19 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
 
 
 def _changes(
-    problem: Problem, fit: CrossFit, blocks: int, _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
+    problem: Problem, fit: CrossFit, keys: Sequence[Key], _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
 ) -> dict[Target, tuple[Tensor]]:
     """Of size 1, from all samples but a fold's: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
     samples, loss = fit.others(fold)
     slopes, decrease = {}, 0.0
-    for target in problem.targets:
+    for key in keys:
+        target = key[0]
         others = (found for other, found in enumerate(tokens) if other != fold)
         own = sum((found[target] for found in others if target in found), Tokens())
         if not len(own):
             continue
         gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(samples)
-        factors = problem.factors.of(target, min(blocks, target.shape[0]))
+        factors = problem.factors.of(*key)
         factors = factors._replace(basis=factors.basis.double())
         weight = target.view(target.parameter(problem.model))
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)

@@ -129,9 +129,9 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
     model, samples, settings = problem.model, problem.calibration, problem.settings
     with clock("gradient"):
         batches = [samples.loss_batches(part) for part in parts]
-        longest = max(sum(batch.size for batch in part) for part in batches)
-        room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, longest, len(parts))
-        with tqdm(total=sum(map(len, batches)), desc="gradient", disable=not settings.progress) as bar:
+        sizes = [sum(batch.size for batch in part) for part in batches]
+        room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, max(sizes), len(parts))
+        with tqdm(total=sum(sizes), desc="gradient", disable=not settings.progress) as bar:
             tokens: list[Mapping[Target, Tokens]] = [
                 gather_tokens(model, problem.targets, part, room, advance=bar.update) for part in batches
             ]

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lasertri.errors import LasertriError, NonFiniteGradientError
+from lasertri.errors import LasertriError, NonFiniteGradientError, NotConvergedError
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 from lasertri.ops.finite import all_finite
+from lasertri.support.memory import as_memory_allows
 
 logger = logging.getLogger(__name__)
 
@@ -132,28 +133,32 @@ def gather_tokens(
     The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient.
 
     Args:
-        advance: is told after every batch how many there were.
+        advance: is told after every batch how large it was.
 
     Raises:
         LasertriError: a gradient is NaN or Inf (its layer is named), or no gradient reached a layer.
     """
     tokens: dict[Target, Tokens] = {target: Tokens() for target in targets}
-    for batch in batches:
-        taken = batch_tokens(model, targets, batch)
-        narrowed: dict[int, Tensor] = {}  # once for layers that share it
-        for target, (inputs, deltas, _, _) in taken.items():
-            if room.narrow and inputs.dtype == deltas.dtype == torch.float32:
-                if id(inputs) not in narrowed:
-                    narrowed[id(inputs)] = inputs.bfloat16()
-                inputs, deltas = narrowed[id(inputs)], deltas.bfloat16()
+
+    def taken(batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
+        return _narrowed(batch_tokens(model, targets, batch), room)
+
+    for batch, found in as_memory_allows(batches, taken):
+        for target, (inputs, deltas) in found.items():
+            if target not in tokens:
+                continue
             tokens[target].inputs.append(inputs)
             tokens[target].deltas.append(deltas)
             if len(tokens[target]) > 2 * room.of(target):
-                tokens[target].compress(room.of(target))
-        advance(1)
+                try:
+                    tokens[target].compress(room.of(target))
+                except NotConvergedError as error:
+                    logger.warning("%s is left out: %s", target, error)
+                    del tokens[target]
+        advance(batch.size)
     reached = {target: own for target, own in tokens.items() if own.deltas}
     called = {target.name for target in reached}  # an expert may have no token, but not all of them
-    missing = [str(target) for target in targets if target.name not in called]
+    missing = [str(target) for target in tokens if target.name not in called]
     if not reached and any(target.expert is None for target in targets):
         raise LasertriError(
             f"expected a gradient for every layer, none reached {missing[0]}; it is offloaded, or not used by the "
@@ -162,6 +167,19 @@ def gather_tokens(
     if missing:
         logger.warning("%d layers that no gradient reached are left out, %s among them", len(missing), missing[0])
     return reached
+
+
+def _narrowed(taken: Mapping[Target, Taken], room: Room) -> dict[Target, tuple[Tensor, Tensor]]:
+    """Inputs and deltas in the dtype that they are kept in; those that layers share stay one tensor."""
+    narrowed: dict[int, Tensor] = {}
+    found = {}
+    for target, (inputs, deltas, _, _) in taken.items():
+        if room.narrow and inputs.dtype == deltas.dtype == torch.float32:
+            if id(inputs) not in narrowed:
+                narrowed[id(inputs)] = inputs.bfloat16()
+            inputs, deltas = narrowed[id(inputs)], deltas.bfloat16()
+        found[target] = inputs, deltas
+    return found
 
 
 def _share(model: nn.Module, targets: Sequence[Target]) -> float:
@@ -185,10 +203,16 @@ def batch_tokens(model: nn.Module, targets: Sequence[Target], batch: SampleBatch
         overflown = [str(target) for target, own in taken.items() if not all_finite(own.deltas)]
         if not overflown:
             return taken
-    raise NonFiniteGradientError(
-        f"the gradient at the output of {overflown[0]} has NaN or Inf; check the model on one sample, or load it in "
-        "float32"
-    )
+    raise non_finite_gradient(f"at the output of {overflown[0]}", targets[0].parameter(model).dtype)
+
+
+def non_finite_gradient(where: str, dtype: torch.dtype) -> NonFiniteGradientError:
+    """What is said of a gradient with NaN or Inf in a model of this dtype."""
+    if dtype.itemsize < 4:
+        advice = f"{dtype} may not hold it: load the model in float32 (--dtype float32)"
+    else:
+        advice = "a function of the model has none for a sample, such as a root of zero: change it, or leave that out"
+    return NonFiniteGradientError(f"expected finite gradients of a finite loss, got NaN or Inf {where}; {advice}")
 
 
 def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scale: float) -> dict[Target, Taken]:

@@ -1,1 +1,1 @@
-"""What every folder uses and none is about: files that appear whole, outputs, checksums, clocks. May import `ops`."""
+"""What every folder uses and none is about: files, outputs, journals, checksums, clocks. May import `ops`."""

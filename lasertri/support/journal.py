@@ -30,7 +30,7 @@ from lasertri.support.timing import duration
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when records come to mean something else
+FORMAT = 2  # raise it when records come to mean something else
 EVERY = 10.0  # seconds: so much work is lost at most, and no more often is a disk waited for
 VERSIONS = ("lasertri", "torch", "transformers")
 
@@ -161,9 +161,12 @@ class _Files:
         place, record = self._places.get(name), None
         if place is None:
             return None
-        with suppress(OSError, SafetensorError), safe_open(place.path, framework="pt") as file:
-            # copied out of the file: what is checked is what is used, whatever becomes of it
-            record = tuple(file.get_tensor(f"{place.number}.{i}").clone() for i in range(place.size))
+        try:
+            with suppress(SafetensorError), safe_open(place.path, framework="pt") as file:
+                # copied out of the file: what is checked is what is used, whatever becomes of it
+                record = tuple(file.get_tensor(f"{place.number}.{i}").clone() for i in range(place.size))
+        except OSError:  # it is gone, or cannot be read now
+            return None
         if record is None or _checksum(name, record) != place.checksum:
             self._forget(place.path)
             return None
@@ -217,8 +220,11 @@ class _Files:
     def _list(self, path: Path) -> None:
         """Take in what a file says that it has, and mark it as used."""
         header: dict[str, str] = {}
-        with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+        try:
+            with suppress(SafetensorError), safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+        except OSError:
+            return
         text = header.get("records", "")
         if header.get("checksum") != self._seal(text):
             self._forget(path)
@@ -230,10 +236,9 @@ class _Files:
 
     def _forget(self, path: Path) -> None:
         self._places = {name: place for name, place in self._places.items() if place.path != path}
-        if path.exists():
-            logger.warning("%s: expected a journal as it was written, got a damaged file; its part is done again", path)
-            with suppress(OSError):
-                path.unlink()
+        logger.warning("%s: expected a journal as it was written, got a damaged file; its part is done again", path)
+        with suppress(OSError):
+            path.unlink()
 
     def _seal(self, text: str) -> str:
         """Of a list of records of this journal."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from lasertri.errors import LasertriError
 from lasertri.support.moves import NEW, exchange, move, sync
-from lasertri.support.paths import existing, files_below, is_mount, is_within
+from lasertri.support.paths import check_path, existing, files_below, is_mount, is_within
 from lasertri.support.shown import failure, shown
 from lasertri.support.workspace import PREFIX, is_workspace, locked, sweep, workspace
 from lasertri.version import __version__
@@ -44,6 +44,7 @@ class OutputFolder:
     """
 
     def __init__(self, directory: str | Path, *, overwrite: bool = False, inputs: Inputs = ()) -> None:
+        check_path("an output folder", directory)
         self.given = Path(directory)
         try:
             self.path = Path(os.path.realpath(self.given))

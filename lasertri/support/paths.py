@@ -1,10 +1,18 @@
-"""What a path is: a mount point, within a folder, or one of many files below."""
+"""What a path is: one at all, a mount point, within a folder, or one of many files below."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from lasertri.errors import LasertriError, shown
+
+
+def check_path(expected: str, value: object) -> None:
+    """Raise unless this is a path, or the text of one."""
+    if not isinstance(value, str | Path):
+        raise LasertriError(f"expected {expected}, got {shown(value)}")
 
 
 def files_below(path: Path) -> Iterator[Path]:

@@ -273,14 +273,19 @@ def test_a_device_that_is_not_there(folder, data):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 96 bytes"),
+        MemoryError(),
+    ],
 )
 def test_memory_that_is_not_there_is_one_sentence(folder, data, monkeypatch, error):
     def lacking(*_, **__):
         raise error
 
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", lacking)
-    assert "none left; choose a smaller --batch-size" in failure("eval", folder, "--data", data)
+    assert "expected memory for all that is asked for, but" in failure("eval", folder, "--data", data)
 
 
 def test_no_temporary_folder_is_one_sentence(folder, data, tmp_path, monkeypatch):

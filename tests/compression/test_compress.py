@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from faults import give_up_on
 from killing import WHENS, Killed, Killer
 from marks import slow
 from tiny import make_tokenizer
@@ -43,7 +44,7 @@ def decaying(model):
 
 
 def squeezed(model, name="gptj", **options):
-    return compress(model, make_tokenizer(name), **{"text": TEXT, "progress": False} | options)
+    return compress(model, **{"tokenizer": make_tokenizer(name), "text": TEXT, "progress": False} | options)
 
 
 def bytes_of(report, model):
@@ -260,6 +261,8 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(model_of, tmp_path, monkey
         ({"rank": 64}, "rank as a share from 0 to 1"),
         ({"factors": "white"}, r"\['whitened', 'plain'\], got 'white'"),
         ({"max_kl": -1}, "max_kl of at least 0"),
+        ({"text": True}, "expected a text as str, got True"),
+        ({"tokenizer": 5}, "expected a tokenizer of transformers, got 5"),
         ({"text": "a b c"}, "expected a text of at least 384 tokens"),
         ({"rank": 0.5, "blocks": 17}, "expected between 1 and 16 blocks"),
         ({"rank": 0.5, "memory_budget": 1}, "memory budget of at least"),
@@ -269,6 +272,11 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(model_of, tmp_path, monkey
 def test_options_that_cannot_work_fail_first(model, options, message):
     with pytest.raises(LasertriError, match=message):
         squeezed(model, **options)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(LasertriError, match="expected a model of transformers, got 5; load it by load_model"):
+        squeezed(5)
 
 
 def test_nan_weights_are_named(model):
@@ -346,3 +354,11 @@ def test_a_file_that_is_no_text_is_an_error(folder, tmp_path):
 )
 def test_usage_errors_exit_with_2(folder, tmp_path, options):
     assert run("compress", folder, "-o", tmp_path / "out", *options).exit_code == 2
+
+
+def test_a_matrix_that_no_solver_converges_on_stays_as_it_is(model, monkeypatch, caplog):
+    targets = find_targets(decaying(model))
+    give_up_on(monkeypatch, [targets[2].view(targets[2].parameter(model))])
+    report = squeezed(model, factors="plain", keep=0.5)
+    assert [matrix.target for matrix in report.matrices if not matrix.factored] == [targets[2]]
+    assert f"{targets[2]} stays as it is: no eigensolver and no SVD converges on {targets[2]}" in caplog.text

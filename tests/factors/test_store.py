@@ -5,9 +5,11 @@ import threading
 
 import pytest
 import torch
+from faults import give_up_on, out_of_memory
 from tiny import make_model, make_samples
 
 from lasertri import adapt, block_svd, use_backend
+from lasertri.errors import NotConvergedError, TooLittleMemoryError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
@@ -64,6 +66,77 @@ def test_prepared_factors_are_those_made_one_by_one(architecture, counted):
                 old, new = (f.basis[j, :, :k].double() for f in (exact, found))
                 torch.testing.assert_close(new @ new.mT, old @ old.mT, atol=1e-5, rtol=0)
     assert sum(counted) == len(targets)
+
+
+@pytest.mark.parametrize("room", [4, 1, 0])
+def test_fewer_are_factored_at_once_where_memory_holds_no_more(monkeypatch, room):
+    model, made = make_model("gptj"), []
+
+    def factored(weight, **options):
+        if weight.shape[:-2].numel() > room:
+            raise out_of_memory()
+        made.append(len(weight))
+        return block_svd(weight, **options)
+
+    targets = find_targets(model)
+    store = FactorStore(model, targets, [3], budget=1 << 30)
+    monkeypatch.setattr("lasertri.factors.factoring.block_svd", factored)
+    if not room:
+        with pytest.raises(TooLittleMemoryError, match="expected memory for the factors of one matrix"):
+            store.prepare(targets, 3)
+        return
+    store.prepare(targets, 3)
+    assert sum(made) == len(targets) > len(made) - (room == 1)
+    for target in targets:
+        assert torch.equal(store.of(target, 3).sigma, block_svd(weight_of(model, target), blocks=3).sigma)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_weight_whose_eigensolver_gives_up_is_factored_by_an_svd(monkeypatch, together):
+    model = make_model("gptj")
+    targets = find_targets(model)
+    expected = [block_svd(weight_of(model, target)) for target in targets]
+    failed = give_up_on(monkeypatch, [weight_of(model, targets[1])], "eigh")
+    store = FactorStore(model, targets, [1], budget=1 << 30)
+    if together:
+        store.prepare(targets, 1)
+    for target, exact in zip(targets, expected, strict=True):
+        found = store.of(target, 1)
+        torch.testing.assert_close(found.sigma, exact.sigma)
+        for k in (1, 8):
+            old, new = (factors.basis[0, :, :k].double() for factors in (exact, found))
+            torch.testing.assert_close(new @ new.mT, old @ old.mT, atol=1e-5, rtol=0)
+    assert failed == ["eigh"] * (2 if together else 1)
+
+
+def test_a_weight_that_no_solver_converges_on_is_left_out_with_a_warning(monkeypatch, caplog, counted):
+    model = make_model("gptj")
+    targets = find_targets(model)
+    give_up_on(monkeypatch, [weight_of(model, targets[1])])
+    store = FactorStore(model, targets, [1], budget=1 << 30)
+    store.prepare(targets, 1)
+    counted.clear()
+    keys = [(target, 1, None) for target in targets]
+    assert store.usable(keys) == [key for key in keys if key[0] != targets[1]]
+    assert f"1 matrices are left out, {targets[1]} at K = 1 the first: no eigensolver and no SVD" in caplog.text
+    for ask in (lambda: store.of(targets[1], 1), lambda: store.usable(keys[1:2])):
+        with pytest.raises(NotConvergedError, match=rf"converges on {targets[1]}, K = 1; leave it out"):
+            ask()
+    assert counted == []  # what failed once is not tried again
+
+
+def test_so_is_one_whose_clusters_none_converges_on(monkeypatch):
+    model = make_model("gptj")
+    [target, other, *_] = find_targets(model)
+    store = FactorStore(model, [target], [2], budget=1 << 30)
+
+    def giving_up(weight, **_):
+        if torch.equal(weight, weight_of(model, target)):
+            raise NotConvergedError("did not converge")
+        return block_svd(weight, **_)
+
+    monkeypatch.setattr("lasertri.factors.factoring.block_svd", giving_up)
+    assert store.usable([(target, 2, 3), (other, 2, 3)]) == [(other, 2, 3)]
 
 
 def test_what_is_not_kept_is_made_again_and_said_once(counted, caplog):

@@ -129,3 +129,19 @@ def test_impossible_choices_leave_an_infinite_loss_not_nan():
     assert readings.sample_losses()[1] == np.inf
     readings.log_probs[:] = np.nan
     assert (readings.sample_losses() == np.inf).all()
+
+
+@pytest.mark.parametrize("name", ["gptj", "roberta", "t5"])
+def test_parts_of_a_batch_have_parts_of_its_loss(name):
+    model = make_model(name)
+    samples = [*SEVERAL, *make_samples(3), make_samples(1)[0]]  # two that ask alike share a row
+    known = encoded(model, name, samples, batch_size=40)
+    [batch] = known.loss_batches(range(len(samples)))
+    parts = [batch[:4], batch[4:5], batch[5:]]
+    assert [len(part) for part in parts] == [4, 1, len(samples) - 5]
+    assert sum(len(part.entry) for part in parts) == len(batch.entry)
+    with torch.no_grad():
+        losses = [float(part.loss(model)) for part in parts]
+        assert sum(losses) == pytest.approx(float(batch.loss(model)), rel=1e-5)
+    for part in parts:
+        assert set(known.row_samples(part).tolist()) <= set(known.row_samples(batch).tolist())

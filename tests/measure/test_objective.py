@@ -399,3 +399,21 @@ def test_held_out_samples_that_calibrate_are_refused():
 def test_a_module_without_an_objective_asks_for_one(samples):
     with pytest.raises(LasertriError, match=r"got a Recurrent; say with objective=Objective\("):
         adapt(make(Recurrent), samples)
+
+
+def test_batches_that_memory_does_not_hold_are_halved():
+    model, pairs, told = make(Recurrent).eval(), draw(20), []
+
+    def room_for_three(model, batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(model, batch)
+
+    few = ObjectiveSamples(pairs, objective=dataclasses.replace(REAL, forward=room_for_three))
+    with torch.no_grad():
+        expected = ObjectiveSamples(pairs, objective=REAL).read(model)
+        found = few.read(model, advance=told.append)
+    np.testing.assert_allclose(found.losses, expected.losses, atol=1e-6)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    assert sum(told) == 20
+    assert adapt(model, pairs * 2, objective=few.objective, **SMALL).rounds[0].trials

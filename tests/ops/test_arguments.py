@@ -182,3 +182,30 @@ def test_an_order_that_is_no_permutation_is_refused(order):
 def test_offsets_that_are_no_whole_numbers_are_refused(offsets):
     with pytest.raises(LasertriError, match="expected offsets that start at 0 and increase, got|permutation of"):
         Partition(offsets, torch.arange(3))
+
+
+def test_values_that_no_factorisation_converges_for_are_refused():
+    with pytest.raises(LasertriError, match=r"values that can be factored, but linalg\.eigh: .*; scale them, or use"):
+        ops.whiten_blocks(WEIGHT.double() * 1e200, WEIGHT, rank=1, backend="reference")
+
+
+@pytest.mark.parametrize("backend", ["reference", "gram"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda o: ops.block_svd(WEIGHT.double() * 1e307, **o),
+        lambda o: ops.score_blocks(WEIGHT.double() * 1e307, WEIGHT, **o),
+        lambda o: ops.score_blocks(WEIGHT, WEIGHT.double() * 1.5e307, **o),
+        lambda o: ops.score_blocks(WEIGHT, WEIGHT.double() * 1.5e307, factors=TALL, **o),
+        lambda o: ops.reduce_blocks(WEIGHT.double() * 1.5e307, ranks=1, **o),
+        lambda o: ops.reduce_blocks(WEIGHT.double() * 1.5e307, ranks=1, factors=TALL, **o),
+        lambda o: ops.reduce_blocks(WEIGHT.double() * 1e40, ranks=1, factors=TALL, precision="float32", **o),
+        lambda o: ops.scale_blocks(WEIGHT.double() * 1e300, TALL.sigma * 1e20, factors=TALL, **o),
+        lambda o: ops.lowrank_blocks(WEIGHT.double() * 1e307, rank=1, **o),
+    ],
+)
+def test_values_whose_results_would_overflow_are_refused(call, backend):
+    with pytest.raises(
+        LasertriError, match=r"expected values whose (results|squares) torch\.float(64|32) can hold, got l"
+    ):
+        call({"backend": backend})

@@ -197,5 +197,5 @@ def test_squares_that_fp64_cannot_hold_are_refused_by_the_gram_matrix_and_named(
         lambda **o: reduce_blocks(weight, ranks=1, **o),
         lambda **o: reduce_blocks(weight, ranks=1, precision="float32", **o),
     ):
-        with pytest.raises(LasertriError, match=f"got {got} ones in block 4 of `weight`.*; use method='direct'"):
+        with pytest.raises(LasertriError, match=f"got {got} ones in block 4 of `weight`.*; scale them, or use"):
             call(blocks=5, backend=backend)

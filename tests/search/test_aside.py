@@ -1,6 +1,7 @@
 """What edits do beside the task, and whether that is allowed."""
 
 import pytest
+from faults import out_of_memory
 from tiny import make_model, make_samples, make_tokenizer
 
 from lasertri import LasertriError, adapt
@@ -77,3 +78,22 @@ def test_a_model_that_does_not_go_on_with_english_has_none(architecture):
     assert "neutral" not in str(result)
     with pytest.raises(LasertriError, match="a causal language model whose tokenizer knows English, not with this"):
         adapt(model, make_samples(60), tokenizer=tokenizer, max_kl=1.0, progress=False)
+
+
+@pytest.mark.parametrize("max_kl", [None, 100])
+def test_a_text_that_does_not_fit_costs_no_edit_unless_it_must_be_measured(max_kl, english, monkeypatch, caplog):
+    def read(*_):
+        raise out_of_memory()
+
+    monkeypatch.setattr(EncodedText, "read", read)
+    result = adapt(
+        make_model("gptj"), make_samples(60), tokenizer=make_tokenizer(), max_kl=max_kl, **OPTIONS, **KINDS["shrink"]
+    )
+    said = "expected memory for side effects on neutral text, but the device has too little left"
+    assert result.to_dict()["side_effects"] is None
+    if max_kl is None:
+        assert result.edit is not None
+        assert f"not all side effects are known: {said}" in caplog.text
+    else:
+        assert result.edit is None
+        assert result.to_dict()["reason"].startswith(said)

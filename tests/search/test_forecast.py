@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from faults import room_for
 from killing import Killer
 from tiny import make_model, make_samples, make_tokenizer
 from torch import nn
 
-from lasertri import LasertriError, Objective, reduce_blocks
+from lasertri import LasertriError, Objective, Sample, reduce_blocks
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
 from lasertri.language.samples import EncodedSamples
@@ -110,6 +111,18 @@ def test_a_matrix_that_no_gradient_reaches_is_named():
     model, samples = several()
     with pytest.raises(LasertriError, match=r"expected a gradient for every target, none reached unused\.weight"):
         foretold(model, samples, grid(model, "unused|head"))
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "mixtral"])  # an expert's samples come one by one
+def test_fewer_tokens_at_once_foretell_the_same(architecture):
+    model, tokenizer = make_model(architecture), make_tokenizer(architecture)
+    several = [Sample("a b c", choices=("d e f", "g", "h i"), label=2), *make_samples(11)]
+    samples = EncodedSamples(several, model=model, tokenizer=tokenizer, batch_size=6)
+    expected = foretold(model, samples, grid(model))
+    asked = room_for(model, 12)
+    found = foretold(model, samples, grid(model))
+    assert max(asked) > 12
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("case", ["batch by batch", "sample by sample", "by gradients"])

@@ -10,12 +10,14 @@ from marks import slow, slow_but
 from tiny import CONFIGS, ENCODER_DECODERS, LAYERS, make_model, make_samples, make_tokenizer
 
 from lasertri.edit.candidate import Candidate
+from lasertri.errors import TooLittleMemoryError
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
 from lasertri.search.projected import Projected
 from lasertri.search.replay import Replay
 from lasertri.search.settings import Settings
-from lasertri.search.trials import run_trials
+from lasertri.search.trials import plan_trials, run_trials
+from lasertri.support.journal import Journal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, slow(torch.bfloat16)])
@@ -88,12 +90,32 @@ def test_batches_that_do_not_fit_are_halved(model, tokenizer, monkeypatch):
     found, *_ = trial_log_probs(model, samples, candidates)
     assert max(asked) > 60
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    monkeypatch.setattr(
-        "lasertri.search.projected.Replay",
-        type("None", (Replay,), {"read": lambda *_: read(*_[:2], torch.ones(99, 1))}),
-    )
-    with pytest.raises(torch.OutOfMemoryError):
-        trial_log_probs(model, samples, candidates)
+
+
+def test_where_not_even_a_row_fits_twice_trials_run_in_place_or_it_is_said(model, tokenizer, monkeypatch, caplog):
+    samples, candidates = encode(model, tokenizer), candidates_of(model)[:4]
+    expected, *_ = trial_log_probs(model, samples, candidates)
+    factors = FactorStore(model, {c.target for c in candidates}, [1], budget=1 << 30)
+    projected = Projected(model, samples, candidates, factors)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr(Replay, "read", full)
+    with (
+        torch.no_grad(),
+        pytest.raises(
+            TooLittleMemoryError,
+            match=r"expected memory for one sample .* the device .*\(2\.00 GiB more were needed\); free",
+        ),
+    ):
+        projected.run(candidates, range(len(samples)))
+    [(_, none), (in_place, others)] = plan_trials(model, candidates, samples, factors)
+    assert (none, len(others)) == (set(), len(candidates))
+    assert "in place, which is slower: expected memory for one row twice" in caplog.text
+    with torch.no_grad():
+        found = in_place.run(candidates, range(len(samples)))
+    np.testing.assert_allclose(found.edited.log_probs, expected, atol=1e-4)
 
 
 def test_only_layers_from_the_target_on_run(model, tokenizer, monkeypatch):
@@ -189,3 +211,15 @@ def test_a_matrix_of_another_kind_of_module_is_put_in_place(model, tokenizer, ca
         gold = [start + sample.gold for start, sample in zip(samples.table.first_answer, samples.samples, strict=True)]
         expected = np.add.reduceat(exact, samples.table.first_token)[gold]
         assert trial.measurement.log_loss == pytest.approx(-expected.mean(), abs=1e-4)
+
+
+def test_batches_are_as_large_as_they_were_whatever_memory_is_free_by_now(model, tokenizer, tmp_path):
+    candidates = candidates_of(model)
+
+    def tokens(about, budget):
+        store = FactorStore(model, {c.target for c in candidates}, [1], budget=budget)
+        with Journal.open(tmp_path, about) as journal, torch.no_grad():
+            return Projected(model, encode(model, tokenizer), candidates, store, journal).tokens
+
+    few = tokens("trials", 300_000)
+    assert tokens("trials", 1 << 30) == few < tokens("others", 1 << 30)

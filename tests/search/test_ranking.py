@@ -1,13 +1,16 @@
 """Which targets and which of their candidates are tried."""
 
+from types import SimpleNamespace
+
 import pytest
 from tiny import make_samples
 
 from lasertri import adapt
 from lasertri.edit.candidate import Candidate
 from lasertri.model.targets import Target
-from lasertri.search.ranking import promising
+from lasertri.search.ranking import factorable, promising
 from lasertri.search.strategies import DEFAULT, STRATEGIES
+from lasertri.support.journal import Journal
 
 ONE, OTHER = (Target(f"h.{i}.fc.weight", i, "fc_in", False, (8, 8)) for i in range(2))
 
@@ -20,6 +23,26 @@ def test_the_best_targets_and_ratios_are_tried_at_every_k():
         *((OTHER, k, 0.9) for k in (1, 4)),
     ]
     assert promising(candidates, promise, 4) == candidates
+
+
+def test_which_can_be_factored_is_found_once_and_lasers_own_are_not_looked_at(tmp_path):
+    asked = []
+
+    def usable(keys):
+        asked.extend(keys)
+        return [(ONE, 1, None)]
+
+    first, _, third = candidates = [
+        Candidate(ONE, 1, 0.5),
+        Candidate(OTHER, 1, 0.5),
+        Candidate(OTHER, 1, 0.5, compat=True),
+    ]
+    with Journal.open(tmp_path, "search") as journal:
+        problem = SimpleNamespace(factors=SimpleNamespace(usable=usable), journal=journal)
+        assert factorable(problem, candidates) == [first, third]
+    with Journal.open(tmp_path, "search") as journal:
+        assert factorable(SimpleNamespace(journal=journal), candidates) == [first, third]
+    assert asked == [(ONE, 1, None), (OTHER, 1, None)]
 
 
 def result(model, tokenizer, **options):

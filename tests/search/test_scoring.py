@@ -1,7 +1,10 @@
 """∂L/∂σ of a model's matrices, streamed, equals what one plain backward pass gives."""
 
+import itertools
+
 import pytest
 import torch
+from faults import out_of_memory, room_for
 from tiny import CLOSED, OPENED, PAD, make_model, make_samples, make_tokenizer
 
 from lasertri import LasertriError, score_blocks
@@ -9,7 +12,7 @@ from lasertri.factors.store import FactorStore
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
-from lasertri.search.scoring import score_targets
+from lasertri.search.scoring import Scorer, score_targets
 
 BLOCKS = (1, 3)
 
@@ -138,7 +141,7 @@ def test_an_overflowing_loss_scale_is_lowered(model_of, tokenizer):
 def test_a_non_finite_gradient_names_its_parameter(model, tokenizer):
     last = model.transformer.h[2].mlp.fc_out
     last.register_full_backward_hook(lambda _, inputs, __: (inputs[0] * torch.nan,))
-    with pytest.raises(LasertriError, match=r"gradient of transformer\.h\.2\.mlp\.fc_in\.weight has NaN or Inf"):
+    with pytest.raises(LasertriError, match=r"got NaN or Inf for transformer\.h\.2\.mlp\.fc_in\.weight; a function"):
         scored(model, tokenizer, make_samples(6))
 
 
@@ -167,3 +170,37 @@ def test_no_two_gradients_exist_at_once(model_of, tokenizer, monkeypatch, archit
     scored(model, tokenizer, make_samples(6))
     assert alive
     assert max(alive) == 0  # the one being contracted is already detached from its parameter
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "mixtral"])
+def test_fewer_tokens_at_once_give_the_same_scores(tokenizer, architecture):
+    model, targets = make_model(architecture), find_targets(make_model(architecture))
+    encoded = EncodedSamples(make_samples(9), model=model, tokenizer=tokenizer, batch_size=5)
+    factors, found, told = FactorStore(model, targets, BLOCKS, budget=1 << 30), [], []
+    for tokens in (999, 12):
+        asked = room_for(model, tokens)
+        scorer = Scorer(model, targets, BLOCKS, factors, advance=told.append)
+        with preserved(model):
+            scorer.add(encoded.gold_batches())
+        found.append(scorer.total)
+        assert (max(asked) > tokens) == (tokens == 12)
+    for key, score in found[0].items():
+        torch.testing.assert_close(found[1][key].grad, score.grad, rtol=1e-3, atol=1e-5 * float(score.grad.abs().max()))
+    assert sum(told) == 2 * len(targets) * sum(batch.size for batch in encoded.gold_batches())
+
+
+def test_memory_that_a_hook_runs_out_of_leaves_no_gradient_behind(model, tokenizer, monkeypatch):
+    """A factor that finds no room in the midst of a backward pass: what is done again must not add to what was left."""
+    samples, calls = make_samples(6), itertools.count()
+    expected = scored(model, tokenizer, samples)
+
+    def full_once(*arguments, **options):
+        if next(calls) == 4:
+            raise out_of_memory()
+        return score_blocks(*arguments, **options)
+
+    monkeypatch.setattr("lasertri.search.scoring.score_blocks", full_once)
+    for key, score in scored(model, tokenizer, samples).items():
+        scale = float(expected[key].grad.abs().max())
+        torch.testing.assert_close(score.grad, expected[key].grad, rtol=1e-3, atol=1e-5 * scale)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -2,14 +2,17 @@
 
 import pytest
 import torch
+from faults import room_for
 from stepping import encoded, gathered
 from tiny import CONFIGS, TRANSPOSED, make_model
 from torch import nn
 
 from lasertri import LasertriError, Objective
+from lasertri.errors import NotConvergedError
 from lasertri.measure.objective import ObjectiveSamples
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
+from lasertri.ops import compress_tokens
 from lasertri.search.directions import make_step
 from lasertri.search.tokens import FEWEST_TOKENS, Room, Tokens, gather_tokens
 
@@ -208,7 +211,9 @@ def test_narrowed_tokens_are_the_same_rounded_and_layers_still_share_them():
 def test_a_gradient_that_is_nan_names_its_layer():
     model = make_model("gptj")
     model.transformer.h[2].mlp.fc_out.register_full_backward_hook(lambda _, inputs, __: (inputs[0] * torch.nan,))
-    with pytest.raises(LasertriError, match=r"output of transformer\.h\.2\.mlp\.fc_in has NaN or Inf; check the model"):
+    with pytest.raises(
+        LasertriError, match=r"got NaN or Inf at the output of transformer\.h\.2\.mlp\.fc_in; a function"
+    ):
         gathered(model, encoded(model, "gptj"))
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -273,7 +278,7 @@ def test_an_fp16_models_small_gradients_do_not_underflow():
     def scaled_down(samples):
         class Small:
             def __init__(self, batch):
-                self.batch = batch
+                self.batch, self.size = batch, batch.size
 
             def loss(self, model):
                 return 1e-7 * self.batch.loss(model)
@@ -351,4 +356,34 @@ def test_progress_is_told_batch_by_batch():
     batches = encoded(model, "gptj").loss_batches(range(12))
     with preserved(model):
         gather_tokens(model, find_linear_layers(model), batches, Room(), advance=told.append)
-    assert told == [1] * len(batches) == [1, 1, 1]
+    assert told == [batch.size for batch in batches]
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("name", ["gptj", "t5"])
+def test_fewer_tokens_at_once_give_the_same_gradients(name):
+    model = make_model(name)
+    samples = encoded(model, name)
+    expected = gathered(model, samples)
+    asked = room_for(model, 12)
+    found = gathered(model, samples)
+    assert max(asked) > 12
+    for target, own in found.items():
+        torch.testing.assert_close(product(own), product(expected[target]), rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_whose_tokens_cannot_be_compressed_is_left_out(monkeypatch, caplog):
+    model, refused = make_model("gptj"), []
+    samples = encoded(model, "gptj")
+
+    def compress(inputs, deltas, most):
+        if not refused:
+            refused.append(inputs)
+            raise NotConvergedError("did not converge")
+        return compress_tokens(inputs, deltas, most)
+
+    monkeypatch.setattr("lasertri.search.tokens.compress_tokens", compress)
+    found = gathered(model, samples, most=3)
+    [left] = set(find_linear_layers(model)) - found.keys()
+    assert f"{left} is left out: did not converge" in caplog.text
+    assert len(caplog.records) == 1

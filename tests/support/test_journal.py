@@ -227,6 +227,21 @@ def test_a_file_that_vanishes_meanwhile_is_made_again(tmp_path, made, caplog):
     assert not caplog.text
 
 
+def test_a_file_that_cannot_be_read_now_is_left_for_the_next_time(tmp_path, made, monkeypatch):
+    kept(tmp_path, made)
+    listed, safe_open = opened(tmp_path), journal.safe_open
+
+    def busy(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(journal, "safe_open", busy)
+    assert listed.recall("a") is None
+    assert opened(tmp_path).recall("a") is None
+    monkeypatch.setattr(journal, "safe_open", safe_open)
+    assert_right(kept(tmp_path, made))
+    assert len(made) == 3
+
+
 def test_a_journal_is_deleted_alone(tmp_path, made):
     kept(tmp_path, made)
     kept(tmp_path, made, about="other work")
