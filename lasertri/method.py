@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
+from lasertri.edit.flips import Flips
 from lasertri.edit.truncation import Truncation
 from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
@@ -129,6 +130,8 @@ def adapt(
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
         asked=problem.asked,
+        files=problem.files,
+        flips=None if on_held_out is None else Flips.both_ways(on_held_out, problem.held_out),
         journal=problem.journal,
     )
 

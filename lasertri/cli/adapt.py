@@ -83,6 +83,7 @@ def run(
     resume: bool = True,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
+    from lasertri.cli import tables
     from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
@@ -106,7 +107,8 @@ def run(
         if output is not None:
             result.save(output, factored=factored)
     finally:  # the figures are worth as much without a folder
-        print_result(result.to_dict(), as_json, str(result))
+        measured = result.to_dict()
+        print_result(measured, as_json, str(result), lambda: tables.summary(measured))
     if output is not None:
         typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
     return result

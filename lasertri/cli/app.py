@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from lasertri.support.interrupts import interrupted
 from lasertri.support.memory import shortage
 from lasertri.support.shown import printable, readable, reason
 from lasertri.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 wait_asleep()
 app = typer.Typer(
@@ -90,8 +93,19 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """To standard output, as one JSON object or as text."""
+def print_result(
+    result: dict[str, Any], as_json: bool, text: str, drawn: Callable[[], RenderableType] | None = None
+) -> None:
+    """To standard output, as one JSON object or as text.
+
+    Args:
+        drawn: makes the same for a terminal.
+    """
+    if drawn is not None and not as_json and sys.stdout is not None and sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(file=sys.stdout, highlight=False).print(drawn())
+        return
     text = json.dumps(result, allow_nan=False) if as_json else printable(text)
     print(text)  # typer.echo goes round a stream's own encoding
 

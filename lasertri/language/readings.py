@@ -157,4 +157,5 @@ def _measurement(
         choice_log_loss=float(losses.mean()) if all(sample.choices for sample in samples) else None,
         losses=losses,
         instead=() if correct.any() else pairs,
+        given=predictions,
     )

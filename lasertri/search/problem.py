@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource, as_samples
 from lasertri.data.neutral import neutral_text
-from lasertri.data.sample import group_names
+from lasertri.data.sample import files_of, group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
@@ -57,6 +57,7 @@ class Problem:
         asked: how the first sample is asked; None with an `Objective`.
         text: neutral text, for side effects; None but for causal language models.
         journal: of what takes long.
+        files: that the samples were read from, as far as they say.
     """
 
     model: nn.Module
@@ -72,6 +73,7 @@ class Problem:
     asked: Asked | None = None
     text: EncodedText | None = None
     journal: Journal = NOTHING
+    files: Sequence[str] = ()
 
 
 def prepare(
@@ -93,8 +95,8 @@ def prepare(
     if objective is not None and not isinstance(objective, Objective):
         raise LasertriError(f"expected objective=Objective(forward, loss, score), got {shown(objective)}")
     listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
-    given = listed(samples)
-    split = _split(given, None if held_out is None else listed(held_out), objective, settings)
+    given, others = listed(samples), None if held_out is None else listed(held_out)
+    split = _split(given, others, objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
     if not isinstance(model, nn.Module):
@@ -136,7 +138,8 @@ def prepare(
             f"{type(model).__name__}; leave it out"
         )
     problem = Problem(
-        model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text
+        *(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text),
+        files=files_of([*given, *(others or [])]),
     )
     return replace(problem, journal=open_journal(journal, functools.partial(_content, problem), cache, resume=resume))
 
