@@ -67,7 +67,7 @@ def adapt(
     group: ProcessGroup | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
-    """Find the edit that helps a model most on a task, if any does: by default one step of all its linear layers.
+    """Find the edit that helps a model most on a task, if any does: by default one step of all its MLPs.
 
     The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
 

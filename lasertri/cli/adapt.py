@@ -48,7 +48,7 @@ def adapt(
 ) -> None:
     """Find the edit that helps MODEL on the task in --data, or named by --task, if one does.
 
-    By default it is one step of all linear layers down a single gradient, its
+    By default it is one step of all MLP layers down a single gradient, its
     direction and length chosen on samples that took no part in making it. With
     --edit truncate, or an option of that section, it is the truncation of one
     matrix that helps most.

@@ -26,7 +26,7 @@ from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
 
 FOLDS = 2
-SMALLEST, LARGEST = 2.0**-6, 2.0**4
+SMALLEST, LARGEST = 2.0**-6, 2.0**8  # where the search ends, whatever the loss does
 
 
 class Sizeable(Protocol):

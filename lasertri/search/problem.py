@@ -28,7 +28,7 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.language.text import EncodedText, knows
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
-from lasertri.model.architectures import output_head
+from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
@@ -130,7 +130,7 @@ def prepare(
         targets = find_targets(model, settings.targets, roles=strategy.roles)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES)
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
