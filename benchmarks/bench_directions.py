@@ -196,7 +196,7 @@ def main(
             case = Case(loaded, tokenizer, TASKS[name], split, seed)
             baseline = {"loss": case.baseline.loss, "accuracy": case.baseline.measurement.accuracy}
             with preserved(loaded), torch.no_grad():
-                problem = as_problem(case, Settings(seed=seed, progress=False))
+                problem = as_problem(case, Settings(targets=".", seed=seed, progress=False))
                 parts = parts_of(problem)
                 tokens = gather_folds(problem, parts, Clock())
                 losses = [outcome(loaded, case.calibration, part).loss * len(part) for part in parts]

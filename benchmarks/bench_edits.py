@@ -29,6 +29,7 @@ from lasertri.data.split import split_samples
 METHODS: dict[str, Callable[[Case], Row]] = {
     "step": edit(edit="step"),
     "step-merged": edit(edit="step", merge=True),  # in the dtype that the model is loaded in
+    "step-all": edit(edit="step", targets="."),  # not of the MLPs alone, but of every linear layer
     "shrink": edit(edit="shrink"),
     "truncate": edit(edit="truncate"),
     "lora": lora,

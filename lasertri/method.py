@@ -16,10 +16,12 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource
 from lasertri.edit.comparison import Comparison
+from lasertri.edit.flips import Flips
 from lasertri.edit.truncation import Truncation
 from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
@@ -45,6 +47,7 @@ from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
 from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
+from lasertri.support.sharing import once, require_alike, shared_by, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -61,9 +64,10 @@ def adapt(
     tokenizer: PreTrainedTokenizerBase | None = None,
     journal: str | Path | None = None,
     resume: bool = True,
+    group: ProcessGroup | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
-    """Find the edit that helps a model most on a task, if any does: by default one step of all its linear layers.
+    """Find the edit that helps a model most on a task, if any does: by default one step of all its MLPs.
 
     The model is left as it was, bit for bit; `Adaptation.edit.apply(model)` changes it.
 
@@ -80,26 +84,37 @@ def adapt(
             the result: called again with the same model, samples and options, it goes on there. An objective's
             functions must be the same, too, and its samples, by nothing but their number and groups.
         resume: where False, it begins anew.
+        group: of `torch.distributed`, by gloo: its processes share the work. Each calls this function with the same
+            arguments, its model on its own device, and gets the same result, for the first to save.
         settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
-    problem = prepare(
-        model,
-        samples,
-        Settings(**settings),  # type: ignore[arg-type]  # a number becomes a tuple
-        held_out=held_out,
-        objective=objective,
-        tokenizer=tokenizer,
-        journal=journal,
-        resume=resume,
-    )
+    with shared_by(group):
+        problem = together(
+            lambda: prepare(
+                model,
+                samples,
+                Settings(**settings),  # type: ignore[arg-type]  # a number becomes a tuple
+                held_out=held_out,
+                objective=objective,
+                tokenizer=tokenizer,
+                journal=journal,
+                resume=resume,
+            )
+        )
+        return solve(problem)
+
+
+def solve(problem: Problem) -> Adaptation:
+    """The search, and what its edits are worth."""
+    require_alike("model, samples and options", lambda: problem.content)
     clock = Clock(problem.journal.now)
     refused = on_held_out = None
     with problem.journal, preserved(problem.model):
         with samples_named(problem):
-            preflight(problem)
+            once(lambda: preflight(problem))
             rounds = SEARCHES[problem.settings.edit](problem, clock)
         with clock("side effects"):
             rounds = with_side_effects(problem, rounds)
@@ -129,6 +144,8 @@ def adapt(
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
         asked=problem.asked,
+        files=problem.files,
+        flips=None if on_held_out is None else Flips.both_ways(on_held_out, problem.held_out),
         journal=problem.journal,
     )
 

@@ -412,7 +412,7 @@ def test_a_step_helps_and_is_saved_as_an_adapter_that_peft_loads(architecture, t
 def test_experts_are_edited_with_all_layers(architecture, kind, dtype, tmp_path, caplog):
     model, tokenizer, samples = make_model(architecture, dtype=dtype), make_tokenizer(), learnable()
     before, how = copy.deepcopy(model.state_dict()), model.config._experts_implementation
-    result = adapt(model, samples, tokenizer=tokenizer, accept="best", edit=kind, progress=False)
+    result = adapt(model, samples, tokenizer=tokenizer, accept="best", edit=kind, targets=".", progress=False)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.config._experts_implementation == how
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
@@ -588,5 +588,5 @@ def test_a_winner_is_confirmed_on_fresh_samples(demo, tmp_path):
     assert result.to_dict()["confirmation"]["p_value"] < 0.001
     assert "confirmation, 80 samples\n" in str(result)
     result.save(tmp_path / "out")
-    assert "<td>confirmation</td>" in (tmp_path / "out" / REPORT_NAME).read_text()
+    assert ">confirmation,<br>80<" in (tmp_path / "out" / REPORT_NAME).read_text()
     assert demo.to_dict()["confirmation"] is None  # all of its rows calibrate

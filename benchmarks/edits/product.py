@@ -15,6 +15,7 @@ from lasertri.edit.step import Step
 from lasertri.factors.budget import budget_for
 from lasertri.factors.store import FactorStore
 from lasertri.method import SEARCHES
+from lasertri.model.architectures import MLP_ROLES
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers, find_targets
 from lasertri.search.directions import make_step
@@ -65,7 +66,10 @@ CHOSEN = ("kind", "direction", "rank", "size", "target", "blocks", "rho")
 
 def as_problem(case: Case, settings: Settings) -> Problem:
     truncate = settings.edit == "truncate"
-    targets = find_targets(case.model) if truncate else find_linear_layers(case.model)
+    if truncate:
+        targets = find_targets(case.model, settings.targets)
+    else:
+        targets = find_linear_layers(case.model, settings.targets, roles=MLP_ROLES)
     counts = [*settings.blocks, settings.scoring_blocks] if truncate else [1]
     store = FactorStore(case.model, targets, counts, budget=budget_for(case.model, settings.memory_budget))
     calibration = case.calibration

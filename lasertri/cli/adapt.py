@@ -12,6 +12,7 @@ import typer
 from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
+from lasertri.cli.launched import launched, rank
 from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
 from lasertri.data.files import Fields
@@ -47,7 +48,7 @@ def adapt(
 ) -> None:
     """Find the edit that helps MODEL on the task in --data, or named by --task, if one does.
 
-    By default it is one step of all linear layers down a single gradient, its
+    By default it is one step of all MLP layers down a single gradient, its
     direction and length chosen on samples that took no part in making it. With
     --edit truncate, or an option of that section, it is the truncation of one
     matrix that helps most.
@@ -83,30 +84,42 @@ def run(
     resume: bool = True,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
+    from lasertri.cli import tables
     from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
+    from lasertri.support.sharing import once, shared_by, together
 
     if output is not None and settings.edit == "step":
         require_peft()
-    loaded, tokenizer = loading.load(model)
-    if output is not None and (settings.edit != "step" or settings.merge):
-        output.require(sum(p.nbytes for p in loaded.parameters()))
-    result = adapt(
-        loaded,
-        samples,
-        held_out=held_out,
-        tokenizer=tokenizer,
-        journal=None if output is None else journal_folder(),
-        resume=resume,
-        **settings.keywords,
-    )
-    try:
-        if output is not None:
-            result.save(output, factored=factored)
-    finally:  # the figures are worth as much without a folder
-        print_result(result.to_dict(), as_json, str(result))
-    if output is not None:
-        typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
+    with launched() as group, shared_by(group):
+        if rank() > 0:
+            settings = dataclasses.replace(settings, progress=False)
+        loaded, tokenizer = together(lambda: loading.load(model))
+        if output is not None and (settings.edit != "step" or settings.merge):
+            output.require(sum(p.nbytes for p in loaded.parameters()))
+        result = adapt(
+            loaded,
+            samples,
+            held_out=held_out,
+            tokenizer=tokenizer,
+            journal=None if output is None else journal_folder(),
+            resume=resume,
+            group=group,
+            **settings.keywords,
+        )
+
+        def finish() -> None:
+            try:
+                if output is not None:
+                    result.save(output, factored=factored)
+            finally:  # the figures are worth as much without a folder
+                measured = result.to_dict()
+                print_result(measured, as_json, str(result), lambda: tables.summary(measured))
+            if output is not None:
+                typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
+
+        once(finish)
+        result.journal.delete()
     return result

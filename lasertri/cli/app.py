@@ -7,11 +7,12 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lasertri.cli.grouped import grouped
+from lasertri.cli.launched import rank, world_size
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
 from lasertri.errors import LasertriError
@@ -19,6 +20,9 @@ from lasertri.support.interrupts import interrupted
 from lasertri.support.memory import shortage
 from lasertri.support.shown import printable, readable, reason
 from lasertri.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 wait_asleep()
 app = typer.Typer(
@@ -39,14 +43,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Set up streams and logging for every command."""
     guard()
+    if world_size() > 1 and context.invoked_subcommand != "adapt":
+        raise typer.BadParameter(f"expected one process for {context.invoked_subcommand}, got {world_size()}")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_printable)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
-    logging.getLogger("lasertri").setLevel(logging.INFO)
+    logging.basicConfig(
+        level=logging.WARNING if rank() == 0 else logging.ERROR, handlers=[handler], format="%(message)s"
+    )
+    logging.getLogger("lasertri").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
 
 
 def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:
@@ -79,7 +88,9 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
                 told = str(error)
             else:
                 raise
-            typer.echo(f"lasertri: {readable(told)}", err=True)
+            if rank() == 0 or not getattr(error, "raised_in_all", False):
+                who = "lasertri" if rank() == 0 else f"lasertri, process {rank()}"
+                typer.echo(f"{who}: {readable(told)}", err=True)
             raise typer.Exit(1) from error
         failure = failure_of_output()
         if failure is not None:
@@ -90,8 +101,19 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def print_result(result: dict[str, Any], as_json: bool, text: str) -> None:
-    """To standard output, as one JSON object or as text."""
+def print_result(
+    result: dict[str, Any], as_json: bool, text: str, drawn: Callable[[], RenderableType] | None = None
+) -> None:
+    """To standard output, as one JSON object or as text.
+
+    Args:
+        drawn: makes the same for a terminal.
+    """
+    if drawn is not None and not as_json and sys.stdout is not None and sys.stdout.isatty():
+        from rich.console import Console
+
+        Console(file=sys.stdout, highlight=False).print(drawn())
+        return
     text = json.dumps(result, allow_nan=False) if as_json else printable(text)
     print(text)  # typer.echo goes round a stream's own encoding
 

@@ -24,7 +24,7 @@ Cutting the smaller singular values of that one MLP matrix removes the generic a
 mechanism the model was trained to have (arXiv 2406.03068), so do not expect gains of this size on every task.
 """
 DEMO_STEP = """\
-The default of lasertri adapt needs no such habit: a step of all {layers} linear layers down one gradient of the same
+The default of lasertri adapt needs no such habit: a step of all {layers} MLP layers down one gradient of the same
 samples, a LoRA adapter. Held out it gives accuracy {accuracy:.1%}, log loss {loss:.3f} (truncated: {truncated:.3f}).\
 """
 

@@ -12,11 +12,13 @@ from lasertri.search.strategies import STRATEGIES
 @command("lasertri info --json")
 def info(as_json: options.Json = False) -> None:
     """Show versions, devices, the extension, and which backends can run or why not."""
+    from lasertri.cli import tables
     from lasertri.ops.extension import build_status
     from lasertri.support.environment import backend_status, environment
 
     result: dict[str, Any] = environment() | {"extension": build_status(), "backends": backend_status()}
-    lines = [f"{key:12} {value}" for key, value in result.items() if isinstance(value, str | int | None)]
+    plain = {key: str(value) for key, value in result.items() if isinstance(value, str | int | None)}
+    lines = [f"{key:12} {value}" for key, value in plain.items()]
     lines += [f"{'device':12} {device}" for device in result["devices"]]
     lines += [f"{'extension':12} {library}: {status}" for library, status in result["extension"].items()]
     lines += [
@@ -24,12 +26,19 @@ def info(as_json: options.Json = False) -> None:
         for kind, backends in result["backends"].items()
         for name, status in backends.items()
     ]
-    print_result(result, as_json, "\n".join(lines))
+    sections = {
+        "versions": plain,
+        "devices": {str(number): device for number, device in enumerate(result["devices"])},
+        "extension": result["extension"],
+        **{f"backends on {kind}": backends for kind, backends in result["backends"].items()},
+    }
+    print_result(result, as_json, "\n".join(lines), lambda: tables.named(sections))
 
 
 @command("lasertri ls", name="ls")
 def list_names(as_json: options.Json = False) -> None:
     """List tasks, architectures, strategies and backends by the names that options take."""
+    from lasertri.cli import tables
     from lasertri.data.papers.registry import TASKS
     from lasertri.model.architectures import ARCHITECTURES
     from lasertri.ops.backends import BACKENDS
@@ -50,4 +59,4 @@ def list_names(as_json: options.Json = False) -> None:
     lines = [
         line for kind, listed in names.items() for line in (kind, *(f"  {n:{width}}  {w}" for n, w in listed.items()))
     ]
-    print_result(names, as_json, "\n".join(lines))
+    print_result(names, as_json, "\n".join(lines), lambda: tables.named(names))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -107,6 +108,12 @@ class Sample:
 def group_names(samples: Sequence[Sample]) -> list[str]:
     """The group of every sample; where it names none, samples of one prompt are one."""
     return [f"prompt {s.prompt}" if s.group is None else f"group {s.group}" for s in samples]
+
+
+def files_of(samples: Iterable[object]) -> list[str]:
+    """The files that samples were read from, where their source says line or row of one."""
+    found = (re.fullmatch(r"(.+):\d+", str(getattr(sample, "source", ""))) for sample in samples)
+    return list(dict.fromkeys(place[1] for place in found if place))
 
 
 def check_match(match: str, window: int, place: str) -> None:

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from lasertri.errors import LasertriError, NotConvergedError
@@ -18,6 +19,7 @@ from lasertri.ops import BlockFactors, Partition, project_blocks
 from lasertri.ops.backends import named
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import everyones, processes, shared
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +116,8 @@ class FactorStore:
 
     def prepare(self, targets: Iterable[Target], blocks: int) -> None:
         """Factor these targets' weights, those of equal shape together, while they fit the budget."""
-        missing = []
-        for target in targets:
+        wanted, missing = list(targets), []
+        for target in wanted:
             key = target, blocks, None
             if key in self._factors:
                 continue
@@ -124,15 +126,19 @@ class FactorStore:
                 missing.append(target)
             else:
                 self._factors.keep(key, found)
+        lacking = set[Target]().union(*everyones(set(missing)))
+        missing = [target for target in wanted if target in lacking]
         for group in self._factoring.alike(missing):
             kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
             group = group[: max(0, self.budget.free) // kept_bytes]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]
-            for target, factors in self._together(batches, blocks):
-                if factors is None:
-                    self._failed.add((target, blocks, None))
-                else:
-                    self._factors.keep((target, blocks, None), factors)
+            for made in shared(batches, functools.partial(self._made_here, blocks, processes() > 1)):
+                for target, factors in made:
+                    key = target, blocks, None
+                    if factors is None:
+                        self._failed.add(key)
+                    elif key not in self._factors:
+                        self._factors.keep(key, _moved(factors, self._factoring.weight(target).device))
 
     def retain(self, keys: Iterable[Key]) -> None:
         """Drop everything but what belongs to these keys."""
@@ -154,6 +160,15 @@ class FactorStore:
             [(_, found)] = self._together([[target]], blocks)
         return found
 
+    def _made_here(
+        self, blocks: int, for_others: bool, batches: Sequence[Sequence[Target]]
+    ) -> list[tuple[Target, BlockFactors | None]]:
+        """See `_together`; on the CPU where other processes are to have them."""
+        made = list(self._together(batches, blocks))
+        if not for_others:
+            return made
+        return [(target, None if factors is None else _moved(factors, "cpu")) for target, factors in made]
+
     def _together(
         self, batches: Iterable[Sequence[Target]], blocks: int
     ) -> Iterator[tuple[Target, BlockFactors | None]]:
@@ -174,6 +189,10 @@ class FactorStore:
         room = self.budget.workspace + self.budget.free // 2  # the other half is for what is kept
         each = self._factoring.workspace_bytes(target, blocks) + self._factoring.weight(target).nbytes
         return max(1, room // each)
+
+
+def _moved(factors: BlockFactors, device: str | torch.device) -> BlockFactors:
+    return factors._replace(basis=factors.basis.to(device), sigma=factors.sigma.to(device))
 
 
 def _bytes(factors: BlockFactors) -> int:

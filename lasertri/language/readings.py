@@ -56,6 +56,10 @@ class Readings:
         np.copyto(self.greedy, other.greedy, where=read)
         np.copyto(self.written, other.written, where=wrote)
 
+    def __getstate__(self) -> dict[str, object]:
+        """What another process takes over: it has the table."""
+        return vars(self) | {"table": None}
+
     def __getitem__(self, model: int | Sequence[int]) -> Readings:
         return Readings(self.table, self.log_probs[model], self.greedy[model], self.written[model])
 
@@ -157,4 +161,5 @@ def _measurement(
         choice_log_loss=float(losses.mean()) if all(sample.choices for sample in samples) else None,
         losses=losses,
         instead=() if correct.any() else pairs,
+        given=predictions,
     )

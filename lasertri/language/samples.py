@@ -41,6 +41,7 @@ class EncodedSamples:
         asked: how the first of them is asked.
         groups: see `group_names`.
         strata: each sample's right answer.
+        questions: each sample's prompt.
         replayable: whether one forward pass gives all that is read.
         work: how many tokens are read or written for all samples.
         pad: the token that pads rows.
@@ -72,6 +73,7 @@ class EncodedSamples:
         self.asked = ask.asked(self.samples[0]) if self.samples else None
         self.groups = group_names(self.samples)
         self.strata = [sample.answers[sample.gold] for sample in self.samples]
+        self.questions = [sample.prompt for sample in self.samples]
         self.replayable = not self.prompts  # what is written token by token takes many forward passes
         self.work = len(self.table.tokens) + sum(sample.window for sample in self.samples)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.protocol import Samples
+from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.sharing import processes, shared
 
 
 @torch.no_grad()
@@ -33,7 +36,28 @@ def evaluate(
         NotFiniteError: the model gave NaN instead of probabilities.
     """
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
-        readings = samples.read(model, advance=bar.update, journal=journal)
+        readings = read_together(model, samples, advance=bar.update, journal=journal)
     if not may_fail:
         readings.check()
     return readings.measurement(normalize=normalize)
+
+
+def read_together(
+    model: nn.Module,
+    samples: Samples,
+    chosen: Sequence[int] | None = None,
+    advance: Advance = lambda _: None,
+    journal: Journal = NOTHING,
+) -> SampleReadings:
+    """`Samples.read`, shared by processes, see `support/sharing.py`."""
+    readings, advance = samples.readings(), of_all(advance)
+    wanted = range(len(samples)) if chosen is None else chosen
+    for found in shared(wanted, lambda mine: samples.read(model, mine, advance, journal)):
+        readings.update(found)
+    return readings
+
+
+def of_all(advance: Advance) -> Advance:
+    """For a process that reads its share: the others are about as far."""
+    times = processes()
+    return lambda done: advance(times * done)

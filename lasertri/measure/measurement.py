@@ -10,7 +10,7 @@ import numpy as np
 
 from lasertri.support.shown import shown
 
-UNLISTED = ("correct", "losses", "instead")  # of the figures in JSON
+UNLISTED = ("correct", "losses", "instead", "given")  # of the figures in JSON
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Measurement:
         choice_log_loss: the same of the right choice among a sample's choices alone; None where samples have none.
         losses: `[n]`, what a step lowers, sample by sample: among the choices where there are any.
         instead: where no sample is answered rightly, the right answers of the first ones, each with what was given.
+        given: `[n]`, the answers themselves; none of an `Objective`.
     """
 
     accuracy: float
@@ -43,6 +44,7 @@ class Measurement:
     choice_log_loss: float | None = None
     losses: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False, compare=False)
     instead: Sequence[tuple[str, str]] = field(default=(), repr=False, compare=False)
+    given: Sequence[str] = field(default=(), repr=False, compare=False)
 
     def sound_beside(self, baseline: Measurement) -> bool:
         """Whether it neither lowers balanced accuracy nor collapses."""

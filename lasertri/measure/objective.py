@@ -124,6 +124,7 @@ class ObjectiveSamples:
     Attributes:
         groups: the caller's, numbered as they appear.
         strata: one for all, as nothing is known of the samples that a stage could spread.
+        questions: none, for the same reason.
         work: one for each sample.
     """
 
@@ -134,6 +135,7 @@ class ObjectiveSamples:
         numbers: dict[Hashable, str] = {}
         self.groups = [numbers.setdefault(group, str(len(numbers))) for group in objective.groups(self.samples)]
         self.strata, self.work = [""] * len(self.samples), len(self.samples)
+        self.questions: list[str] = []
 
     def __len__(self) -> int:
         return len(self.samples)

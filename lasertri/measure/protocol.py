@@ -80,6 +80,10 @@ class Samples(Protocol):
         """What every stage of a race should hold in proportion."""
 
     @property
+    def questions(self) -> Sequence[str]:
+        """Every sample's prompt, to be shown beside answers; none where samples are the caller's own."""
+
+    @property
     def work(self) -> int:
         """How much there is to read of all samples, as `read` tells it."""
 

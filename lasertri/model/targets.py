@@ -157,18 +157,22 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
     return sorted(chosen, key=lambda target: target.layer)
 
 
-def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Target]:
+def find_linear_layers(
+    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None
+) -> list[Target]:
     """Every linear layer and expert's matrix that may be edited, whole: what several roles share is one target here.
 
     Args:
         pattern: regular expression searched for in `str(target)`; by default all inside the repeated layers, or of a
             module without such all there are.
+        roles: which of them by default, those that have one of these; all where none has.
 
     Raises:
         LasertriError: there is none, or weights are quantised or not in memory.
     """
     require_editable(model)
-    found = {(target.name, target.expert): target for _, target in _matrices(model)}
+    matrices = [target for _, target in _matrices(model)]
+    found = {(target.name, target.expert): target for target in matrices}
     layers = layer_paths(model)
     _say_what_is_left_out(model)
     whole = [
@@ -182,6 +186,8 @@ def find_linear_layers(model: nn.Module, pattern: str | None = None) -> list[Tar
         chosen = [target for target in whole if wanted_name.search(str(target))]
     else:
         chosen = [target for target in whole if target.layer >= 0] or whole
+        named = {(target.name, target.expert) for target in matrices if roles is not None and target.role in roles}
+        chosen = [target for target in chosen if (target.name, target.expert) in named] or chosen
     if not chosen:
         seen = sorted({re.sub(r"\d+", "N", str(target)) for target in whole})
         wanted = "linear layers" if pattern is None else f"linear layers that match {shown(pattern)}"

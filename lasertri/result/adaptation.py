@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
+from lasertri.edit.flips import Flips
 from lasertri.edit.truncation import factored_edits
 from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
@@ -50,6 +51,8 @@ class Adaptation:
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
+        files: that the samples were read from, as far as they say.
+        flips: held-out answers "won" and "lost"; None without an edit, and with an `Objective`.
         journal: of the search, deleted when the result is saved.
     """
 
@@ -63,6 +66,8 @@ class Adaptation:
     seconds: dict[str, float]
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
+    files: Sequence[str] = ()
+    flips: Mapping[str, Flips] | None = field(default=None, repr=False)
     refused: str | None = None
     journal: Journal = field(default=NOTHING, repr=False)
 
@@ -82,6 +87,7 @@ class Adaptation:
         return {
             "model": getattr(config, "_name_or_path", "") or type(self.model).__name__,
             "revision": getattr(config, "_commit_hash", None),
+            "files": list(self.files),
             "asked": None if self.asked is None else asdict(self.asked),
             "baseline": self.calibration.baseline.to_dict(),
             **self.rounds[0].to_dict(),
@@ -90,6 +96,7 @@ class Adaptation:
             "instead": self.calibration.baseline.instead,
             "calibration": self.calibration.to_dict(),
             "held_out": None if self.held_out is None else self.held_out.to_dict(),
+            "flips": None if self.flips is None else {way: turned.to_dict() for way, turned in self.flips.items()},
             "refused": self.refused,
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,

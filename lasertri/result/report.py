@@ -1,16 +1,21 @@
-"""`report.html`: the result as pictures, one self-contained file made from `Adaptation.to_dict()`."""
+"""`report.html`: the result as a page, one self-contained file made from `Adaptation.to_dict()`."""
 
 from __future__ import annotations
 
 import importlib.util
-import io
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from lasertri.errors import LasertriError
-from lasertri.result.summary import aside, describe, kind, nats, questions
+from lasertri.result.summary import aside, describe, headline, kind, loss_of, nats, questions
+from lasertri.search.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FLOOR = ("baseline", "gradient", "score")  # phases: the samples once forward, and once forward and backward
+
+AFTERWARDS = ("side effects", "held-out")  # phases that measure what was found
 
 
 def report_obstacle() -> str | None:
@@ -25,38 +30,76 @@ def render(result: dict[str, Any]) -> str:
     Raises:
         LasertriError: the extra `report` is not installed.
     """
-    obstacle = report_obstacle()
-    if obstacle:
-        raise LasertriError(f"expected what a report needs, but {obstacle}")
-    from jinja2 import Environment, PackageLoader
-
+    require_report()
     from lasertri.result import figures
 
+    pictures: dict[str, list[Figure]] = {}
+    legend: dict[Any, tuple[str, str]] = {}
     if not result["trials"]:
-        pictures = {}
+        pass
     elif kind(result) == "truncate":
-        pictures = {"heat_map": figures.heat_map(result), "curves": figures.curves(result)}
+        pictures = {"heat_map": [figures.heat_map(result)], "curves": figures.curves(result)}
+        legend = figures.series([f"K = {blocks}" for blocks in sorted(result["settings"]["blocks"])])
     else:
         pictures = {"sizes": figures.sizes(result)}
+        legend = figures.series(figures.directions(result))
     if result["held_out"] and result["held_out"]["interval"]:
-        pictures["difference"] = figures.difference(result["held_out"])
-    template = Environment(loader=PackageLoader("lasertri.result", "."), autoescape=True).get_template("report.html.j2")
-    drawn = {name: _svg(figure) for name, figure in pictures.items()}
-    beside = "" if result["side_effects"] is None else aside([result, *result["further"]])
-    return template.render(
+        pictures["difference"] = figures.differences({"": result["held_out"]})
+    return page(
+        "report.html.j2",
+        pictures,
         result=result,
+        headline=headline(result),
         kind=kind(result),
         describe=describe,
+        loss_of=loss_of,
         nats=nats,
         questions=questions(result),
-        aside=beside,
-        **drawn,
+        aside="" if result["side_effects"] is None else aside([result, *result["further"]]),
+        legend=legend,
+        given=_given(result["settings"]),
+        floor=_floor(result["seconds_by_phase"]),
+        search=result["seconds"] - sum(result["seconds_by_phase"].get(phase, 0) for phase in AFTERWARDS),
+        model=shlex.quote(result["model"]),
     )
 
 
-def _svg(figure: Figure) -> str:
+def require_report() -> None:
+    """Raise unless a page can be made here.
+
+    Raises:
+        LasertriError: the extra `report` is not installed.
+    """
+    obstacle = report_obstacle()
+    if obstacle:
+        raise LasertriError(f"expected what a report needs, but {obstacle}")
+
+
+def page(template: str, pictures: dict[str, list[Figure]], **values: Any) -> str:
+    """A page of this package, with these pictures and values by their names in its template."""
+    from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :])
+    from lasertri.result.figures import MARKERS, PALETTE, as_svg
+
+    environment = Environment(
+        loader=PackageLoader("lasertri.result", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"capital": lambda text: text[:1].upper() + text[1:], "percent": "{:.1%}".format}
+    drawn = {
+        name: [Markup(as_svg(figure, f"{name} {number}")) for number, figure in enumerate(figures)]
+        for name, figures in pictures.items()
+    }
+    return environment.get_template(template).render(palette=PALETTE, markers=MARKERS, **drawn, **values)
+
+
+def _given(settings: dict[str, Any]) -> list[str]:
+    """The settings that are not the defaults, with those that a kind of edit has of its own."""
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return [f"{name} {value!r}" for name, value in plain.items() if value not in (DEFAULTS.get(name), [], None)]
+
+
+def _floor(phases: dict[str, float]) -> dict[str, float]:
+    """What of the seconds is the floor, by phase; nothing where no gradient was taken."""
+    known = {name: phases[name] for name in FLOOR if name in phases}
+    return known if len(known) > 1 else {}

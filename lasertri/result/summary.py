@@ -11,6 +11,14 @@ from lasertri.measure.side_effects import described
 
 def summarize(result: dict[str, Any]) -> str:
     """What was measured, what was edited, and whether it helps on held-out samples."""
+    lines = found(result)
+    for name, comparison in compared(result).items():
+        lines += [name, *(f"  {row}" for row in measurements(comparison))]
+    return "\n".join(lines + concluded(result))
+
+
+def found(result: dict[str, Any]) -> list[str]:
+    """How the model was asked, what was tried, and which edit came of it."""
     lines = questions(result) + searched(result)
     if result["edit"] is not None:
         lines += [f"edit: {describe(result['edit'], result['matrices'])}", f"  accepted: {result['reason']}"]
@@ -18,29 +26,78 @@ def summarize(result: dict[str, Any]) -> str:
         lines += ["no edit", f"  {result['reason']}"]
     if result["rejected"] is not None:
         lines.append(f"  best rejected: {describe(result['rejected'])}")
-    for found in result["further"]:
-        what = "no further edit" if found["edit"] is None else f"further edit: {describe(found['edit'])}"
-        lines += [what, f"  {found['reason']}"]
+    for further in result["further"]:
+        what = "no further edit" if further["edit"] is None else f"further edit: {describe(further['edit'])}"
+        lines += [what, f"  {further['reason']}"]
+    return lines
+
+
+def compared(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The model before and after, by which samples."""
     made = "" if result["edit"] is None or kind(result) == "truncate" else ", which the edit was made from"
     confirming = "" if result["edit"] is not None else ", edited as the best rejected"
-    for name, note in (("calibration", made), ("confirmation", confirming), ("held_out", "")):
-        if result[name] is not None:
-            lines.append(f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}")
-            lines += [f"  {row}" for row in measurements(result[name])]
-    if result["refused"] is not None:
-        lines.append(result["refused"])
+    return {
+        f"{name.replace('_', '-')}, {result[name]['baseline']['n']} samples{note}": result[name]
+        for name, note in (("calibration", made), ("confirmation", confirming), ("held_out", ""))
+        if result[name] is not None
+    }
+
+
+def figures(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same as a table: its columns, as far as something stands in them, and its rows."""
+    texts = {
+        "accuracy": "accuracy" if result["baseline"]["majority_rate"] is not None else "score",
+        "balanced_accuracy": "balanced",
+        "majority_rate": "majority",
+        "log_loss": "log loss",
+        "choice_log_loss": "among the choices",
+    }
+    shown = [name for name in texts if result["baseline"][name] is not None or name == "log_loss"]
+    rows = [
+        [
+            samples if model == "baseline" else "",
+            model + (", COLLAPSED to one answer" if comparison[model]["collapsed"] else ""),
+            *(_cell(name, comparison[model][name]) for name in shown),
+        ]
+        for samples, comparison in compared(result).items()
+        for model in ("baseline", "edited")
+        if comparison[model] is not None
+    ]
+    return ["samples", "model", *(texts[name] for name in shown)], rows
+
+
+def _cell(name: str, value: float | None) -> str:
+    if name.endswith("loss"):
+        return nats(value)
+    return "–" if value is None else f"{value:.1%}"
+
+
+def concluded(result: dict[str, Any]) -> list[str]:
+    """What the edits change on held-out samples and beside the task, and the seconds it took."""
+    lines = [] if result["refused"] is None else [result["refused"]]
     lines += differences(result["held_out"])
     if result["side_effects"] is not None:
         lines.append(aside([result, *result["further"]]))
     phases = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result["seconds_by_phase"].items())
-    lines.append(f"{result['seconds']:.1f} s ({phases})")
-    return "\n".join(lines)
+    return [*lines, f"{result['seconds']:.1f} s ({phases})"]
 
 
 def brief(result: dict[str, Any]) -> str:
     """The edit and the held-out difference."""
     edit = "no edit" if result["edit"] is None else describe(result["edit"], result["matrices"])
     return "; ".join([edit, *differences(result["held_out"])[:1]])
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What came out, in the figure that counts."""
+    held_out = result["held_out"]
+    if result["edit"] is None:
+        right = not result["trials"] and result["baseline"]["accuracy"] == 1
+        return "No edit: the baseline is already right everywhere" if right else "No edit"
+    if held_out is None:
+        return "An edit, without held-out figures"
+    low, high = (100 * bound for bound in held_out["interval"])
+    return f"{gain(held_out):+.1f} points [{low:.1f}, {high:.1f}] on {held_out['baseline']['n']:,} held-out samples"
 
 
 def questions(result: dict[str, Any]) -> list[str]:
@@ -124,15 +181,18 @@ def differences(comparison: dict[str, Any] | None) -> list[str]:
     """What the edits change, with intervals: in accuracy, and in the loss that a step lowers."""
     if comparison is None or comparison["interval"] is None:
         return []
-    before, after = comparison["baseline"], comparison["edited"]
     low, high = (100 * bound for bound in comparison["interval"])
-    gain = 100 * (after["accuracy"] - before["accuracy"])
-    lines = [f"held-out difference {gain:+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
+    lines = [f"held-out difference {gain(comparison):+.1f} points [{low:+.1f}, {high:+.1f}]: {comparison['verdict']}"]
     change = loss_change(comparison)
     if change is not None:
         low, high = comparison["loss_interval"]
-        lines.append(f"  in {loss_of(after)[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"  in {loss_of(comparison['edited'])[0]} {change:+.3f} [{low:+.3f}, {high:+.3f}]")
     return lines
+
+
+def gain(comparison: dict[str, Any]) -> float:
+    """Of the edited model over the baseline, in points of accuracy."""
+    return 100 * float(comparison["edited"]["accuracy"] - comparison["baseline"]["accuracy"])
 
 
 def loss_change(comparison: dict[str, Any]) -> float | None:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.measure.evaluate import read_together
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.measure.significance import relief
@@ -25,7 +26,7 @@ from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
 
 FOLDS = 2
-SMALLEST, LARGEST = 2.0**-6, 2.0**4
+SMALLEST, LARGEST = 2.0**-6, 2.0**8  # where the search ends, whatever the loss does
 
 
 class Sizeable(Protocol):
@@ -171,7 +172,7 @@ class CrossFit:
         named: dict[str, Any] = edits[0].to_dict() | {"size": size}
         for fold, (edit, part) in enumerate(zip(edits, self.parts, strict=True)):
             with self.journal.under((named, fold)).within(edit.scaled(size).beside(self.model)) as here:
-                readings.update(self.samples.read(self.model, part, self.advance, here))
+                readings.update(read_together(self.model, self.samples, part, self.advance, here))
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
         return Fit(

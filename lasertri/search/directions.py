@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from lasertri.search.tokens import Tokens
 from lasertri.support.memory import as_memory_allows
 
 logger = logging.getLogger(__name__)
+
+Layer = TypeVar("Layer")
 
 DIRECTIONS = ("whitened", "plain")
 RANKS = {"plain": 16, "whitened": 64}  # of all folds' steps together; the whitened gradient's spectrum is flat
@@ -42,20 +45,33 @@ def make_step(
         loss: their mean.
         samples: how many they are.
     """
-    factors, decrease = {}, 0.0
+    factors, slope = steepest(tokens, direction, rank=rank, samples=samples, backend=backend)
+    return Step(direction, rank, 1.0, downhill(factors, slope, loss))
+
+
+def downhill(factors: Mapping[Layer, tuple[Tensor, ...]], slope: float, loss: float) -> dict[Layer, Any]:
+    """The same with the first factor turned and made as long as takes all of the loss away at first order."""
+    length = loss / slope if slope > 0 else 0.0  # no gradient is left where all is answered beyond doubt
+    return {target: (-length * first, *others) for target, (first, *others) in factors.items()}
+
+
+def steepest(
+    tokens: Mapping[Target, Tokens], direction: str, *, rank: int, samples: int, backend: str = "auto"
+) -> tuple[dict[Target, tuple[Tensor, Tensor]], float]:
+    """The factors of a direction uphill, and by how much the mean loss rises along it at first order."""
+    factors, slope = {}, 0.0
     groups = list(_sharing({target: own for target, own in tokens.items() if len(own)}))
     find = functools.partial(_found, tokens, direction, rank, backend)
     for _, found in as_memory_allows(groups, find, what="the step of one layer"):
-        for target, left, right, decreased in found:
+        for target, left, right, rise in found:
             factors[target] = left, right
-            decrease += decreased / samples
+            slope += rise / samples
     if groups and not factors:
         raise NotConvergedError(
             f"expected a step of {groups[0][0]} or another layer, but no eigensolver and no SVD converges on one; "
             f"take another direction than {direction} (--direction)"
         )
-    length = loss / decrease if decrease > 0 else 0.0  # no gradient is left where all is answered beyond doubt
-    return Step(direction, rank, 1.0, {target: (-length * left, right) for target, (left, right) in factors.items()})
+    return factors, slope
 
 
 def _found(

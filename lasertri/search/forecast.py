@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
+from lasertri.measure.evaluate import of_all
 from lasertri.measure.protocol import Advance, SampleBatch, Samples
 from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
@@ -25,6 +26,7 @@ from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
 from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import shared
 
 TOKENS = 512  # whose outputs under all ratios are held at once
 
@@ -53,10 +55,19 @@ def forecast(
     """
     changes = _Changes(model, candidates, samples, factors, journal)
     with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
-        if not changes.add_together(bar.update):
-            bar.reset()
-            changes.add_apart(bar.update)
-    changes.add_by_gradients()
+        advance = of_all(bar.update)
+
+        def by_tokens(mine: Sequence[int]) -> tuple[Tensor, set[Target]]:
+            if not changes.add_together(mine, advance):
+                bar.reset()
+                changes.add_apart(mine, advance)
+            return changes.of, changes.reached
+
+        each = shared(range(len(samples)), by_tokens)
+    changes.of = torch.stack([of for of, _ in each]).sum(dim=0)
+    changes.reached = set[Target]().union(*(reached for _, reached in each))
+    for columns in shared(range(len(samples)), changes.by_gradients):
+        changes.add_columns(columns)
     return -changes.of.mean(dim=1) - 0.5 * changes.of.var(dim=1, correction=0)
 
 
@@ -65,6 +76,7 @@ class _Changes:
 
     Attributes:
         of: p_s, `[candidates, S]`, FP64 on the CPU.
+        reached: targets whose layers told their tokens.
     """
 
     def __init__(
@@ -78,12 +90,12 @@ class _Changes:
         self.model, self.candidates, self.samples, self.factors = model, candidates, samples, factors
         self.journal = journal
         self.of = torch.zeros(len(candidates), len(samples), dtype=torch.float64)
-        self._numbers, self._reached = by_target(candidates), set[Target]()
+        self._numbers, self.reached = by_target(candidates), set[Target]()
         self._layers = {target: own for target in self._numbers if (own := target.linear_layer(model)) is not None}
 
-    def add_together(self, advance: Advance) -> bool:
-        """Take in all samples in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
-        batches = self.samples.loss_batches(range(len(self.samples))) if self._layers else ()
+    def add_together(self, samples: Sequence[int], advance: Advance) -> bool:
+        """Take in these in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
+        batches = self.samples.loss_batches(samples) if self._layers else ()
         for _, record in as_memory_allows(batches, self._changed_together):
             if record is None:
                 self.of.zero_()
@@ -92,21 +104,32 @@ class _Changes:
             advance(len(record[0]))
         return True
 
-    def add_apart(self, advance: Advance) -> None:
-        """Take in all samples one by one."""
-        for i in range(len(self.samples)):
+    def add_apart(self, samples: Sequence[int], advance: Advance) -> None:
+        """Take in these one by one."""
+        for i in samples:
             batches = self.samples.loss_batches([i])
             for _, record in as_memory_allows(batches, functools.partial(self._changed_apart, i)):
                 self._add(record)
             advance(1)
 
-    def add_by_gradients(self) -> None:
-        """Take in kernels, and layers whose weights another module multiplies with: by one gradient a sample."""
-        # an expert may have no token
-        targets = [target for target in self._numbers if target not in self._reached and target.expert is None]
-        mine = [n for target in targets for n in self._numbers[target]]
-        for i in range(len(self.samples)) if targets else ():
-            [self.of[mine, i]] = self.journal.of(("gradient", i), functools.partial(self._tails, targets, mine, i))
+    def by_gradients(self, samples: Sequence[int]) -> dict[int, Tensor]:
+        """Of kernels, and layers whose weights another module multiplies with: by one gradient for each of these."""
+        targets, mine = self._unreached()
+        columns = {}
+        for i in samples if targets else ():
+            [columns[i]] = self.journal.of(("gradient", i), functools.partial(self._tails, targets, mine, i))
+        return columns
+
+    def add_columns(self, columns: Mapping[int, Tensor]) -> None:
+        """Take in what `by_gradients` gave."""
+        _, mine = self._unreached()
+        for i, column in columns.items():
+            self.of[mine, i] = column
+
+    def _unreached(self) -> tuple[list[Target], list[int]]:
+        """The targets that told no tokens, and their candidates' numbers; an expert may have none."""
+        targets = [target for target in self._numbers if target not in self.reached and target.expert is None]
+        return targets, [n for target in targets for n in self._numbers[target]]
 
     def _tails(self, targets: Sequence[Target], mine: Sequence[int], sample: int) -> list[Tensor]:
         """What these candidates of these targets change one sample's loss by."""
@@ -163,7 +186,7 @@ class _Changes:
         """Take in what `_changed` gave."""
         samples, changes, reached = record
         self.of[:, samples] += changes
-        self._reached |= {target for target, hit in zip(self._layers, reached.tolist(), strict=True) if hit}
+        self.reached |= {target for target, hit in zip(self._layers, reached.tolist(), strict=True) if hit}
 
 
 def _along(

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource, as_samples
 from lasertri.data.neutral import neutral_text
-from lasertri.data.sample import group_names
+from lasertri.data.sample import files_of, group_names
 from lasertri.data.split import Split, drawn_samples, split_samples, standard_split
 from lasertri.edit.adapter import loadable
 from lasertri.errors import LasertriError
@@ -28,7 +28,7 @@ from lasertri.language.samples import EncodedSamples
 from lasertri.language.text import EncodedText, knows
 from lasertri.measure.objective import Objective, ObjectiveSamples, own_samples
 from lasertri.measure.protocol import Samples
-from lasertri.model.architectures import output_head
+from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
@@ -57,6 +57,7 @@ class Problem:
         asked: how the first sample is asked; None with an `Objective`.
         text: neutral text, for side effects; None but for causal language models.
         journal: of what takes long.
+        files: that the samples were read from, as far as they say.
     """
 
     model: nn.Module
@@ -72,6 +73,18 @@ class Problem:
     asked: Asked | None = None
     text: EncodedText | None = None
     journal: Journal = NOTHING
+    files: Sequence[str] = ()
+
+    @property
+    def content(self) -> list[object]:
+        """All that a search depends on; of an `Objective` its functions and samples are the caller's to answer for."""
+        samples = (self.gradients, self.calibration, self.confirm, self.held_out)
+        return [
+            identity(self.model),
+            [str(target) for target in self.targets],
+            [None if these is None else these.content for these in samples],
+            self.settings.to_dict(),
+        ]
 
 
 def prepare(
@@ -93,8 +106,8 @@ def prepare(
     if objective is not None and not isinstance(objective, Objective):
         raise LasertriError(f"expected objective=Objective(forward, loss, score), got {shown(objective)}")
     listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
-    given = listed(samples)
-    split = _split(given, None if held_out is None else listed(held_out), objective, settings)
+    given, others = listed(samples), None if held_out is None else listed(held_out)
+    split = _split(given, others, objective, settings)
     if isinstance(model, str | Path):
         model = load_model(model)
     if not isinstance(model, nn.Module):
@@ -117,7 +130,7 @@ def prepare(
         targets = find_targets(model, settings.targets, roles=strategy.roles)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES)
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
@@ -136,20 +149,10 @@ def prepare(
             f"{type(model).__name__}; leave it out"
         )
     problem = Problem(
-        model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text
+        *(model, tokenizer, targets, gradients, calibration, confirm, rest, first, factors, settings, asked, text),
+        files=files_of([*given, *(others or [])]),
     )
-    return replace(problem, journal=open_journal(journal, functools.partial(_content, problem), cache, resume=resume))
-
-
-def _content(problem: Problem) -> list[object]:
-    """All that a search depends on; of an `Objective` its functions and samples are the caller's to answer for."""
-    samples = (problem.gradients, problem.calibration, problem.confirm, problem.held_out)
-    return [
-        identity(problem.model),
-        [str(target) for target in problem.targets],
-        [None if these is None else these.content for these in samples],
-        problem.settings.to_dict(),
-    ]
+    return replace(problem, journal=open_journal(journal, lambda: problem.content, cache, resume=resume))
 
 
 def _split(

@@ -14,6 +14,7 @@ from lasertri.model.targets import Target
 from lasertri.search.forecast import forecast
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets, scoring_blocks
+from lasertri.support.sharing import everyones
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ def ranked(problem: Problem, targets: Sequence[Target], clock: Clock) -> tuple[d
     blocks, ratios = scoring_blocks(targets, problem.settings.scoring_blocks), problem.settings.ratios
     with clock("score"):
         record = problem.journal.recall("score")
+        if not all(everyones(record is not None)):  # it is made together
+            record = None
     if record is None:
         with clock("factor"):
             problem.factors.prepare(targets, blocks)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from lasertri.errors import LasertriError, NonFiniteGradientError
 from lasertri.factors.store import FactorStore
+from lasertri.measure.evaluate import of_all
 from lasertri.measure.protocol import Advance, SampleBatch, Samples
 from lasertri.model.forwards import forwards, fused_activations
 from lasertri.model.targets import Target
@@ -23,6 +24,7 @@ from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
 from lasertri.search.tokens import non_finite_gradient
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import shared
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
 
@@ -51,11 +53,23 @@ def score_targets(
     batches = samples.gold_batches()
     work = sum(batch.size for batch in batches) * len(targets)
     with tqdm(total=work, desc="score", disable=not progress) as bar:
-        scorer = Scorer(model, targets, block_counts, factors, advance=bar.update)
-        scorer.add(batches)
-    return {
-        key: BlockScores(score.sigma, score.grad / len(samples), score.lengths) for key, score in scorer.total.items()
-    }
+        scorer = Scorer(model, targets, block_counts, factors, advance=of_all(bar.update))
+
+        def add(mine: Sequence[SampleBatch]) -> Scores:
+            scorer.add(mine)
+            return {key: BlockScores(x.sigma.cpu(), x.grad.cpu(), x.lengths) for key, x in scorer.total.items()}
+
+        total: Scores = {}
+        for scores in shared(batches, add):
+            _accumulate(total, scores)
+    return {key: BlockScores(x.sigma, x.grad / len(samples), x.lengths) for key, x in total.items()}
+
+
+def _accumulate(total: Scores, scores: Scores) -> None:
+    """Add those of other samples."""
+    for key, new in scores.items():
+        old = total.get(key)
+        total[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
 
 
 class Scorer:
@@ -86,9 +100,7 @@ class Scorer:
     def add(self, batches: Sequence[SampleBatch]) -> None:
         """Add the scores of batches, of fewer samples each where memory does not hold so many."""
         for batch, scores in as_memory_allows(batches, self._scaled):
-            for key, new in scores.items():
-                old = self.total.get(key)
-                self.total[key] = new if old is None else BlockScores(old.sigma, old.grad + new.grad, old.lengths)
+            _accumulate(self.total, scores)
             self._before += batch.size * len(self.targets)
 
     def _scaled(self, batch: SampleBatch) -> Scores:

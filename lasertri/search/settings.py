@@ -29,7 +29,7 @@ class Settings:
     edit: Annotated[
         Literal["auto", "step", "shrink", "truncate"],
         Option(
-            "step: all linear layers down one gradient, a LoRA adapter; shrink: their singular values; truncate: one "
+            "step: all MLP layers down one gradient, a LoRA adapter; shrink: their singular values; truncate: one "
             "matrix to lower rank, as LASER does; auto: step, or the kind that a given option is of."
         ),
     ] = "auto"
@@ -56,7 +56,7 @@ class Settings:
     targets: Annotated[
         str | None,
         Option(
-            "Regular expression for module paths; by default the MLPs', for a step or shrink all linear layers.",
+            "Regular expression for module paths; by default the MLPs'. A dot takes every linear layer.",
             section="Model",
         ),
     ] = None

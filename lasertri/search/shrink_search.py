@@ -36,10 +36,10 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     with clock("factor"):
         problem.factors.prepare([target for target in problem.targets if target.shape[0] >= blocks], blocks)
         keys = problem.factors.usable((target, min(blocks, target.shape[0]), None) for target in problem.targets)
-    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, keys), clock)
+    made = made_of_tokens(problem, fit, ["changes"], functools.partial(_slopes, problem, fit, keys), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
-        each = ({target: change for target, (change,) in own.items()} for own in made["changes"])
+        each = ({target: change.float() for target, (change,) in own.items()} for own in made["changes"])
         edits = [Shrink(1.0, changes, problem.factors) for changes in each]
         fits = list(fit.sizes(edits, FIRST_SIZE))
         decision = decided(problem, fit, fits)
@@ -49,12 +49,12 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     return [Round({}, len(fits), fits, decision, edit)]
 
 
-def _changes(
+def _slopes(
     problem: Problem, fit: CrossFit, keys: Sequence[Key], _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
-) -> dict[Target, tuple[Tensor]]:
-    """Of size 1, from all samples but a fold's: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
-    samples, loss = fit.others(fold)
-    slopes, decrease = {}, 0.0
+) -> tuple[dict[Target, tuple[Tensor]], float]:
+    """From all samples but a fold's σ ∂L/∂σ: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
+    samples = fit.others(fold)[0]
+    slopes, steepness = dict[Target, tuple[Tensor]](), 0.0
     for key in keys:
         target = key[0]
         others = (found for other, found in enumerate(tokens) if other != fold)
@@ -66,7 +66,6 @@ def _changes(
         factors = factors._replace(basis=factors.basis.double())
         weight = target.view(target.parameter(problem.model))
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
-        slopes[target] = scores.sigma * scores.grad
-        decrease += float(slopes[target].square().sum())
-    length = loss / decrease if decrease > 0 else 0.0
-    return {target: ((-length * slope).float(),) for target, slope in slopes.items()}
+        slopes[target] = (scores.sigma * scores.grad,)
+        steepness += float(slopes[target][0].square().sum())
+    return slopes, steepness

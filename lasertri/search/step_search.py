@@ -15,23 +15,25 @@ from tqdm.auto import tqdm
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError
 from lasertri.factors.budget import budget_for
+from lasertri.measure.evaluate import of_all, read_together
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import FOLDS, CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
-from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, SHORTER, make_step
+from lasertri.search.directions import DIRECTIONS, FIRST_SIZE, RANKS, SHORTER, downhill, steepest
 from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
-from lasertri.search.tokens import Room, Tokens, gather_tokens
+from lasertri.search.tokens import Room, Tokens, dealt, gather_tokens
 from lasertri.support.journal import Record
+from lasertri.support.sharing import everyones, share, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
 
 Edited = TypeVar("Edited", bound=Sizeable)
 Tensors = tuple[Tensor, ...]
-Make = Callable[[str, int, Sequence[Mapping[Target, Tokens]]], Mapping[Target, Tensors]]
+Make = Callable[[str, int, Sequence[Mapping[Target, Tokens]]], tuple[Mapping[Target, Tensors], float]]
 
 
 def search_step(problem: Problem, clock: Clock) -> list[Round]:
@@ -43,7 +45,7 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     if hopeless is not None:
         return [Round.untried(hopeless)]
     announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
-    made = made_of_tokens(problem, fit.parts, directions, functools.partial(_step, fit, settings), clock)
+    made = made_of_tokens(problem, fit, directions, functools.partial(_steepest, fit, settings), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
         steps = {direction: [_sized(settings, direction, own) for own in each] for direction, each in made.items()}
@@ -68,16 +70,16 @@ def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
     return fits
 
 
-def _step(
+def _steepest(
     fit: CrossFit, settings: Settings, direction: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
-) -> Mapping[Target, Tensors]:
-    """The factors of a step of size 1 from all samples but a fold's."""
+) -> tuple[Mapping[Target, Tensors], float]:
+    """See `steepest`, of all samples but a fold's."""
     others = [own for other, own in enumerate(tokens) if other != fold]
     reached = dict.fromkeys(target for own in others for target in own)
-    together = {target: sum((own[target] for own in others if target in own), Tokens()) for target in reached}
-    samples, loss = fit.others(fold)
+    joined = {target: sum((own[target] for own in others if target in own), Tokens()) for target in reached}
+    samples, _ = fit.others(fold)
     rank = (settings.rank or RANKS[direction]) // FOLDS
-    return make_step(together, direction, rank=rank, loss=loss, samples=len(samples), backend=settings.backend).factors
+    return steepest(joined, direction, rank=rank, samples=len(samples), backend=settings.backend)
 
 
 def _sized(settings: Settings, direction: str, factors: Mapping[Target, Tensors]) -> Step:
@@ -92,26 +94,42 @@ def parts_of(problem: Problem) -> list[list[int]]:
 
 
 def made_of_tokens(
-    problem: Problem, parts: Sequence[Sequence[int]], names: Sequence[str], make: Make, clock: Clock
+    problem: Problem, fit: CrossFit, names: Sequence[str], make: Make, clock: Clock
 ) -> dict[str, list[dict[Target, Tensors]]]:
-    """What each of these names is for every fold; no tokens are gathered where the journal has it all.
+    """What each of these names is for every fold, of size 1; no tokens are gathered where the journal has it all.
 
     Args:
-        make: a name, a fold and the tokens of all folds -> tensors of every target.
+        make: a name, a fold and the tokens of all folds -> tensors of every target, the first of which is to be turned
+            and given its length, see `downhill`, and how steep it is.
     """
-    journal, pairs = problem.journal.under("steps"), list(itertools.product(names, range(len(parts))))
+    journal, pairs = problem.journal.under("steps"), list(itertools.product(names, range(len(fit.parts))))
     with clock("gradient"):
         records = {pair: record for pair in pairs if (record := journal.recall(pair)) is not None}
-    if len(records) < len(pairs):
-        tokens = gather_folds(problem, parts, clock)  # they may take as much memory as the model
-        number = {target: i for i, target in enumerate(problem.targets)}
+        lacking = set[tuple[str, int]]().union(*everyones(set(pairs) - records.keys()))
+    if lacking:
+        tokens = gather_folds(problem, fit.parts, clock)  # they may take as much memory as the model
         with clock("trials"):
-            for name, fold in pairs:
-                if (name, fold) not in records:
-                    made = make(name, fold, tokens)
-                    numbers = torch.tensor([number[target] for target in made], dtype=torch.int64)
-                    records[name, fold] = journal.keep((name, fold), [numbers, *itertools.chain(*made.values())])
-    return {name: [_by_target(problem, records[name, fold]) for fold in range(len(parts))] for name in names}
+            for name, fold in (pair for pair in pairs if pair in lacking):
+                factors, slope = _of_all_layers(problem, functools.partial(make, name, fold, tokens))
+                made = downhill(factors, slope, fit.others(fold)[1])
+                numbers = torch.tensor(list(made), dtype=torch.int64)
+                records[name, fold] = journal.keep((name, fold), [numbers, *itertools.chain(*made.values())])
+    return {name: [_by_target(problem, records[name, fold]) for fold in range(len(fit.parts))] for name in names}
+
+
+def _of_all_layers(
+    problem: Problem, make: Callable[[], tuple[Mapping[Target, Tensors], float]]
+) -> tuple[dict[int, Tensors], float]:
+    """What processes made of their layers, by the targets' numbers."""
+    number = {target: i for i, target in enumerate(problem.targets)}
+
+    def mine() -> tuple[dict[int, Tensors], float]:
+        factors, slope = make()
+        return {number[target]: tuple(x.cpu() for x in own) for target, own in factors.items()}, slope
+
+    each = everyones(together(mine))
+    factors = {i: own for theirs, _ in each for i, own in theirs.items()}
+    return dict(sorted(factors.items())), sum(slope for _, slope in each)
 
 
 def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
@@ -124,18 +142,22 @@ def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
     }
 
 
-def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock) -> list[Mapping[Target, Tokens]]:
-    """What the samples of every fold ran: one forward and backward pass in all."""
+def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock) -> list[dict[Target, Tokens]]:
+    """What the samples of every fold ran: one forward and backward pass in all. Of the layers dealt to this process."""
     model, samples, settings = problem.model, problem.calibration, problem.settings
     with clock("gradient"):
-        batches = [samples.loss_batches(part) for part in parts]
-        sizes = [sum(batch.size for batch in part) for part in batches]
+        sizes = [sum(batch.size for batch in samples.loss_batches(part)) for part in parts]
         room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, max(sizes), len(parts))
+        mine = [share(part) for part in parts]
         with tqdm(total=sum(sizes), desc="gradient", disable=not settings.progress) as bar:
-            tokens: list[Mapping[Target, Tokens]] = [
-                gather_tokens(model, problem.targets, part, room, advance=bar.update) for part in batches
-            ]
-    if not any(tokens):
+            advance = of_all(bar.update)
+
+            def gather(part: Sequence[int]) -> dict[Target, Tokens]:
+                return gather_tokens(model, problem.targets, samples.loss_batches(part), room, advance=advance)
+
+            tokens = together(lambda: [gather(part) if part else {} for part in mine])
+        tokens = dealt(tokens, problem.targets, problem.targets[0].parameter(model).device)
+    if not any(everyones(any(tokens))):
         raise LasertriError(
             f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "
             "experts; bring more samples, or name other targets (--targets)"
@@ -148,7 +170,8 @@ def cross_fit(problem: Problem, clock: Clock) -> CrossFit:
     samples, settings = problem.calibration, problem.settings
     bar = tqdm(desc="baseline", total=samples.work, unit="entry", disable=not settings.progress)
     with clock("baseline"), torch.no_grad(), bar:
-        baseline = samples.read(problem.model, advance=bar.update, journal=problem.journal.under("baseline"))
+        journal = problem.journal.under("baseline")
+        baseline = read_together(problem.model, samples, advance=bar.update, journal=journal)
     baseline.check()
     journal = problem.journal.under("sizes")
     fit = CrossFit(problem.model, samples, parts_of(problem), baseline, settings, journal=journal)

@@ -22,6 +22,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 from lasertri.ops.finite import all_finite
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import exchanged, processes
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,35 @@ def gather_tokens(
     if missing:
         logger.warning("%d layers that no gradient reached are left out, %s among them", len(missing), missing[0])
     return reached
+
+
+def dealt(
+    folds: Sequence[dict[Target, Tokens]], targets: Sequence[Target], device: torch.device
+) -> list[dict[Target, Tokens]]:
+    """Of tokens that every process has of its samples those of all samples, of the layers that are this one's."""
+    if processes() == 1:
+        return list(folds)
+    owner = {target: (target.layer if target.layer >= 0 else i) % processes() for i, target in enumerate(targets)}
+    parcels = [
+        [_moved({target: own for target, own in fold.items() if owner[target] == process}, "cpu") for fold in folds]
+        for process in range(processes())
+    ]
+    mine: list[dict[Target, Tokens]] = [{} for _ in folds]
+    for sent in exchanged(parcels):
+        for fold, theirs in zip(mine, sent, strict=True):
+            for target, own in theirs.items():
+                fold[target] = fold.get(target, Tokens()) + own
+    return [_moved(fold, device) for fold in mine]
+
+
+def _moved(tokens: Mapping[Target, Tokens], device: str | torch.device) -> dict[Target, Tokens]:
+    """The same on another device; what layers share stays one tensor."""
+    moved: dict[int, Tensor] = {}
+
+    def move(pieces: Sequence[Tensor]) -> list[Tensor]:
+        return [moved.setdefault(id(piece), piece.to(device)) for piece in pieces]
+
+    return {target: Tokens(move(own.inputs), move(own.deltas)) for target, own in tokens.items()}
 
 
 def _narrowed(taken: Mapping[Target, Taken], room: Room) -> dict[Target, tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -12,14 +13,16 @@ from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
 from lasertri.factors.store import FactorStore
+from lasertri.measure.evaluate import of_all
 from lasertri.measure.measurement import Measurement
-from lasertri.measure.protocol import Samples
+from lasertri.measure.protocol import Advance, Samples
 from lasertri.search.in_place import InPlace
 from lasertri.search.projected import Projected
 from lasertri.search.racing import stages, survivors
 from lasertri.search.settings import Settings
 from lasertri.search.trial import Runner, Trial, TrialReadings
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.sharing import shared
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
@@ -47,9 +50,8 @@ def run_trials(
     with tqdm(total=total, desc="trials", unit="entry", disable=not settings.progress) as bar:
         for part in parts:
             start, seen = journal.now(), seen + part
-            for runner, its_own in plan:
-                if mine := sorted(its_own & set(alive)):
-                    readings.update(mine, runner.run([candidates[i] for i in mine], part, bar.update))
+            for found in shared(part, functools.partial(_tried, plan, candidates, alive, samples, of_all(bar.update))):
+                readings.update(range(len(candidates)), found)
             seconds[alive] += (journal.now() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):
@@ -66,6 +68,22 @@ def run_trials(
         gain[chosen] = measurement.correct.astype(float) - beside
         trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
     return readings.baseline.measurement(normalize=settings.normalize), trials
+
+
+def _tried(
+    plan: Sequence[tuple[Runner, set[int]]],
+    candidates: Sequence[Candidate],
+    alive: Sequence[int],
+    samples: Samples,
+    advance: Advance,
+    part: Sequence[int],
+) -> TrialReadings:
+    """These samples under the candidates that are still in the race."""
+    readings = TrialReadings.empty(samples, len(candidates))
+    for runner, its_own in plan:
+        if mine := sorted(its_own & set(alive)):
+            readings.update(mine, runner.run([candidates[i] for i in mine], part, advance))
+    return readings
 
 
 def plan_trials(

@@ -60,5 +60,5 @@ def test_the_demo_shows_a_truncation_and_then_a_step():
     truncated, _, stepped = shown.stdout.partition("Why this works")
     assert "truncated to rank" in truncated
     assert "held-out difference +52" in truncated
-    assert "a step of all 12 linear layers" in stepped
+    assert "a step of all 4 MLP layers" in stepped
     assert "accuracy 100.0%" in stepped

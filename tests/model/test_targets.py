@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri import LasertriError
-from lasertri.model.architectures import ARCHITECTURES
+from lasertri.model.architectures import ARCHITECTURES, MLP_ROLES
 from lasertri.model.targets import find_linear_layers, find_targets
 
 PLAIN = {"gptj", "gpt2", "gpt_neo", "gpt_neox", "opt", "phi", "bloom", "t5", "bart", *MASKED}
@@ -253,6 +253,15 @@ def test_every_expert_is_two_layers_whole(model_of, name):
         assert (target.rows, target.role) == (None, target.name.split(".", 3)[3])
     names = [str(target) for target in find_linear_layers(model, r"\.2\..*experts\.down_proj\.[02]")]
     assert [path.rpartition("experts.")[2] for path in names] == ["down_proj.0", "down_proj.2"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_that_have_a_role_are_whole(model_of, name):
+    model = model_of(name)
+    chosen = {(target.name, target.expert) for target in find_linear_layers(model, roles=MLP_ROLES)}
+    assert chosen == {(target.name, target.expert) for target in find_targets(model)}
+    assert len(chosen) < len(find_linear_layers(model))
+    assert find_linear_layers(model, roles=("none",)) == find_linear_layers(model)
 
 
 def test_linear_layers_by_pattern_with_shared_ones_left_out(model_of):

@@ -120,7 +120,7 @@ def test_sizes_are_tried_until_the_loss_has_turned_on_both_sides(best, first):
 @pytest.mark.parametrize(
     ("loss", "sizes"),
     [
-        (lambda size: -size, [0.5, 1, 2, 4, 8, 16]),  # ever lower: to the largest
+        (lambda size: -size, [2.0**i for i in range(-1, 9)]),  # ever lower: to the largest
         (lambda size: size, [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625]),  # ever higher: to the smallest
         (lambda size: 1.0, [0.5, 0.25]),  # flat: turned at once
         (lambda size: (size - 0.2) ** 2, [0.5, 0.25, 0.125]),  # 0.5 is no better than 0: what is beyond is left out

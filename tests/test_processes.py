@@ -1,0 +1,202 @@
+"""A search that processes share finds what one process finds."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from killing import without_times
+from marks import slow
+from team import free_port, team
+from tiny import make_model, make_samples, make_tokenizer
+
+from lasertri import adapt
+from lasertri.result.adaptation import SUMMARY_NAME
+
+KINDS = {
+    "step": ("llama", {"edit": "step", "rank": 8}),
+    "experts": ("qwen3_moe", {"edit": "step", "rank": 8}),
+    "truncate": ("gptj", {"blocks": (1, 3), "ratios": (0.5, 0.1, 0.0), "count": 2, "max_edits": 2}),
+    "taylor": ("gptj", {"edit": "truncate", "score": "taylor", "blocks": 2, "ratios": 0.1, "count": 3, "race": False}),
+    "shrink": ("gpt2", {"edit": "shrink"}),
+}
+
+
+def search(group, kind):
+    """Figures and edits of one kind of search, its figures to be held against others'."""
+    architecture, options = KINDS[kind]
+    result = adapt(
+        make_model(architecture),
+        make_samples(48),
+        tokenizer=make_tokenizer(architecture),
+        accept="best",
+        progress=False,
+        group=group,
+        **options,
+    )
+    return figures(result)
+
+
+def figures(result):
+    whole = result.to_dict()
+    trials = [(trial["accuracy"], trial["log_loss"]) for trial in whole["trials"]]
+    return {
+        "accuracy": (whole["baseline"]["accuracy"], *(accuracy for accuracy, _ in trials)),
+        "loss": (whole["baseline"]["log_loss"], *(loss for _, loss in trials)),
+        "chosen": [edit.to_dict() for edit in result.edits],
+        "held out": (result.held_out.baseline.accuracy, result.held_out.edited and result.held_out.edited.accuracy),
+        "side effects": whole["side_effects"],
+    }
+
+
+def same(one, other):
+    """Equal but for rounding: batches are of other samples."""
+    assert one["accuracy"] == other["accuracy"]
+    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert [{**edit, "size": 0} for edit in one["chosen"]] == [{**edit, "size": 0} for edit in other["chosen"]]
+    assert one["held out"] == other["held out"]
+
+
+@pytest.mark.parametrize(
+    ("size", "kind"),
+    [(2, "step"), slow(3, "step"), slow(2, "experts"), slow(2, "truncate"), slow(3, "taylor"), slow(2, "shrink")],
+)
+def test_processes_find_what_one_finds(size, kind):
+    alone, found = search(None, kind), team(size, "test_processes", "search", kind)
+    assert alone["chosen"] or kind in ("experts", "shrink")
+    for each in found:
+        assert each == found[0]
+        same(each, alone)
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    rows = [{"prompt": s.prompt, "choices": s.choices, "label": s.label} for s in make_samples(64)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--accept", "best", "--no-progress"]
+    return ["adapt", str(folder), "--data", str(tmp_path / "train.jsonl"), *options]
+
+
+def launch(program, command, *how, cache):
+    """By torchrun."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *map(str, [*how, *program, *command])],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LASERTRI_CACHE": str(cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+LASERTRI = ("-m", "lasertri")
+TWO = ("--standalone", "--nproc-per-node", 2)
+
+
+def found(folder):
+    """What was written, but for seconds and last digits."""
+    summary = json.loads((folder / SUMMARY_NAME).read_text())
+    del summary["environment"]
+    return re.sub(rb"(\d\.\d{4})\d*(e-?\d+)?", rb"\1", without_times(summary))
+
+
+def found_alone(command, folder):
+    """The same of one process."""
+    subprocess.run([sys.executable, *LASERTRI, *command, "-o", str(folder)], check=True, capture_output=True)
+    return found(folder)
+
+
+@pytest.mark.slow
+def test_torchrun_writes_what_one_process_writes_and_the_first_speaks_for_all(command, tmp_path):
+    one, two, cache = tmp_path / "one node", tmp_path / "two nodes", tmp_path / "cache"
+    alone = found_alone(command, tmp_path / "alone")
+    run = launch(LASERTRI, [*command, "-o", one], *TWO, cache=cache)
+    told, noted = run.communicate()
+    assert run.returncode == 0, noted
+    assert found(one) == alone
+    assert told.count("calibration") == 1
+    assert noted.count("reading the model") == 1
+    assert not [path for path in cache.rglob("*") if path.is_file()]  # no journal is left
+    port = free_port()
+    nodes = [
+        launch(
+            LASERTRI,
+            [*command, "-o", two],
+            *("--nnodes", 2, "--node-rank", node, "--nproc-per-node", 1),
+            *("--master-addr", "127.0.0.1", "--master-port", port),
+            cache=tmp_path / f"cache of {node}",
+        )
+        for node in range(2)
+    ]
+    for node in nodes:
+        _, noted = node.communicate()
+        assert node.returncode == 0, noted
+    assert found(two) == alone
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once(command, tmp_path):
+    command[1] = str(tmp_path / "no model")
+    run = launch(LASERTRI, [*command, "-o", tmp_path / "out"], *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode == 1
+    assert len(re.findall("^lasertri.*: expected", noted, re.MULTILINE)) == 1, noted
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_commands_share_no_work(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = subprocess.run([sys.executable, *LASERTRI, "ls"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "expected one process for ls, got 2" in done.stderr
+
+
+KILLED = """
+import os
+import signal
+
+os.environ["LASERTRI_CACHE"] += os.environ["RANK"]  # as on two nodes: one may know what the other does not
+
+from lasertri.support import journal
+
+journal.EVERY, kept, keep = 0, [], journal.Journal.keep
+
+
+def counted(*given):
+    kept.append(given)
+    if os.environ["RANK"] == "1" and len(kept) == int(os.environ["DIES_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return keep(*given)
+
+
+journal.Journal.keep = counted
+
+from lasertri.__main__ import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "at"), [("step", 2), ("step", 6), ("step", 11), ("truncate", 5), ("truncate", 9), ("shrink", 7)]
+)
+def test_a_killed_process_ends_all_and_the_same_command_goes_on(command, tmp_path, monkeypatch, kind, at):
+    command += ["--edit", kind]
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED)
+    start, out = time.monotonic(), tmp_path / "out"
+    monkeypatch.setenv("DIES_AT", str(at))
+    run = launch([program], [*command, "-o", out], *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode != 0, noted
+    assert time.monotonic() - start < 300  # none waits for the dead one
+    assert not out.exists()
+    monkeypatch.setenv("DIES_AT", "0")
+    run = launch([program], [*command, "-o", out], *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode == 0, noted
+    assert "going on where this was stopped" in noted
+    assert found(out) == found_alone(command, tmp_path / "alone")
