@@ -36,12 +36,17 @@ COSTS = {
         5.3e12, "9n³/s of an eigenproblem up to 1024², in batches; JAX issue 31368: n = 512 and, dearer, 256", 1.3e12
     ),
     "eigen-large": Cost(
-        2e12, "9n³/s of a larger one; at best 3 % of the peak (Wang et al., 2024, on an H100), at worst assumed", 0.7e12
+        2e12,
+        "9n³/s of a larger one; at best 3 % of FP64's peak (Wang et al., H100), at worst assumed; FP32 alike",
+        0.7e12,
     ),
-    "eigen-least": Cost(1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3),
-    "sha256": Cost(1.7e9, "bytes/s of one core with SHA instructions"),
-    "xxh3": Cost(1e10, "bytes/s of one core"),
+    "eigen-least": Cost(
+        1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3
+    ),
+    "sha256": Cost(1.8e9, "bytes/s of one core of an AMD EPYC with SHA instructions; measured"),
+    "xxh3": Cost(3.2e10, "bytes/s of one core of the same; measured"),
     "transfer": Cost(12e9, "bytes/s from the GPU to pageable memory; assumed"),
+    "exchange": Cost(1e9, "bytes/s between processes, pickled and sent by gloo; assumed"),
     "disk": Cost(2e9, "bytes/s, written durably or read; assumed"),
 }
 EIGEN = ("eigh", "svd", "qr", "cholesky_ex")

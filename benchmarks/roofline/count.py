@@ -33,11 +33,13 @@ LAYERS, HEADS, WIDTH, VOCABULARY = 28, 16, 4096, 50400  # GPT-J-6B
 COUNTED_VOCABULARY = 448
 TOKENS, SAMPLES = 40, 100  # a prompt's, as many as FEVER's have; calibration, and as many held out
 EDITS = ("step", "shrink", "truncate")
-TARGETS = {"step": "mlp"}  # the others' are their defaults
 # sizes that only the model's dimensions have in this run: no count of tokens, rows or answers is one of them
 SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
 HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
-BLOCKS = {4 * WIDTH // SCALE // 2: 2 * WIDTH, 4 * WIDTH // SCALE // 8: WIDTH // 2}  # rows of an MLP's halves and eighths
+BLOCKS = {
+    4 * WIDTH // SCALE // 2: 2 * WIDTH,
+    4 * WIDTH // SCALE // 8: WIDTH // 2,
+}  # rows of an MLP's halves and eighths
 
 Phases = dict[str, Work]
 
@@ -77,6 +79,9 @@ class Run:
 def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> list[Phases]:
     """Of tasks on one model, one after the other: by phase, the work of adapting a GPT-J in BF16 on a GPU.
 
+    Ranks below one of the narrow model are none, so that some truncations which would differ at full width are one
+    here; and which matrices are tried is as it is with random weights.
+
     Args:
         budget: bytes of `memory_budget`.
     """
@@ -95,8 +100,7 @@ def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> li
                     held_out=samples(2 * task + 1),
                     tokenizer=tokenizer,
                     journal=Path(folder) / f"journal {task}",
-                    edit=edit,  # type: ignore[arg-type]
-                    targets=TARGETS.get(edit),
+                    edit=edit,
                     accept="best",  # so that there is an edit, which is measured
                     memory_budget=budget // SCALE**2,
                     progress=False,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.record import machine_record, write_record
 from benchmarks.roofline import scaling
-from benchmarks.roofline.costs import COSTS, Cost, Seconds, seconds, total
+from benchmarks.roofline.costs import COSTS, HOST, Cost, Seconds, seconds, total
 from benchmarks.roofline.count import EDITS, Phases, count
-from benchmarks.roofline.work import Amount, Kind
+from benchmarks.roofline.work import Amount, Kind, Work
 
 GIB = 1 << 30
 BUDGETS = (4, 60)  # GiB: the default of a CPU, and what an H200 has by default beside GPT-J in BF16
@@ -35,21 +35,27 @@ class Counted:
 
     def seconds(self, costs: Mapping[str, Cost], sizes: int) -> dict[str, Seconds]:
         """By phase, with so many sizes in the place of one."""
-        found = {}
-        for name, work in self.phases.items():
-            taken = seconds(work, costs)
-            if name == SIZE:
-                name, parts = f"{sizes} sizes", {n: (sizes * a, sizes * b) for n, (a, b) in taken.parts.items()}
-                taken = Seconds(parts)
-            found[name] = taken
+        found = {name: seconds(work, costs) for name, work in self.phases.items()}
+        if SIZE in found:
+            parts = found[SIZE].parts.items()
+            found[SIZE] = Seconds({name: (sizes * low, sizes * high) for name, (low, high) in parts})
         return found
 
+    def label(self, phase: str, sizes: int) -> str:
+        """A phase's name for readers: trials of steps are their making, and then sizes."""
+        if phase == SIZE:
+            return f"trials: {sizes} sizes"
+        return "trials: making the edits" if phase == "trials" and SIZE in self.phases else phase
 
-def write_counts(path: Path, *, edits: Sequence[str] = EDITS, budgets: Sequence[int] = BUDGETS, layers: int = 28) -> None:
+
+def write_counts(
+    path: Path, *, edits: Sequence[str] = EDITS, budgets: Sequence[int] = BUDGETS, layers: int = 28
+) -> None:
     """Count, and write the record: a list for every kind of work of every phase."""
     machine, runs = machine_record(), []
     for edit in edits:
         for budget in budgets:
+            print(f"counting {edit} with {budget} GiB …", flush=True)
             tasks = count(edit, budget * GIB, layers=layers, tasks=2 if edit == "truncate" else 1)
             runs += [
                 {
@@ -63,7 +69,9 @@ def write_counts(path: Path, *, edits: Sequence[str] = EDITS, budgets: Sequence[
                 }
                 for number, phases in enumerate(tasks, start=1)
             ]
-    write_record("roofline", {"columns": ["work", "dtype", "size", "calls", "flops", "bytes"], "runs": runs}, path, machine)
+    write_record(
+        "roofline", {"columns": ["work", "dtype", "size", "calls", "flops", "bytes"], "runs": runs}, path, machine
+    )
 
 
 def read_counts(path: Path) -> list[Counted]:
@@ -93,15 +101,18 @@ def _lines(counts: Sequence[Counted], costs: Mapping[str, Cost], sizes: int) -> 
     for counted in counts:
         yield f"\n{counted.edit}, task {counted.task}, memory budget {counted.budget} GiB\n"
         found = counted.seconds(costs, sizes)
-        rows = [[name, between(s.total), _bound(s), _work(counted, name)] for name, s in found.items()]
+        rows = [
+            [counted.label(name, sizes), between(s.total), _bound(s), _work(counted.phases[name])]
+            for name, s in found.items()
+        ]
         rows.append(["in all", between(total(found.values())), "", ""])
-        yield from table(["phase", "seconds", "what bounds it", "work of it (of one size)"], rows)
+        yield from table(["phase", "seconds", "what bounds it", "work (of one size)"], rows)
     yield "\nGoals\n"
-    yield from table(["", "goal, s", "search, s", "in all, s"], _goals(counts, costs, sizes))
+    yield from table(["", "goal, s", "search, s", "in all, s", "most of the search"], _goals(counts, costs, sizes))
     yield "\nA step of other models\n"
     step = next((c for c in counts if c.edit == "step" and c.budget == max(BUDGETS)), None)
     if step is not None:
-        yield from table(*scaling.steps(step.seconds(costs, sizes)))
+        yield from table(*scaling.steps(step.seconds(costs, sizes), costs))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -127,10 +138,9 @@ def _bound(taken: Seconds) -> str:
     return f"{name} ({between(taken.parts[name])} s)"
 
 
-def _work(counted: Counted, name: str) -> str:
-    """Products, bytes and eigenproblems of a phase, in short."""
-    work = counted.phases[name if name in counted.phases else SIZE]
-    flops, moved = sum(a.flops for a in work.values()), sum(a.bytes for a in work.values())
+def _work(work: Work) -> str:
+    """Products, bytes and eigenproblems, in short."""
+    flops, moved = sum(a.flops for a in work.values()), sum(a.bytes for k, a in work.items() if k.name not in HOST)
     eigen = [f"{a.calls} × {k.size}²" for k, a in sorted(work.items()) if k.name == "eigh" and k.size >= 256]
     return ", ".join([f"{flops / 1e12:.3g} Tflop", f"{moved / 1e9:.3g} GB", *eigen])
 
@@ -141,5 +151,12 @@ def _goals(counts: Sequence[Counted], costs: Mapping[str, Cost], sizes: int) -> 
         if goal is not None:
             found = counted.seconds(costs, sizes)
             search = [phase for name, phase in found.items() if name not in (BEFORE, HELD_OUT)]
+            taken: dict[str, list[tuple[float, float]]] = {}
+            for name, ends in (part for phase in search for part in phase.parts.items()):
+                taken.setdefault(name, []).append(ends)
+            most = sorted(taken, key=lambda name: -sum(map(sum, taken[name])))[:2]
+            parts = (
+                f"{name} {between((sum(a for a, _ in taken[name]), sum(b for _, b in taken[name])))}" for name in most
+            )
             name = f"{counted.edit}, task {counted.task}, {counted.budget} GiB"
-            yield [name, f"{goal:g}", between(total(search)), between(total(found.values()))]
+            yield [name, f"{goal:g}", between(total(search)), between(total(found.values())), ", ".join(parts)]

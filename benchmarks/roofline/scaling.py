@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.roofline.costs import Seconds, total
+from benchmarks.roofline.costs import Cost, Seconds, total
 from benchmarks.roofline.count import LAYERS, SAMPLES, TOKENS, VOCABULARY, WIDTH
 
 GB = 1e9
@@ -15,7 +15,7 @@ ON_A_NODE = 8
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 BATCH = 16  # rows
 RANK = 64
-SHARED = ("baseline", "gradient", "trials", "sizes", "held-out")  # what processes divide; hashing they do not
+ALONE = "before"  # the phase that the first process goes through for all
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,19 @@ class Shape:
         return self.layers * (3 if self.gated else 2) * (self.width + self.inner)
 
     @property
-    def step_bytes(self) -> int:
-        """Of a step of the MLPs: weights, tokens, the factors of both folds and their mean, and one backward pass."""
-        weights = 2 * self.numbers
-        tokens = 2 * SAMPLES * TOKENS * self.sides
-        factors = 2 * 4 * RANK * self.sides
+    def token_bytes(self) -> int:
+        """Of all tokens: what every MLP's matrices are given, once where they share it, and gradients at outputs."""
+        inner = (3 if self.gated else 2) * self.inner
+        return 2 * SAMPLES * TOKENS * self.layers * (2 * self.width + inner)
+
+    @property
+    def pass_bytes(self) -> int:
+        """Of a step of the MLPs beside weights and tokens: one backward pass, both folds' factors, one gradient."""
         layer = 10 * self.width + 4 * self.inner  # what autograd keeps of a token
         activations = 2 * BATCH * TOKENS * self.layers * layer
+        factors = 2 * 4 * RANK * self.sides
         gradient = 3 * 4 * self.width * self.inner  # of one matrix, as the plain direction is made from it
-        return weights + tokens + factors + activations + gradient
+        return activations + factors + gradient
 
 
 GPTJ = Shape(LAYERS, WIDTH, 4 * WIDTH, VOCABULARY, WIDTH, gated=False)
@@ -69,14 +73,14 @@ MODELS = {
 }
 
 
-def steps(counted: Mapping[str, Seconds]) -> tuple[list[str], Iterator[list[str]]]:
+def steps(counted: Mapping[str, Seconds], costs: Mapping[str, Cost]) -> tuple[list[str], Iterator[list[str]]]:
     """A table: of every model what a step takes of memory, and of seconds on how many GPUs.
 
     Args:
         counted: of GPT-J-6B, by phase.
     """
-    head = ["model, BF16", "weights, GB", "with what a step needs, GB", *(f"{n} GPUs" for n in GPUS)]
-    return head, (_row(name, shape, counted) for name, shape in MODELS.items())
+    head = ["model, BF16", "weights, GB", "a step beside them, GB", "its tokens, GB", "1 GPU"]
+    return [*head, *(f"{n} GPUs" for n in GPUS[1:])], (_row(*model, counted, costs) for model in MODELS.items())
 
 
 def least_gpus(needed: float) -> int | None:
@@ -84,32 +88,40 @@ def least_gpus(needed: float) -> int | None:
     return next((n for n in GPUS if n <= ON_A_NODE and needed <= n * USABLE * H200), None)
 
 
-def _row(name: str, shape: Shape, counted: Mapping[str, Seconds]) -> list[str]:
-    least = least_gpus(shape.step_bytes)
+def _row(name: str, shape: Shape, counted: Mapping[str, Seconds], costs: Mapping[str, Cost]) -> list[str]:
+    least = least_gpus(2 * shape.numbers + shape.pass_bytes)  # tokens that do not fit are compressed
     cells = []
     for gpus in GPUS:
         if least is None or gpus < least:
             cells.append("does not fit")
         elif least == 1:
-            cells.append(_between(_taken(shape, counted, gpus)))
+            cells.append(_between(_taken(shape, counted, gpus, costs)))
         else:  # one process, whose GPUs take turns
-            cells.append(_between(_taken(shape, counted, 1)) if gpus == least else "no faster")
-    return [name, f"{2 * shape.numbers / GB:.0f}", f"{shape.step_bytes / GB:.0f}", *cells]
+            cells.append(_between(_taken(shape, counted, 1, costs)) if gpus == least else "no faster")
+    held = (2 * shape.numbers, shape.pass_bytes, shape.token_bytes)
+    return [name, *(f"{size / GB:.0f}" for size in held), *cells]
 
 
-def _taken(shape: Shape, counted: Mapping[str, Seconds], processes: int) -> tuple[float, float]:
-    """Products and traffic grow with the model, eigenproblems and launches with its matrices, hashing with the MLPs."""
+def _taken(
+    shape: Shape, counted: Mapping[str, Seconds], processes: int, costs: Mapping[str, Cost]
+) -> tuple[float, float]:
+    """Products and traffic grow with the model, eigenproblems and launches with its matrices, hashing with the MLPs.
+
+    Processes divide all but hashing, and send each other the tokens of their layers.
+    """
     grown = {"launches": shape.layers / GPTJ.layers, "SHA-256": shape.mlp / GPTJ.mlp}
     grown["eigenproblems"] = shape.sides / (shape.width + shape.inner) / (2 * GPTJ.layers)
     phases = []
     for phase, taken in counted.items():
-        shared = processes if any(phase.endswith(name) for name in SHARED) else 1
+        shared = 1 if phase == ALONE else processes
         parts = {}
         for part, ends in taken.parts.items():
             factor = grown.get(part, shape.numbers / GPTJ.numbers) / (1 if part == "SHA-256" else shared)
             parts[part] = ends[0] * factor, ends[1] * factor
         phases.append(Seconds(parts))
-    return total(phases)
+    sent = shape.token_bytes * (processes - 1) / processes / costs["exchange"].value
+    low, high = total(phases)
+    return low + sent, high + sent
 
 
 def _between(ends: Sequence[float]) -> str:

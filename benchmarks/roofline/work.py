@@ -134,7 +134,8 @@ class Ops:
     """Counts calls of this package's ops by calls on random values, every dimension a fraction of what it stands for.
 
     Tokens are a fraction of themselves as features are of the real width, so that what depends on which of them are
-    fewer goes as it would. Products then cost the cube of that fraction, bytes its square.
+    fewer goes as it would. Products then cost the cube of that fraction, bytes its square. What has a size of its own
+    is not seen so: of Gram matrices, which are made in bands where they are large, up to 3/8 too much is counted.
 
     Args:
         scale: how many times wider the model is that the counted one stands for.

@@ -1,0 +1,120 @@
+"""What the roofline counts is what runs, at full width; and its seconds are counts times costs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.record import RESULTS
+from benchmarks.roofline import report, scaling
+from benchmarks.roofline.__main__ import _cost
+from benchmarks.roofline.costs import COSTS, seconds
+from benchmarks.roofline.count import SCALE, count, full
+from benchmarks.roofline.work import Amount, Counting, Kind, Ops
+from lasertri import block_svd
+from lasertri.errors import LasertriError
+from lasertri.ops import whiten_blocks
+
+TOKENS = 40
+
+
+def counted(run):
+    work = {}
+    with Counting(lambda: work, full, Ops(SCALE)):
+        run()
+    return work
+
+
+def test_a_product_counts_as_that_of_the_full_width():
+    inputs, weight = torch.randn(TOKENS, 64), torch.randn(256, 64)
+    work = counted(lambda: inputs @ weight.mT)
+    numbers = TOKENS * 4096 + 4096 * 16384 + TOKENS * 16384
+    assert work == {Kind("product", "float32"): Amount(1, 2 * TOKENS * 4096 * 16384, 4 * numbers)}
+
+
+def test_a_head_s_width_is_that_of_attention_and_four_tokens_are_not():
+    assert full((16, 16, TOKENS, 4)) == (16, 16, TOKENS, 256)
+    assert full((16, 16, 4, TOKENS)) == (16, 16, 256, TOKENS)
+    assert full((4, 64)) == (4, 4096)
+
+
+@pytest.mark.parametrize(("shape", "side", "matrices"), [((256, 64), 2048, 8), ((64, 256), 512, 8)])
+def test_factoring_in_eight_blocks_solves_eigenproblems_of_the_full_short_side(shape, side, matrices):
+    work = counted(lambda: block_svd(torch.randn(shape), blocks=8))
+    assert work[Kind("eigh", "float64", side)].calls == matrices
+    assert work[Kind("product", "float64")].flops == 2 * 2 * 4096 * 16384 * side  # A Aᵀ and Aᵀ Q
+
+
+def test_where_there_are_fewer_tokens_than_features_a_step_solves_for_tokens():
+    deltas, inputs = torch.randn(1600, 256), torch.randn(1600, 64)
+    work = counted(lambda: whiten_blocks(deltas, inputs, rank=32, precision="float32"))
+    assert {(kind.size, amount.calls) for kind, amount in work.items() if kind.name == "eigh"} == {(1600, 3)}
+
+
+def test_seconds_are_the_larger_of_flops_and_bytes_and_eigenproblems_add_up():
+    costs = COSTS | {name: replace(COSTS[name], value=1.0) for name in ("efficiency", "bandwidth-efficiency")}
+    peak, bandwidth = costs["bfloat16"].value, costs["bandwidth"].value
+    work = {
+        Kind("product", "bfloat16"): Amount(1, int(2 * peak), int(bandwidth)),
+        Kind("traffic"): Amount(1, 0, int(3 * bandwidth)),
+        Kind("eigh", "float64", 2048): Amount(7),
+    }
+    found = seconds(work, costs)
+    assert found.bound == "traffic"
+    low, high = (7 * 9 * 2048**3 / rate for rate in costs["eigen-large"].ends)
+    assert found.total == pytest.approx((5 + low, 5 + high))
+
+
+def test_ops_of_no_size_take_as_long_as_they_take_to_call():
+    assert seconds({Kind("traffic"): Amount(1000)}).total == (1000 * COSTS["launch"].value,) * 2
+
+
+def test_costs_are_given_by_name():
+    assert _cost("bandwidth=3.35e12")[1].ends == (3.35e12, 3.35e12)
+    for wrong in ("speed=1", "bandwidth", "bandwidth=fast"):
+        with pytest.raises(LasertriError, match="expected --cost NAME=VALUE"):
+            _cost(wrong)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return report.read_counts(RESULTS / "roofline.json")
+
+
+def test_ranking_by_record_factors_every_mlp_in_eight_blocks_and_a_second_task_none(record):
+    first, second = (next(c for c in record if (c.edit, c.task, c.budget) == ("truncate", n, 60)) for n in (1, 2))
+
+    def solved(counted, size):
+        work = [phases.get(Kind("eigh", "float64", size), Amount()) for phases in counted.phases.values()]
+        return sum(amount.calls for amount in work)
+
+    assert solved(first, 512) == 28 * 8
+    assert solved(first, 2048) >= 28 * 8
+    assert solved(second, 512) == 0
+
+
+def test_the_text_says_that_it_is_a_model_and_has_every_run(record):
+    text = report.text(record)
+    assert text.startswith("This is a model, not a measurement")
+    for run in record:
+        assert f"\n{run.edit}, task {run.task}, memory budget {run.budget} GiB\n" in text
+
+
+def test_the_page_has_the_tables_that_are_printed(record):
+    printed = report.text(record).partition("\nGoals\n")[2].splitlines()
+    page = (RESULTS.parents[1] / "docs/scaling.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in printed if line.startswith("| ") and line not in page] == []
+
+
+def test_gpus_that_hold_a_model():
+    assert [scaling.least_gpus(size * 1e9) for size in (14, 150, 900, 2000)] == [1, 2, 8, None]
+    assert scaling.GPTJ.numbers == pytest.approx(6.05e9, rel=0.01)
+
+
+@pytest.mark.slow
+def test_a_step_is_counted_by_the_code_that_makes_it():
+    [phases] = count("step", 60 << 30, layers=2, tasks=1)
+    one_pass = 2 * 100 * TOKENS * 2 * 12 * 4096**2  # 100 samples through two layers' matrices
+    assert phases["baseline"][Kind("product", "bfloat16")].flops == pytest.approx(one_pass, rel=0.05)
+    assert phases["trials"][Kind("eigh", "float32", 2000)].calls > 0
+    assert phases["trials"][Kind("sha256")].bytes == 2 * 2 * 2 * 4096 * 16384
