@@ -6,13 +6,16 @@ import functools
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 import lasertri.edit.origin
 import lasertri.edit.truncation
@@ -24,8 +27,11 @@ from benchmarks.adapt import random_gptj
 from benchmarks.roofline.work import Amount, Counting, Kind, Ops, Shape, Work, add, panels_of
 from lasertri import Sample, adapt
 from lasertri.factors.cache import FactorCache
-from lasertri.search import projected, step_search
+from lasertri.model.targets import Target
+from lasertri.ops import compress_tokens
+from lasertri.search import projected, step_search, tokens
 from lasertri.search.cross_fit import CrossFit
+from lasertri.search.tokens import Room
 from lasertri.support.timing import Clock
 
 SCALE = 64
@@ -93,7 +99,12 @@ def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> li
         ops = Ops(SCALE)
         for task in range(tasks):
             run = Run()
-            with _as_on_a_gpu(budget), _watched(run), Counting(functools.partial(getattr, run, "work"), full, ops):
+            with (
+                _as_on_a_gpu(budget),
+                _watched(run),
+                _compressing(run, ops),
+                Counting(functools.partial(getattr, run, "work"), full, ops),
+            ):
                 adapt(
                     model,
                     samples(2 * task),
@@ -131,16 +142,41 @@ def _normal(run: Run) -> Phases:
 
 @contextmanager
 def _as_on_a_gpu(budget: int) -> Iterator[None]:
-    """Within, what depends on the device or on how much memory there is goes as on a GPU, at the full width.
-
-    Matrices take the square of `SCALE` less memory here than there, tokens `SCALE` less.
-    """
+    """Within, what depends on the device or on how much memory there is goes as on a GPU, at the full width."""
     with (
         panels_of(SCALE),
-        patch.object(step_search, "budget_for", lambda *_: budget // SCALE),
+        patch.object(step_search, "budget_for", lambda *_: budget),
+        patch.object(step_search, "Room", _FullRoom),
         patch.object(projected, "CPU_TOKENS", projected.CUDA_TOKENS),
         patch.object(projected, "_free_bytes", lambda *_: 1 << 50),
     ):
+        yield
+
+
+class _FullRoom(Room):
+    """As there is at the full width."""
+
+    @classmethod
+    def within(cls, budget: int, model: Any, targets: Sequence[Target], tokens: int, folds: int) -> Room:
+        wide = [replace(target, shape=tuple(SCALE * size for size in target.shape)) for target in targets]
+        found = Room.within(budget, model, wide, tokens, folds)
+        return cls(found.most, found.narrow, found.share)
+
+    def of(self, target: Target) -> int:
+        return super().of(replace(target, shape=tuple(SCALE * size for size in target.shape)))
+
+
+@contextmanager
+def _compressing(run: Run, ops: Ops) -> Iterator[None]:
+    """Within, tokens are compressed as at the full width, where they are fewer than features."""
+
+    def compressed(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, ...]:
+        add(run.work, ops(compress_tokens, {"inputs": inputs, "deltas": deltas, "most": most}).items())
+        with _disable_current_modes():
+            sides = compress_tokens(inputs, deltas, most)
+            return tuple(torch.nn.functional.pad(side, (0, 0, 0, most - len(side))) for side in sides)
+
+    with patch.object(tokens, "compress_tokens", compressed):
         yield
 
 

@@ -24,6 +24,8 @@ FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", 
 LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much as they give, not all they are given
 FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_cholesky_ex", "linalg_qr"}
 
+CPU = torch.device("cpu")
+
 Shape = tuple[int, ...]
 
 
@@ -150,6 +152,7 @@ class Ops:
         self._known: dict[object, Work] = {}
 
     def __call__(self, func: Any, named: Mapping[str, Any]) -> Work:
+        """Of an op, or a function made of PyTorch's own."""
         shrink = 1 if "rank" in named and "inputs" not in named else self._shrink
         asked = {name: self._resized(name, value, shrink) for name, value in named.items()}
         key = func, repr([(n, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for n, v in asked.items()])
@@ -166,7 +169,7 @@ class Ops:
             return torch.empty(shape, dtype=value.dtype, device="meta")
         if name in ("ranks", "offsets"):
             return [number * scale // shrink for number in value]
-        return fraction(value) if name == "rank" else value
+        return fraction(value) if name in ("rank", "most") else value
 
     def _counted(self, func: Any, asked: Mapping[str, Any], shrink: int) -> Work:
         work: Work = {}
@@ -182,7 +185,8 @@ class Ops:
 
         # a mode sees an op as a whole: what is in it is seen by one that is entered there, where its products are made
         library_full_fp32 = library.full_fp32
-        with panels_of(shrink), patch.object(library, "full_fp32", full_fp32):
+        entered = patch.object(library, "full_fp32", full_fp32) if hasattr(func, "_schema") else full_fp32(CPU)
+        with panels_of(shrink), entered:
             func(**values)
         return work
 
