@@ -13,7 +13,7 @@ from benchmarks.roofline.count import SCALE, count, full
 from benchmarks.roofline.work import Amount, Counting, Kind, Ops
 from lasertri import block_svd
 from lasertri.errors import LasertriError
-from lasertri.ops import whiten_blocks
+from lasertri.ops import compress_tokens, whiten_blocks
 
 TOKENS = 40
 
@@ -49,6 +49,12 @@ def test_where_there_are_fewer_tokens_than_features_a_step_solves_for_tokens():
     deltas, inputs = torch.randn(1600, 256), torch.randn(1600, 64)
     work = counted(lambda: whiten_blocks(deltas, inputs, rank=32, precision="float32"))
     assert {(kind.size, amount.calls) for kind, amount in work.items() if kind.name == "eigh"} == {(1600, 3)}
+
+
+def test_fewer_tokens_than_features_are_compressed_by_an_eigenproblem_of_the_tokens():
+    sides = {"inputs": torch.randn(1280, 64), "deltas": torch.randn(1280, 256), "most": 467}
+    work = Ops(SCALE)(compress_tokens, sides)
+    assert work[Kind("eigh", "float64", 1280)].calls == 1
 
 
 def test_seconds_are_the_larger_of_flops_and_bytes_and_eigenproblems_add_up():
