@@ -145,6 +145,7 @@ def solve(problem: Problem) -> Adaptation:
         probe=problem.first.batches()[0],
         asked=problem.asked,
         files=problem.files,
+        samples=problem.held_out,
         flips=None if on_held_out is None else Flips.both_ways(on_held_out, problem.held_out),
         journal=problem.journal,
     )

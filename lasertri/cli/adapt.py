@@ -42,6 +42,7 @@ def adapt(
     output: options.Output = None,
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
+    log_samples: options.LogSamples = False,
     resume: options.Resume = True,
     as_json: options.Json = False,
     config: Config = None,
@@ -55,6 +56,8 @@ def adapt(
     """
     from lasertri.data.files import as_samples
 
+    if log_samples and output is None:
+        raise typer.BadParameter("--log-samples goes with -o, the folder they are written in")
     if save == "factored" and output is None:
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
     if save == "factored" and settings.edit != "truncate":
@@ -68,7 +71,8 @@ def adapt(
     others = None if held_out is None else as_samples(held_out, as_typed(fields))
     if source.of_lm_eval:
         settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored", resume=resume)
+    saving = {"factored": save == "factored", "log_samples": log_samples}
+    run(model, samples, others, settings, loading, folder, as_json, resume=resume, **saving)
 
 
 def run(
@@ -81,6 +85,7 @@ def run(
     as_json: bool,
     *,
     factored: bool = False,
+    log_samples: bool = False,
     resume: bool = True,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
@@ -113,7 +118,7 @@ def run(
         def finish() -> None:
             try:
                 if output is not None:
-                    result.save(output, factored=factored)
+                    result.save(output, factored=factored, log_samples=log_samples)
             finally:  # the figures are worth as much without a folder
                 measured = result.to_dict()
                 print_result(measured, as_json, str(result), lambda: tables.summary(measured))

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from lasertri.edit.answers import answer_rows
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.flips import Flips
@@ -21,7 +22,7 @@ from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
-from lasertri.measure.protocol import SampleBatch
+from lasertri.measure.protocol import SampleBatch, Samples
 from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "adaptation.json"
 REPORT_NAME = "report.html"
+SAMPLES_NAME = "samples.jsonl"
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +54,7 @@ class Adaptation:
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
         files: that the samples were read from, as far as they say.
+        samples: those held out.
         flips: held-out answers "won" and "lost"; None without an edit, and with an `Objective`.
         journal: of the search, deleted when the result is saved.
     """
@@ -68,6 +71,7 @@ class Adaptation:
     asked: Asked | None = None
     files: Sequence[str] = ()
     flips: Mapping[str, Flips] | None = field(default=None, repr=False)
+    samples: Samples | None = field(default=None, repr=False)
     refused: str | None = None
     journal: Journal = field(default=NOTHING, repr=False)
 
@@ -104,7 +108,14 @@ class Adaptation:
             "environment": self.environment,
         }
 
-    def save(self, directory: str | Path | OutputFolder, *, overwrite: bool = False, factored: bool = False) -> None:
+    def save(
+        self,
+        directory: str | Path | OutputFolder,
+        *,
+        overwrite: bool = False,
+        factored: bool = False,
+        log_samples: bool = False,
+    ) -> None:
         """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
@@ -115,6 +126,7 @@ class Adaptation:
         Args:
             overwrite: replace what lasertri wrote there before.
             factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
+            log_samples: also write `samples.jsonl`, every held-out sample with what the model gave before and after.
 
         Raises:
             LasertriError: the folder has something in it that may not be replaced, or cannot be written, or `factored`
@@ -141,6 +153,8 @@ class Adaptation:
             elif self.edits and self.tokenizer is not None:
                 write_tokenizer(self.tokenizer, folder)
             self._write_findings(folder)
+            if log_samples:
+                self._write_samples(folder)
             for number, edit in enumerate(self.edits, start=1):
                 if self.probe is not None:
                     edit.check(self.model, folder / edit.place(number), self.probe)
@@ -157,6 +171,12 @@ class Adaptation:
             edit.save(folder / edit.place(number))
         summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
+
+    def _write_samples(self, folder: Path) -> None:
+        """What was given for every held-out sample; nothing where they could not be read."""
+        if self.held_out is not None and self.samples is not None:
+            lines = (json.dumps(row, ensure_ascii=False) for row in answer_rows(self.held_out, self.samples))
+            (folder / SAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.
