@@ -27,6 +27,7 @@ from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
+from lasertri.result.card import Made
 from lasertri.search.aside import with_side_effects
 from lasertri.search.confirmation import Confirmation
 from lasertri.search.decision import decide
@@ -125,6 +126,7 @@ def adapt(
         seconds=clock.seconds,
         probe=problem.first.batches()[0],
         asked=problem.asked,
+        made=Made(data=Path(samples).name if isinstance(samples, str | Path) else ""),
         journal=problem.journal,
     )
 

@@ -14,6 +14,7 @@ from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
 from lasertri.cli.loading import Loading
 from lasertri.cli.samples import Source, as_typed
+from lasertri.cli.typed import command_line
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
@@ -21,6 +22,7 @@ from lasertri.support.output_folder import OutputFolder
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample
     from lasertri.result.adaptation import Adaptation
+    from lasertri.result.card import Made
 
 
 @command(
@@ -67,7 +69,13 @@ def adapt(
     others = None if held_out is None else as_samples(held_out, as_typed(fields))
     if source.of_lm_eval:
         settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored", resume=resume)
+    from lasertri.result.card import Made
+
+    made = Made(command_line(), source.name, source.datasets)
+    run(
+        model, samples, others, settings, loading, folder, as_json,
+        factored=save == "factored", resume=resume, made=made,
+    )  # fmt: skip
 
 
 def run(
@@ -81,6 +89,7 @@ def run(
     *,
     factored: bool = False,
     resume: bool = True,
+    made: Made,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
     from lasertri.cli.saved import how_to_load
@@ -102,6 +111,7 @@ def run(
         resume=resume,
         **settings.keywords,
     )
+    result = dataclasses.replace(result, made=made)
     try:
         if output is not None:
             result.save(output, factored=factored)

@@ -14,6 +14,7 @@ import typer
 from lasertri.cli.grouped import grouped
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
+from lasertri.cli.typed import Command
 from lasertri.errors import LasertriError
 from lasertri.support.interrupts import interrupted
 from lasertri.support.memory import is_out_of_memory, out_of_memory
@@ -54,7 +55,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
     epilog = "\n\n".join(f"Example: {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> None:
-        app.command(name, epilog=epilog)(_reported(grouped(function)))
+        app.command(name, cls=Command, epilog=epilog)(_reported(grouped(function)))
 
     return register
 

@@ -30,7 +30,7 @@ def apply(
     An adapter is merged, rounded once to the weights' dtype. --dtype must be the
     edit's, and is unless the edit was found in another than the checkpoint's own.
     """
-    from lasertri.cli.saved import load_edits
+    from lasertri.cli.saved import card_of_edits, load_edits
     from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
@@ -47,6 +47,7 @@ def apply(
         found.apply(loaded)
     if save == "factored":
         exchange(loaded, factored_edits(edits, loaded))
-    checkpoint.save(loaded, folder, tokenizer=tokenizer)
+    card = card_of_edits(edit, edits, loaded, save, folder.path.name)
+    checkpoint.save(loaded, folder, tokenizer=tokenizer, card=card)
     first, *further = [found.to_dict() for found in edits]
     print_result({"edit": first, "further": further, "output": str(output)}, as_json, f"wrote {output}")

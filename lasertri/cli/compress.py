@@ -12,6 +12,7 @@ from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only, usage
 from lasertri.cli.loading import Loading
 from lasertri.cli.samples import TextSource
+from lasertri.cli.typed import command_line
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
@@ -54,6 +55,8 @@ def compress_command(
     from lasertri.compression.compress import check_options, compress
     from lasertri.factors.journals import journal_folder
     from lasertri.model.checkpoint import rebuilt, save
+    from lasertri.result.card import Base, Made, compression_card
+    from lasertri.support.environment import environment
 
     with usage():
         check_options(keep, rank, factors, max_kl)
@@ -80,7 +83,9 @@ def compress_command(
     written = None
     try:
         if result.count:
-            save(loaded, folder, tokenizer=tokenizer)
+            made = Made(command_line(), source.name, source.datasets)
+            card = compression_card(result.to_dict(), Base.of(loaded), made, folder.path.name, environment())
+            save(loaded, folder, tokenizer=tokenizer, card=card)
             written = str(output)
         result.journal.delete()
     finally:  # the figures are worth as much without a folder

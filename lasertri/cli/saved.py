@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lasertri.cli.typed import command_line
 from lasertri.errors import LasertriError
 from lasertri.support.shown import reason
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lasertri.edit.edit import Edit
     from lasertri.result.adaptation import Adaptation
+    from lasertri.result.card import Form
 
 ADAPTER = "adapter_config.json"
 
@@ -27,6 +31,23 @@ def load_edits(folder: Path) -> list[Edit]:
     beside_checkpoint = folder / "adapter"  # a merged step's
     first = beside_checkpoint if (beside_checkpoint / ADAPTER).exists() else folder
     return [Edit.load(place) for place in (first, *sorted(folder.glob("edit-*")))]
+
+
+def card_of_edits(folder: Path, edits: list[Edit], model: PreTrainedModel, form: Form, title: str) -> str:
+    """The model card of a checkpoint with these edits, with what was measured of them where their folder says it."""
+    from lasertri.result.adaptation import SUMMARY_NAME
+    from lasertri.result.card import Base, Made, adaptation_card, edits_card
+    from lasertri.support.environment import environment
+
+    base, described = Base.of(model), [edit.to_dict() for edit in edits]
+    try:
+        found = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        if [found["edit"], *filter(None, (each["edit"] for each in found["further"]))] == described:
+            made = Made(command_line(), found["data"], found["datasets"])
+            return adaptation_card(found, base, form, made, title, again=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # it is an edit without them
+    return edits_card(described, base, form, Made(command_line()), title, environment())
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:

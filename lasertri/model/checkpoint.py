@@ -25,6 +25,7 @@ from lasertri.support.output_folder import OutputFolder
 from lasertri.support.scratch import scratch_folder
 from lasertri.support.shown import reason
 
+CARD_NAME = "README.md"
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
 
@@ -34,6 +35,7 @@ def save(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
+    card: str | None = None,
 ) -> None:
     """Write a model, with whatever layers of it are factored, for `load` to read.
 
@@ -41,6 +43,7 @@ def save(
 
     Args:
         overwrite: replace what lasertri wrote there before.
+        card: text of a model card, `README.md`.
 
     Raises:
         LasertriError: the folder has something in it that may not be replaced, or cannot be written, or does not load
@@ -49,6 +52,8 @@ def save(
     with output_of(model, directory, overwrite=overwrite).written() as folder:
         write_checkpoint(model, folder, tokenizer)
         reloaded(model, folder)
+        if card is not None:
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def output_of(model: nn.Module, directory: str | Path | OutputFolder, *, overwrite: bool) -> OutputFolder:

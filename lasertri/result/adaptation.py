@@ -21,7 +21,8 @@ from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch
-from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
+from lasertri.model.checkpoint import CARD_NAME, output_of, reloaded, write_checkpoint, write_tokenizer
+from lasertri.result.card import Base, Form, Made, adaptation_card
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
@@ -48,6 +49,7 @@ class Adaptation:
         seconds: by phase.
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
+        made: how it came about, for the model card.
         journal: of the search, deleted when the result is saved.
     """
 
@@ -62,6 +64,7 @@ class Adaptation:
     probe: SampleBatch | None = field(default=None, repr=False)
     asked: Asked | None = None
     refused: str | None = None
+    made: Made = field(default=Made(), repr=False)
     journal: Journal = field(default=NOTHING, repr=False)
 
     @property
@@ -91,6 +94,8 @@ class Adaptation:
             "refused": self.refused,
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
+            "data": self.made.data,
+            "datasets": list(self.made.datasets),
             "settings": self.settings.to_dict(),
             "environment": self.environment,
         }
@@ -100,8 +105,9 @@ class Adaptation:
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
         reads into a module of its kind. A second edit stands in `edit-2`. Without an edit only what was measured is
-        written. It does not matter whether edits are applied by now, but for a merged step and a shrink, which are to
-        be saved before. The folder appears when it is complete; where it cannot be written, the edit is kept elsewhere.
+        written; with one, a model card (`README.md`) too. It does not matter whether edits are applied by now, but for
+        a merged step and a shrink, which are to be saved before. The folder appears when it is complete; where it
+        cannot be written, the edit is kept elsewhere.
 
         Args:
             overwrite: replace what lasertri wrote there before.
@@ -135,6 +141,8 @@ class Adaptation:
             for number, edit in enumerate(self.edits, start=1):
                 if self.probe is not None:
                     edit.check(self.model, folder / edit.place(number), self.probe)
+            if self.edits:
+                (folder / CARD_NAME).write_text(self.card(output.path.name, factored=factored), encoding="utf-8")
             obstacle = report_obstacle()
             if obstacle is None:
                 self.report(folder / REPORT_NAME)
@@ -148,6 +156,17 @@ class Adaptation:
             edit.save(folder / edit.place(number))
         summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
+
+    def card(self, title: str, *, factored: bool = False) -> str:
+        """The model card of an accepted edit.
+
+        Args:
+            title: name of the folder, or of the repository on the hub.
+            factored: whether it is saved as factors.
+        """
+        form: Form = "adapter" if not self.edits[0].dense else "factored" if factored else "checkpoint"
+        base = Base.of(self.model, language=self.asked is not None)
+        return adaptation_card(self.to_dict(), base, form, self.made, title)
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.
