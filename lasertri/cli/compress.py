@@ -11,6 +11,7 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only, usage
 from lasertri.cli.loading import Loading
+from lasertri.cli.pushing import Pushing, push
 from lasertri.cli.samples import TextSource
 from lasertri.cli.typed import command_line
 from lasertri.data.files import Fields
@@ -29,6 +30,7 @@ def compress_command(
     source: TextSource,
     fields: Fields,
     loading: Loading,
+    pushing: Pushing,
     settings: Annotated[Settings, Only("targets", "memory_budget", "progress")],
     keep: Annotated[
         float | None, typer.Option(help="Share of the targets' bytes to keep, over all of them; by default 0.9.")
@@ -61,6 +63,7 @@ def compress_command(
     with usage():
         check_options(keep, rank, factors, max_kl)
     folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files])
+    repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model)
     folder.require(sum(p.nbytes for p in loaded.parameters()))
@@ -83,7 +86,7 @@ def compress_command(
     written = None
     try:
         if result.count:
-            made = Made(command_line(), source.name, source.datasets)
+            made = Made(command_line(), source.name, source.datasets, pushing.push or "")
             card = compression_card(result.to_dict(), Base.of(loaded), made, folder.path.name, environment())
             save(loaded, folder, tokenizer=tokenizer, card=card)
             written = str(output)
@@ -91,3 +94,5 @@ def compress_command(
     finally:  # the figures are worth as much without a folder
         print_result(result.to_dict() | {"output": written}, as_json, str(result))
     typer.echo("nothing written: no factors would be smaller" if written is None else f"wrote {written}", err=True)
+    if written is not None:
+        push(repository, folder)

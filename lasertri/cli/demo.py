@@ -10,7 +10,6 @@ from lasertri.cli import options
 from lasertri.cli.adapt import run
 from lasertri.cli.app import command
 from lasertri.cli.loading import Loading
-from lasertri.cli.typed import command_line
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
 
@@ -43,14 +42,12 @@ def demo(
     from lasertri.demo import MODEL_DIR
     from lasertri.demo.recall import samples
     from lasertri.method import adapt
-    from lasertri.result.card import Made
 
     folder = None if output is None else OutputFolder(output, overwrite=overwrite)
     if not as_json:
         typer.echo(DEMO_TASK)
     data = samples(200, seed=1), samples(1000, seed=2)
-    made = Made(command_line(), "lasertri demo")
-    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json, made=made)
+    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json, data="lasertri demo")
     if result.edit is None or edit != "truncate" or as_json:
         return
     typer.echo(DEMO_WHY)

@@ -33,7 +33,9 @@ def load_edits(folder: Path) -> list[Edit]:
     return [Edit.load(place) for place in (first, *sorted(folder.glob("edit-*")))]
 
 
-def card_of_edits(folder: Path, edits: list[Edit], model: PreTrainedModel, form: Form, title: str) -> str:
+def card_of_edits(
+    folder: Path, edits: list[Edit], model: PreTrainedModel, form: Form, title: str, repository: str
+) -> str:
     """The model card of a checkpoint with these edits, with what was measured of them where their folder says it."""
     from lasertri.result.adaptation import SUMMARY_NAME
     from lasertri.result.card import Base, Made, adaptation_card, edits_card
@@ -43,11 +45,11 @@ def card_of_edits(folder: Path, edits: list[Edit], model: PreTrainedModel, form:
     try:
         found = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
         if [found["edit"], *filter(None, (each["edit"] for each in found["further"]))] == described:
-            made = Made(command_line(), found["data"], found["datasets"])
+            made = Made(command_line(), found["data"], found["datasets"], repository)
             return adaptation_card(found, base, form, made, title, again=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # it is an edit without them
-    return edits_card(described, base, form, Made(command_line()), title, environment())
+    return edits_card(described, base, form, Made(command_line(), repository=repository), title, environment())
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:

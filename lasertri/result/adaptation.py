@@ -6,7 +6,7 @@ import html
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
+from lasertri.support.hub import Repository
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.output_folder import OutputFolder
+from lasertri.support.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +159,33 @@ class Adaptation:
         summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
 
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, overwrite: bool = False, factored: bool = False
+    ) -> str:
+        """Put what `save` writes on the Hugging Face hub, in one commit; returns its address.
+
+        Args:
+            repo_id: USER/NAME; the repository is made if it is not there.
+            private: whether it is made for its owner alone.
+            overwrite: replace what lasertri put there before; its history stays.
+            factored: as for `save`.
+
+        Raises:
+            LasertriError: there is no edit, or the hub would not take it, or did not.
+        """
+        if not self.edits:
+            raise LasertriError("expected an accepted edit to push, but there is none")
+        repository = Repository(repo_id, private=private, overwrite=overwrite)
+        with scratch_folder() as directory:
+            folder = directory / repo_id.rpartition("/")[2]
+            replace(self, made=replace(self.made, repository=repo_id)).save(folder, factored=factored)
+            return repository.push(folder, again="call push_to_hub again, or save")
+
     def card(self, title: str, *, factored: bool = False) -> str:
         """The model card of an accepted edit.
 
         Args:
-            title: name of the folder, or of the repository on the hub.
+            title: name of the folder.
             factored: whether it is saved as factors.
         """
         form: Form = "adapter" if not self.edits[0].dense else "factored" if factored else "checkpoint"

@@ -32,11 +32,13 @@ class Made:
         command: the command line, with the names of files and without their folders.
         data: what it was made from: the name of a file or a task.
         datasets: ids of these data on the hub.
+        repository: where it goes on the hub; empty where it does not.
     """
 
     command: str = ""
     data: str = ""
     datasets: Sequence[str] = ()
+    repository: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def adaptation_card(
 
     Args:
         result: of `Adaptation.to_dict`.
-        title: the folder's or the repository's name.
+        title: name of the folder, and of what loads it where it is not pushed.
         again: whether the edit was written into a checkpoint after it was measured.
     """
     edits = [result["edit"], *(found["edit"] for found in result["further"] if found["edit"] is not None)]
@@ -144,7 +146,7 @@ def _card(base: Base, form: Form, made: Made, title: str, *, kinds: list[str], e
                 base=base,
                 form=form,
                 made=made,
-                title=title,
+                title=made.repository or title,
                 environment=environment,
                 **values,
             )
