@@ -26,7 +26,7 @@ from lasertri.support.output_folder import OutputFolder
 )
 def compress_command(
     model: options.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, for lasertri.load alone.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint.")],
     source: TextSource,
     fields: Fields,
     loading: Loading,

@@ -83,8 +83,9 @@ def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> 
         return [f"wrote {folder}"]
     kind = model_kind(result.model)
     if (folder / "config.json").exists():
-        load = "lasertri.load" if factored else f"{CLASSES[kind][0].__name__}.from_pretrained"
-        return [f'wrote {folder}: the edited model; load it by {load}("{folder}")']
+        first = "import lasertri.factored, then " if factored else ""
+        load = f"{CLASSES[kind][0].__name__}.from_pretrained"
+        return [f'wrote {folder}: the edited model; load it by {first}{load}("{folder}")']
     lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
     adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     if adapter.get("target_parameters"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.factored.checkpoint import METHOD
 from lasertri.ops import DTYPES
 
 MERGE = (
@@ -18,7 +19,7 @@ UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the res
 
 
 def require_unquantised(config: Any) -> None:
-    """Refuse a model that its configuration calls quantised.
+    """Refuse a model that its configuration calls quantised, but for factored layers.
 
     Raises:
         LasertriError: it does.
@@ -27,6 +28,8 @@ def require_unquantised(config: Any) -> None:
         fields = quantisation if isinstance(quantisation, dict) else vars(quantisation)
         method = fields.get("quant_method") or type(quantisation).__name__
         method = getattr(method, "value", method)  # Transformers' own are of an enumeration
+        if method == METHOD:
+            return
         raise LasertriError(f"expected a model without quantisation, got one quantised by {method}; {UNQUANTISED}")
 
 

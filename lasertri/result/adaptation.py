@@ -113,7 +113,8 @@ class Adaptation:
 
         Args:
             overwrite: replace what lasertri wrote there before.
-            factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
+            factored: keep the edited weights as factors where those are smaller, which `lasertri.load` reads, and
+                transformers itself once `lasertri.factored` is imported.
 
         Raises:
             LasertriError: the folder has something in it that may not be replaced, or cannot be written, or `factored`

@@ -106,7 +106,7 @@ def test_commands_say_what_they_were_and_an_applied_edit_what_was_measured_of_it
         assert not NAMES_A_PLACE.search((tmp_path / place / "README.md").read_text())
 
 
-def test_the_card_of_a_compressed_model(folder, tmp_path):
+def test_the_card_of_a_compressed_model(folder, tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text(" ".join(string.ascii_lowercase[i * i % 26] for i in range(2000)))
     run("compress", folder, "-o", tmp_path / "small", "--rank", "0.2", "--text", tmp_path / "text.txt")
     card = ModelCard.load(tmp_path / "small" / "README.md")
@@ -116,3 +116,6 @@ def test_the_card_of_a_compressed_model(folder, tmp_path):
     assert re.search(r"Side effects, on \d+ tokens of text that took no part: mean KL", card.text)
     assert "`text.txt`" in card.text
     assert not NAMES_A_PLACE.search(card.content)
+    with torch.no_grad():
+        expected = load_model(tmp_path / "small")(INPUTS).logits
+    assert loaded_as_said(tmp_path / "small", monkeypatch).equal(expected)
