@@ -97,7 +97,6 @@ def run(
     repository: Repository | None = None,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
-    from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
@@ -119,6 +118,21 @@ def run(
     )
     pushed_to = "" if repository is None else repository.name
     result = dataclasses.replace(result, made=Made(command_line(), data, datasets, pushed_to))
+    finish(result, output, as_json, factored=factored, repository=repository)
+    return result
+
+
+def finish(
+    result: Adaptation,
+    output: OutputFolder | None,
+    as_json: bool,
+    *,
+    factored: bool = False,
+    repository: Repository | None = None,
+) -> None:
+    """Save, print, push."""
+    from lasertri.cli.saved import how_to_load
+
     try:
         if output is not None:
             result.save(output, factored=factored)
@@ -130,4 +144,3 @@ def run(
             push(repository, output)
         elif repository is not None:
             typer.echo(f"nothing pushed to {repository.name}: no edit was accepted", err=True)
-    return result

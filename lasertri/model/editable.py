@@ -10,6 +10,7 @@ from torch import nn
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import METHOD
 from lasertri.ops import DTYPES
+from lasertri.support.shown import LONGEST, shown
 
 MERGE = (
     "write the adapter into the weights (PeftModel.from_pretrained(base, adapter).merge_and_unload()), save that model "
@@ -30,7 +31,14 @@ def require_unquantised(config: Any) -> None:
         method = getattr(method, "value", method)  # Transformers' own are of an enumeration
         if method == METHOD:
             return
-        raise LasertriError(f"expected a model without quantisation, got one quantised by {method}; {UNQUANTISED}")
+        raise LasertriError(
+            f"expected a model without quantisation, got one quantised by {_shown(method)}; {UNQUANTISED}"
+        )
+
+
+def _shown(method: object) -> str:
+    """A name as it is, unless it is none."""
+    return method if isinstance(method, str) and len(method) <= LONGEST else shown(method)
 
 
 def require_editable(model: nn.Module) -> None:

@@ -1,14 +1,16 @@
-"""One step of the singular values: σ ∂L/∂σ of every layer, sizes across folds, decide."""
+"""One step of singular values, of weights or of what an adapter adds: σ ∂L/∂σ, sizes across folds, decide."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lasertri.edit.refinement import Refinement, Spectra
 from lasertri.edit.shrink import Shrink
 from lasertri.model.targets import Target
 from lasertri.ops import score_blocks
@@ -23,32 +25,76 @@ from lasertri.support.timing import Clock
 FIRST_SIZE = 0.5  # predicted decrease, as a share of the loss
 
 
+Slope = Callable[[Target, Tokens], Tensor]
+
+
 def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     """The best step of all targets' singular values; the model must be inside `preserved(model)`."""
-    settings = problem.settings
-    blocks = settings.blocks[0] if settings.blocks else 1
-    fit = cross_fit(problem, clock)
+    blocks = problem.settings.blocks[0] if problem.settings.blocks else 1
+
+    def slope(target: Target, tokens: Tokens) -> Tensor:
+        gradient = torch.cat(tokens.deltas).float().mT @ torch.cat(tokens.inputs).float()
+        factors = problem.factors.of(target, min(blocks, target.shape[0]))
+        factors = factors._replace(basis=factors.basis.double())
+        weight = target.view(target.parameter(problem.model))
+        scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
+        return scores.sigma * scores.grad
+
+    found = search_values(
+        problem, clock, slope, lambda changes: Shrink(1.0, changes, problem.factors),
+        prepare=lambda: problem.factors.prepare(problem.targets, blocks),
+    )  # fmt: skip
+    edit = found.edit.known_by(problem.model) if isinstance(found.edit, Shrink) else None
+    return [replace(found, edit=edit)]
+
+
+def search_refinement(problem: Problem, clock: Clock, spectra: Spectra) -> list[Round]:
+    """The best step of the singular values of what an adapter adds, which stands beside the model."""
+    slope = functools.partial(slope_of_adapter, spectra)
+    return [search_values(problem, clock, slope, lambda changes: Refinement(1.0, changes, spectra=spectra))]
+
+
+def slope_of_adapter(spectra: Spectra, target: Target, tokens: Tokens) -> Tensor:
+    """σ ∂L/∂σ of what an adapter adds to a layer: σᵢ Σ (Δ uᵢ)(X vᵢ) over the tokens."""
+    u, sigma, vh = (side.float() for side in spectra[target])
+    return sigma * ((torch.cat(tokens.deltas).float() @ u) * (torch.cat(tokens.inputs).float() @ vh.mT)).sum(dim=0)
+
+
+def search_values(
+    problem: Problem,
+    clock: Clock,
+    slope: Slope,
+    make: Callable[[Mapping[Target, Tensor]], Shrink],
+    *,
+    prepare: Callable[[], object] = lambda: None,
+) -> Round:
+    """Sizes across folds of one step of singular values, decided.
+
+    Args:
+        slope: σ ∂L/∂σ of a target's values, summed over the samples of these tokens.
+        make: the edit of size 1 from the changes s − 1.
+        prepare: what takes long before the first slope.
+    """
+    settings, fit = problem.settings, cross_fit(problem, clock)
     hopeless = no_step_can_help(fit.baseline, settings)
     if hopeless is not None:
-        return [Round.untried(hopeless)]
+        return Round.untried(hopeless)
     announce_sizes(1, len(problem.calibration), clock.last, settings)
     with clock("factor"):
-        problem.factors.prepare(problem.targets, blocks)
-    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, blocks), clock)
+        prepare()
+    made = made_of_tokens(problem, fit.parts, ["changes"], functools.partial(_changes, problem, fit, slope), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
-        each = ({target: change for target, (change,) in own.items()} for own in made["changes"])
-        edits = [Shrink(1.0, changes, problem.factors) for changes in each]
+        edits = [make({target: change for target, (change,) in own.items()}) for own in made["changes"]]
         fits = list(fit.sizes(edits, FIRST_SIZE))
         decision = decided(problem, fit, fits)
-        edit = None
-        if decision.accepted is not None:
-            edit = averaged(edits, decision.accepted.candidate.size).known_by(problem.model)
-    return [Round({}, len(fits), fits, decision, edit)]
+    accepted = decision.accepted
+    edit = None if accepted is None else averaged(edits, accepted.candidate.size)
+    return Round({}, len(fits), fits, decision, edit)
 
 
 def _changes(
-    problem: Problem, fit: CrossFit, blocks: int, _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
+    problem: Problem, fit: CrossFit, slope: Slope, _: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
 ) -> dict[Target, tuple[Tensor]]:
     """Of size 1, from all samples but a fold's: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
     samples, loss = fit.others(fold)
@@ -58,12 +104,7 @@ def _changes(
         own = sum((found[target] for found in others if target in found), Tokens())
         if not len(own):
             continue
-        gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(samples)
-        factors = problem.factors.of(target, min(blocks, target.shape[0]))
-        factors = factors._replace(basis=factors.basis.double())
-        weight = target.view(target.parameter(problem.model))
-        scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
-        slopes[target] = scores.sigma * scores.grad
+        slopes[target] = slope(target, own) / len(samples)
         decrease += float(slopes[target].square().sum())
     length = loss / decrease if decrease > 0 else 0.0
     return {target: ((-length * slope).float(),) for target, slope in slopes.items()}
