@@ -23,6 +23,7 @@ from lasertri.search.tokens import Tokens
 from lasertri.support.timing import Clock
 
 FIRST_SIZE = 0.5  # predicted decrease, as a share of the loss
+FIRST_REFINEMENT = 0.0625  # training has left an adapter's values little to gain
 
 
 Slope = Callable[[Target, Tokens], Tensor]
@@ -51,7 +52,10 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
 def search_refinement(problem: Problem, clock: Clock, spectra: Spectra) -> list[Round]:
     """The best step of the singular values of what an adapter adds, which stands beside the model."""
     slope = functools.partial(slope_of_adapter, spectra)
-    return [search_values(problem, clock, slope, lambda changes: Refinement(1.0, changes, spectra=spectra))]
+    found = search_values(
+        problem, clock, slope, lambda changes: Refinement(1.0, changes, spectra=spectra), first=FIRST_REFINEMENT
+    )
+    return [found]
 
 
 def slope_of_adapter(spectra: Spectra, target: Target, tokens: Tokens) -> Tensor:
@@ -66,6 +70,7 @@ def search_values(
     slope: Slope,
     make: Callable[[Mapping[Target, Tensor]], Shrink],
     *,
+    first: float = FIRST_SIZE,
     prepare: Callable[[], object] = lambda: None,
 ) -> Round:
     """Sizes across folds of one step of singular values, decided.
@@ -73,6 +78,7 @@ def search_values(
     Args:
         slope: σ ∂L/∂σ of a target's values, summed over the samples of these tokens.
         make: the edit of size 1 from the changes s − 1.
+        first: the size that is tried first.
         prepare: what takes long before the first slope.
     """
     settings, fit = problem.settings, cross_fit(problem, clock)
@@ -86,7 +92,7 @@ def search_values(
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
         edits = [make({target: change for target, (change,) in own.items()}) for own in made["changes"]]
-        fits = list(fit.sizes(edits, FIRST_SIZE))
+        fits = list(fit.sizes(edits, first))
         decision = decided(problem, fit, fits)
     accepted = decision.accepted
     edit = None if accepted is None else averaged(edits, accepted.candidate.size)
