@@ -19,9 +19,8 @@ from lasertri.search.settings import DEFAULTS
 from lasertri.support.hub import licence
 
 PIPELINES = {"causal": "text-generation", "masked": "fill-mask"}  # the hub's names for what a model does
-RELATIONS = {"adapter": "adapter", "checkpoint": "finetune", "factored": "finetune", "weights": "finetune"}
 
-Form = Literal["adapter", "checkpoint", "factored", "weights"]
+Form = Literal["adapter", "checkpoint", "factored"]
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,10 @@ def compression_card(result: dict[str, Any], base: Base, made: Made, title: str,
 
 
 def _card(base: Base, form: Form, made: Made, title: str, *, kinds: list[str], environment: Any, **values: Any) -> str:
+    relation = "adapter" if form == "adapter" else "finetune"
     data = ModelCardData(
         base_model=base.name if base.revision is not None else None,
-        base_model_relation=RELATIONS[form] if base.revision is not None else None,
+        base_model_relation=relation if base.revision is not None else None,
         datasets=list(made.datasets) or None,
         library_name="peft" if form == "adapter" else "transformers" if base.loader else None,
         pipeline_tag=base.kind,
@@ -167,11 +167,8 @@ def _measured(result: dict[str, Any]) -> tuple[str, list[list[str]]]:
     """
     held_out = result["held_out"] is not None
     comparison = result["held_out"] if held_out else result["calibration"]
-    caption = (
-        f"held out, n = {comparison['baseline']['n']}"
-        if held_out
-        else (f"n = {comparison['baseline']['n']}, on which the edit was chosen")
-    )
+    count = f"n = {comparison['baseline']['n']}"
+    caption = f"held out, {count}" if held_out else f"{count}, on which the edit was chosen"
     before, after = comparison["baseline"], comparison["edited"]
     scored = "score" if after["majority_rate"] is None else "accuracy"
     share = "" if after["majority_rate"] is None else f" (majority {after['majority_rate']:.1%})"
