@@ -67,7 +67,7 @@ class Base:
         """
         config = getattr(model, "config", None)
         name, revision = getattr(config, "_name_or_path", ""), getattr(config, "_commit_hash", None)
-        shown = name if revision is not None else Path(name).resolve().name if name else type(model).__name__
+        shown = name if revision is not None else Path(name).absolute().name if name else type(model).__name__
         loader, kind = "", None
         if language:
             kind = PIPELINES.get(model_kind(model))
