@@ -15,7 +15,7 @@ Output = Annotated[
 Save = Annotated[
     Literal["checkpoint", "factored"],
     typer.Option(
-        help="factored: edited weights as factors, where those are smaller, for lasertri.load alone.",
+        help="factored: edited weights as factors, where those are smaller; lasertri.factored reads them.",
         rich_help_panel="Output",
     ),
 ]
