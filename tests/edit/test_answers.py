@@ -15,16 +15,14 @@ def logged(result, folder):
     return [json.loads(line) for line in (folder / SAMPLES_NAME).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("accept", ["best", "test"])
-def test_rows_agree_with_the_figures(model, tokenizer, tmp_path, accept):
+@pytest.mark.parametrize("options", [{"rank": 8, "accept": "best"}, {"blocks": 1, "ratios": 0.5, "count": 1}])
+def test_rows_agree_with_the_figures(model, tokenizer, tmp_path, options):
     samples = make_samples(48)
-    result = adapt(
-        model, samples[:24], held_out=samples[24:], tokenizer=tokenizer, accept=accept, progress=False, rank=8
-    )
+    result = adapt(model, samples[:24], held_out=samples[24:], tokenizer=tokenizer, progress=False, **options)
     rows = logged(result, tmp_path / "out")
     asked = [(sample.prompt, sample.answers[sample.gold]) for sample in samples[24:]]
     assert sorted((row["prompt"], row["answer"]) for row in rows) == sorted(asked)
-    assert (result.edit is None) == (accept == "test")
+    assert (result.edit is None) == ("ratios" in options)
     for which, measured in (("before", result.held_out.baseline), ("after", result.held_out.edited)):
         if measured is None:
             assert {row[which] for row in rows} == {None}
