@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lasertri.edit.step import Step
     from lasertri.edit.truncation import Truncation
     from lasertri.measure.objective import Objective
-    from lasertri.method import adapt
+    from lasertri.method import adapt, refine
     from lasertri.model.checkpoint import save
     from lasertri.model.loading import load, load_model, load_tokenizer
     from lasertri.ops import (
@@ -65,6 +65,7 @@ __all__ = [
     "load_tokenizer",
     "lowrank_blocks",
     "reduce_blocks",
+    "refine",
     "save",
     "scale_blocks",
     "score_blocks",
@@ -90,6 +91,7 @@ _MODULES = {  # of names that are imported when first used, for torch and transf
     "load": "lasertri.model.loading",
     "load_model": "lasertri.model.loading",
     "load_tokenizer": "lasertri.model.loading",
+    "refine": "lasertri.method",
     "save": "lasertri.model.checkpoint",
     "task_samples": "lasertri.data.papers.registry",
 }  # all others are of the ops

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +20,18 @@ from torch.distributed import ProcessGroup
 from transformers import PreTrainedTokenizerBase
 
 from lasertri.data.files import SampleSource
+from lasertri.edit.adapter import how_far_off, require_peft
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.flips import Flips
+from lasertri.edit.refinement import Refinement, adapter_of_others, spectra_of
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
+from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
+from lasertri.result.card import Made
 from lasertri.search.aside import with_side_effects
 from lasertri.search.confirmation import Confirmation
 from lasertri.search.decision import decide
@@ -39,7 +42,7 @@ from lasertri.search.problem import Problem, prepare
 from lasertri.search.ranking import Promise, factorable, promising, ranked
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
-from lasertri.search.shrink_search import search_shrink
+from lasertri.search.shrink_search import search_refinement, search_shrink
 from lasertri.search.step_search import search_step
 from lasertri.search.strategies import distinct, fitting
 from lasertri.search.tokens import batch_tokens
@@ -104,34 +107,92 @@ def adapt(
                 resume=resume,
             )
         )
-        return solve(problem)
+        require_alike("model, samples and options", lambda: problem.content)
+        with problem.journal, preserved(problem.model):
+            with samples_named(problem):
+                once(lambda: preflight(problem))
+            return _found(problem, SEARCHES[problem.settings.edit], _name(samples))
 
 
-def solve(problem: Problem) -> Adaptation:
-    """The search, and what its edits are worth."""
-    require_alike("model, samples and options", lambda: problem.content)
+def refine(
+    adapter: str | Path,
+    samples: SampleSource | Iterable[Any],
+    *,
+    model: nn.Module | str | Path,
+    held_out: SampleSource | Iterable[Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Unpack[SettingsKeywords],
+) -> Adaptation:
+    """Move the singular values of what a LoRA adapter adds against their gradients, if that helps (arXiv 2603.03995).
+
+    It is the step of `edit="shrink"`, sized and tested alike, of the adapter's own ΔW. What is found is an adapter of
+    the same rank; the baseline that it is measured against has the adapter as it was.
+
+    Args:
+        adapter: a folder that peft wrote.
+        samples, held_out, tokenizer: as for `adapt`.
+        model: the adapter's base.
+        settings: options of `adapt`, but for those of a kind of edit and for `targets`.
+
+    Raises:
+        LasertriError: the input cannot be used, or the adapter is no LoRA of linear layers alone.
+    """
+    require_peft()
+    if others := sorted({"edit", "targets", "blocks"} & settings.keys()):
+        raise LasertriError(
+            f"expected no {' or '.join(others)} for a refinement, which is of the adapter's own layers; leave it out"
+        )
+    problem = prepare(
+        model,
+        samples,
+        Settings(edit="shrink", **settings),  # type: ignore[arg-type, misc]
+        held_out=held_out,
+        tokenizer=tokenizer,
+    )
+    model, folder = problem.model, Path(adapter)
+    given = adapter_of_others(model, folder)
+    spectra = spectra_of(given)
+    problem = replace(problem, targets=given.targets)
+    with preserved(model):
+        with given.beside(model), torch.no_grad():
+            expected, _ = problem.first.batches()[0].read(model)
+        off = how_far_off(model, folder, expected, problem.first.batches()[0])
+        if off:
+            raise LasertriError(
+                f"{folder}: expected a plain LoRA adapter, but peft adds more than its factors to this model (off by "
+                f"{off:.2g}); take one without DoRA, biases and trained embeddings"
+            )
+        with given.beside(model):
+            found = _found(problem, functools.partial(search_refinement, spectra=spectra), _name(samples))
+    rounds = [
+        replace(each, edit=each.edit.adapter(model)) if isinstance(each.edit, Refinement) else each
+        for each in found.rounds
+    ]
+    return replace(found, rounds=rounds)
+
+
+def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], data: str) -> Adaptation:
+    """Search, measure; the model must be inside `preserved(model)`."""
     clock = Clock(problem.journal.now)
     refused = on_held_out = None
-    with problem.journal, preserved(problem.model):
-        with samples_named(problem):
-            once(lambda: preflight(problem))
-            rounds = SEARCHES[problem.settings.edit](problem, clock)
-        with clock("side effects"):
-            rounds = with_side_effects(problem, rounds)
-        edits = [found.edit for found in rounds if found.edit is not None]
-        with clock("held-out"):
-            compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
-            on_calibration = compare(  # as in trials
-                problem.calibration, may_fail=True, journal=problem.journal.under("calibration")
-            )
-            try:
-                with memory_told("the samples held out"):
-                    on_held_out = compare(
-                        problem.held_out, progress=problem.settings.progress, journal=problem.journal.under("held-out")
-                    )
-            except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
-                refused = f"no held-out figures: {error}"
-                logger.warning(refused)
+    with samples_named(problem):
+        rounds = search(problem, clock)
+    with clock("side effects"):
+        rounds = with_side_effects(problem, rounds)
+    edits = [found.edit for found in rounds if found.edit is not None]
+    with clock("held-out"):
+        compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
+        on_calibration = compare(  # as in trials
+            problem.calibration, may_fail=True, journal=problem.journal.under("calibration")
+        )
+        try:
+            with memory_told("the samples held out"):
+                on_held_out = compare(
+                    problem.held_out, progress=problem.settings.progress, journal=problem.journal.under("held-out")
+                )
+        except (NotFiniteError, TooLittleMemoryError) as error:  # what was found is not lost for it
+            refused = f"no held-out figures: {error}"
+            logger.warning(refused)
     return Adaptation(
         model=problem.model,
         tokenizer=problem.tokenizer,
@@ -145,9 +206,16 @@ def solve(problem: Problem) -> Adaptation:
         probe=problem.first.batches()[0],
         asked=problem.asked,
         files=problem.files,
+        samples=problem.held_out,
         flips=None if on_held_out is None else Flips.both_ways(on_held_out, problem.held_out),
+        made=Made(data=data),
         journal=problem.journal,
     )
+
+
+def _name(samples: object) -> str:
+    """What they are called, where they come from a file."""
+    return Path(samples).name if isinstance(samples, str | Path) else ""
 
 
 @contextmanager

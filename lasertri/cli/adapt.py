@@ -14,7 +14,9 @@ from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
 from lasertri.cli.launched import launched, rank
 from lasertri.cli.loading import Loading
+from lasertri.cli.pushing import Pushing, push
 from lasertri.cli.samples import Source, as_typed
+from lasertri.cli.typed import command_line
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
@@ -22,11 +24,13 @@ from lasertri.support.output_folder import OutputFolder
 if TYPE_CHECKING:
     from lasertri.data.sample import Sample
     from lasertri.result.adaptation import Adaptation
+    from lasertri.support.hub import Repository
 
 
 @command(
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted",
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o merged --merge",
+    "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted --push me/adapted",
     "lasertri adapt EleutherAI/gpt-j-6b --task fever --strategy laser-100-grads --accept best",
 )
 def adapt(
@@ -35,6 +39,7 @@ def adapt(
     fields: Fields,
     loading: Loading,
     settings: Settings,
+    pushing: Pushing,
     held_out: Annotated[
         Path | None,
         typer.Option(help="Samples to report on; then all rows of --data may calibrate.", rich_help_panel="Samples"),
@@ -42,6 +47,7 @@ def adapt(
     output: options.Output = None,
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
+    log_samples: options.LogSamples = False,
     resume: options.Resume = True,
     as_json: options.Json = False,
     config: Config = None,
@@ -55,20 +61,29 @@ def adapt(
     """
     from lasertri.data.files import as_samples
 
+    if log_samples and output is None:
+        raise typer.BadParameter("--log-samples goes with -o, the folder they are written in")
     if save == "factored" and output is None:
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
     if save == "factored" and settings.edit != "truncate":
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {settings.edit}")
     if held_out is not None and source.data is None:
         raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
+    if pushing.push is not None and output is None:
+        raise typer.BadParameter("--push goes with -o, the folder that is pushed")
     folder = None
     if output is not None:
         folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files, held_out, config])
+    repository = pushing.checked(model, overwrite=overwrite)
     samples = source.samples(model, fields, revision=loading.revision, chat=settings.chat)
     others = None if held_out is None else as_samples(held_out, as_typed(fields))
     if source.of_lm_eval:
         settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(model, samples, others, settings, loading, folder, as_json, factored=save == "factored", resume=resume)
+    run(
+        model, samples, others, settings, loading, folder, as_json,
+        data=source.name, datasets=source.datasets, factored=save == "factored", log_samples=log_samples,
+        resume=resume, repository=repository,
+    )  # fmt: skip
 
 
 def run(
@@ -81,14 +96,17 @@ def run(
     as_json: bool,
     *,
     factored: bool = False,
+    log_samples: bool = False,
     resume: bool = True,
+    data: str,
+    datasets: Sequence[str] = (),
+    repository: Repository | None = None,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
-    from lasertri.cli import tables
-    from lasertri.cli.saved import how_to_load
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
+    from lasertri.result.card import Made
     from lasertri.support.sharing import once, shared_by, together
 
     if output is not None and settings.edit == "step":
@@ -109,17 +127,36 @@ def run(
             group=group,
             **settings.keywords,
         )
-
-        def finish() -> None:
-            try:
-                if output is not None:
-                    result.save(output, factored=factored)
-            finally:  # the figures are worth as much without a folder
-                measured = result.to_dict()
-                print_result(measured, as_json, str(result), lambda: tables.summary(measured))
-            if output is not None:
-                typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
-
-        once(finish)
+        pushed_to = "" if repository is None else repository.name
+        result = dataclasses.replace(result, made=Made(command_line(), data, datasets, pushed_to))
+        saving = {"factored": factored, "log_samples": log_samples}
+        once(lambda: finish(result, output, as_json, repository=repository, **saving))
         result.journal.delete()
     return result
+
+
+def finish(
+    result: Adaptation,
+    output: OutputFolder | None,
+    as_json: bool,
+    *,
+    factored: bool = False,
+    log_samples: bool = False,
+    repository: Repository | None = None,
+) -> None:
+    """Save, print, push."""
+    from lasertri.cli import tables
+    from lasertri.cli.saved import how_to_load
+
+    try:
+        if output is not None:
+            result.save(output, factored=factored, log_samples=log_samples)
+    finally:  # the figures are worth as much without a folder
+        measured = result.to_dict()
+        print_result(measured, as_json, str(result), lambda: tables.summary(measured))
+    if output is not None:
+        typer.echo("\n".join(how_to_load(result, output.given, factored=factored)), err=True)
+        if result.edits:
+            push(repository, output)
+        elif repository is not None:
+            typer.echo(f"nothing pushed to {repository.name}: no edit was accepted", err=True)

@@ -15,6 +15,7 @@ from lasertri.cli.grouped import grouped
 from lasertri.cli.launched import rank, world_size
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
+from lasertri.cli.typed import Command
 from lasertri.errors import LasertriError
 from lasertri.support.interrupts import interrupted
 from lasertri.support.memory import shortage
@@ -63,7 +64,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
     epilog = "\n\n".join(f"Example: {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> None:
-        app.command(name, epilog=epilog)(_reported(grouped(function)))
+        app.command(name, cls=Command, epilog=epilog)(_reported(grouped(function)))
 
     return register
 

@@ -12,6 +12,7 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only
 from lasertri.cli.loading import Loading
+from lasertri.cli.pushing import Pushing, push
 from lasertri.support.output_folder import OutputFolder
 
 
@@ -21,6 +22,7 @@ def apply(
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
     loading: Annotated[Loading, Only("revision", "dtype")],
+    pushing: Pushing,
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -30,12 +32,13 @@ def apply(
     An adapter is merged, rounded once to the weights' dtype. --dtype must be the
     edit's, and is unless the edit was found in another than the checkpoint's own.
     """
-    from lasertri.cli.saved import load_edits
+    from lasertri.cli.saved import card_of_edits, load_edits
     from lasertri.edit.truncation import factored_edits
     from lasertri.factored.exchange import exchange
     from lasertri.model import checkpoint
 
     folder = OutputFolder(output, overwrite=overwrite, inputs=[edit, model])
+    repository = pushing.checked(model, overwrite=overwrite)
     edits = load_edits(edit)
     kinds = {str(found.to_dict()["kind"]) for found in edits}
     if save == "factored" and kinds != {"truncate"}:
@@ -47,6 +50,9 @@ def apply(
         found.apply(loaded)
     if save == "factored":
         exchange(loaded, factored_edits(edits, loaded))
-    checkpoint.save(loaded, folder, tokenizer=tokenizer)
+    card = card_of_edits(edit, edits, loaded, save, folder.path.name, pushing.push or "")
+    checkpoint.save(loaded, folder, tokenizer=tokenizer, card=card)
     first, *further = [found.to_dict() for found in edits]
-    print_result({"edit": first, "further": further, "output": str(output)}, as_json, f"wrote {output}")
+    result = {"edit": first, "further": further, "output": str(output)}
+    print_result(result, as_json, f"wrote {output}")
+    push(repository, folder)

@@ -11,7 +11,9 @@ from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.grouped import Only, usage
 from lasertri.cli.loading import Loading
+from lasertri.cli.pushing import Pushing, push
 from lasertri.cli.samples import TextSource
+from lasertri.cli.typed import command_line
 from lasertri.data.files import Fields
 from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
@@ -24,10 +26,11 @@ from lasertri.support.output_folder import OutputFolder
 )
 def compress_command(
     model: options.Model,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint, for lasertri.load alone.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the checkpoint.")],
     source: TextSource,
     fields: Fields,
     loading: Loading,
+    pushing: Pushing,
     settings: Annotated[Settings, Only("targets", "memory_budget", "progress")],
     keep: Annotated[
         float | None, typer.Option(help="Share of the targets' bytes to keep, over all of them; by default 0.9.")
@@ -54,10 +57,13 @@ def compress_command(
     from lasertri.compression.compress import check_options, compress
     from lasertri.factors.journals import journal_folder
     from lasertri.model.checkpoint import rebuilt, save
+    from lasertri.result.card import Base, Made, compression_card
+    from lasertri.support.environment import environment
 
     with usage():
         check_options(keep, rank, factors, max_kl)
     folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files])
+    repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model)
     folder.require(sum(p.nbytes for p in loaded.parameters()))
@@ -80,9 +86,13 @@ def compress_command(
     written = None
     try:
         if result.count:
-            save(loaded, folder, tokenizer=tokenizer)
+            made = Made(command_line(), source.name, source.datasets, pushing.push or "")
+            card = compression_card(result.to_dict(), Base.of(loaded), made, folder.path.name, environment())
+            save(loaded, folder, tokenizer=tokenizer, card=card)
             written = str(output)
         result.journal.delete()
     finally:  # the figures are worth as much without a folder
         print_result(result.to_dict() | {"output": written}, as_json, str(result))
     typer.echo("nothing written: no factors would be smaller" if written is None else f"wrote {written}", err=True)
+    if written is not None:
+        push(repository, folder)

@@ -47,7 +47,7 @@ def demo(
     if not as_json:
         typer.echo(DEMO_TASK)
     data = samples(200, seed=1), samples(1000, seed=2)
-    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json)
+    result = run(str(MODEL_DIR), *data, Settings(edit=edit), Loading(), folder, as_json, data="lasertri demo")
     if result.edit is None or edit != "truncate" or as_json:
         return
     typer.echo(DEMO_WHY)

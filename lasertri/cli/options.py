@@ -15,12 +15,20 @@ Output = Annotated[
 Save = Annotated[
     Literal["checkpoint", "factored"],
     typer.Option(
-        help="factored: edited weights as factors, where those are smaller, for lasertri.load alone.",
+        help="factored: edited weights as factors, where those are smaller; lasertri.factored reads them.",
         rich_help_panel="Output",
     ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output folder that lasertri wrote.", rich_help_panel="Output")
+]
+LogSamples = Annotated[
+    bool,
+    typer.Option(
+        "--log-samples",
+        help="Write samples.jsonl too: every held-out sample with the model's answers before and after.",
+        rich_help_panel="Output",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
 Resume = Annotated[

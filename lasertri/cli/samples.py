@@ -69,6 +69,16 @@ class Source:
         return self.data, self.data_dir, self.include_path
 
     @property
+    def name(self) -> str:
+        """What they are called, without a folder."""
+        return self.task if self.data is None else self.data.name
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Their ids on the hub, where these are known."""
+        return (TASKS[self.task].source.repository,) if self.task in TASKS else ()
+
+    @property
     def of_lm_eval(self) -> bool:
         """Whether the task is one of lm-evaluation-harness, which writes its prompts for a chat by itself."""
         return self.task.startswith(LM_EVAL)
@@ -128,6 +138,17 @@ class TextSource(Source):
     def files(self) -> tuple[Path | None, ...]:
         """See `Source`."""
         return *super().files, self.text
+
+    @property
+    def name(self) -> str:
+        """See `Source`."""
+        return (
+            super().name
+            if self.data is not None or self.task
+            else "neutral text"
+            if self.text is None
+            else self.text.name
+        )
 
     def read(self, model: str, fields: Fields, *, revision: str | None) -> str | None:
         """The text, None for the neutral one; of samples their prompts with the right answers.

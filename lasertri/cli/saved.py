@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lasertri.cli.typed import command_line
 from lasertri.errors import LasertriError
 from lasertri.support.shown import reason
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from lasertri.edit.edit import Edit
     from lasertri.result.adaptation import Adaptation
+    from lasertri.result.card import Form
 
 ADAPTER = "adapter_config.json"
 
@@ -27,6 +31,25 @@ def load_edits(folder: Path) -> list[Edit]:
     beside_checkpoint = folder / "adapter"  # a merged step's
     first = beside_checkpoint if (beside_checkpoint / ADAPTER).exists() else folder
     return [Edit.load(place) for place in (first, *sorted(folder.glob("edit-*")))]
+
+
+def card_of_edits(
+    folder: Path, edits: list[Edit], model: PreTrainedModel, form: Form, title: str, repository: str
+) -> str:
+    """The model card of a checkpoint with these edits, with what was measured of them where their folder says it."""
+    from lasertri.result.adaptation import SUMMARY_NAME
+    from lasertri.result.card import Base, Made, adaptation_card, edits_card
+    from lasertri.support.environment import environment
+
+    base, described = Base.of(model), [edit.to_dict() for edit in edits]
+    try:
+        found = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        if [found["edit"], *filter(None, (each["edit"] for each in found["further"]))] == described:
+            made = Made(command_line(), found["data"], found["datasets"], repository)
+            return adaptation_card(found, base, form, made, title, again=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # it is an edit without them
+    return edits_card(described, base, form, Made(command_line(), repository=repository), title, environment())
 
 
 def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
@@ -60,8 +83,9 @@ def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> 
         return [f"wrote {folder}"]
     kind = model_kind(result.model)
     if (folder / "config.json").exists():
-        load = "lasertri.load" if factored else f"{CLASSES[kind][0].__name__}.from_pretrained"
-        return [f'wrote {folder}: the edited model; load it by {load}("{folder}")']
+        first = "import lasertri.factored, then " if factored else ""
+        load = f"{CLASSES[kind][0].__name__}.from_pretrained"
+        return [f'wrote {folder}: the edited model; load it by {first}{load}("{folder}")']
     lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
     adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     if adapter.get("target_parameters"):

@@ -23,13 +23,16 @@ from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
 
+REFINED = "refined"  # the direction of an adapter of others
+
 
 @dataclass(frozen=True)
 class Step(Edit):
     """What is added to the weights of many linear layers and experts: `left @ right` of each.
 
     Attributes:
-        direction: "plain", the gradient itself, or "whitened", see `ops.whiten_blocks`.
+        direction: "plain", the gradient itself, or "whitened", see `ops.whiten_blocks`; "refined", what `Refinement`
+            made of an adapter, which keeps its rank.
         rank: of every layer, of which a fold's step has its part; a layer of fewer rows or columns has its own.
         size: predicted decrease of the loss, as a share of what it was.
         factors: of every layer `[m, r]` and `[r, n]`, FP32, with −η in the left one; none of an expert without tokens.
@@ -130,7 +133,7 @@ class Step(Edit):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         origin = self.origin or Origin()
-        write_adapter(self.factors, directory, origin)
+        write_adapter(self.factors, directory, origin, rank=self.rank if self.direction == REFINED else None)
         config: dict[str, Any] = {"lasertri_version": __version__, "kind": "step"}
         config |= {"direction": self.direction, "rank": self.rank, "size": self.size}
         config |= {"targets": [asdict(target) for target in self.factors], "origin": origin.to_dict()}
@@ -160,7 +163,8 @@ class Step(Edit):
 
     def to_dict(self) -> dict[str, object]:
         """How it is named in reports."""
-        return {"kind": "step", "direction": self.direction, "rank": self.rank, "size": self.size}
+        kind = "refine" if self.direction == REFINED else "step"
+        return {"kind": kind, "direction": self.direction, "rank": self.rank, "size": self.size}
 
     def _merged(self, target: Target, model: nn.Module) -> Tensor:
         stored = target.parameter(model)

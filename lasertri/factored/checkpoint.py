@@ -1,4 +1,4 @@
-"""Checkpoints of models with factored layers: only `load_model` reads them, and checks them when it does."""
+"""Checkpoints of models with factored layers: once this is imported, transformers reads them by a quantizer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchange, linear_at
@@ -21,48 +22,99 @@ from lasertri.ops import Partition
 from lasertri.support.shown import reason, shown
 from lasertri.version import __version__
 
-DESCRIPTION_NAME = "lasertri_factored.json"
-# model.factored.safetensors: without the variant's name transformers finds no weights, and says so
-VARIANT = "factored"
+METHOD = "lasertri"  # what transformers says that it does not know, where this is not imported
+DESCRIPTION = "quantization_config"  # its field of config.json
+PLACE = f"config.json, {DESCRIPTION}"
 
 
-def write_description(layers: Mapping[str, FactoredLinear], folder: Path) -> None:
-    """Write beside the weights which layers are factored, how, and what the files must hold."""
-    description: dict[str, Any] = {
-        "lasertri_version": __version__,
-        "layers": {path: asdict(layer.layout) for path, layer in layers.items()},
-        "files": {path.name: _file_sha256(path) for path in sorted(folder.glob("model*"))},
-    }
-    description["sha256"] = _description_sha256(description)
-    (folder / DESCRIPTION_NAME).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+@register_quantization_config(METHOD)
+class FactoredConfig(QuantizationConfigMixin):
+    """Which layers are factored and how, and what the files beside must hold: `quantization_config` of config.json.
 
-
-def read_layouts(name: str | Path, *, revision: str | None = None) -> dict[str, Layout]:
-    """The factored layers of a folder or a model on the hub by module path; none of an ordinary checkpoint.
-
-    Raises:
-        LasertriError: description or weights are missing, damaged, or were changed since they were written.
+    Attributes:
+        layers: layout of every factored layer, by module path.
+        files: SHA-256 of the files of weights; none of a model in memory, which others may save by themselves.
     """
-    path = _find(name, DESCRIPTION_NAME, revision)
-    if path is None:
-        return {}
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-        expected = description.pop("sha256")
-        files = dict(description["files"])
-        layouts = {layer: _layout(fields) for layer, fields in description["layers"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LasertriError(f"{path}: expected the description of factored layers, got {reason(error)}") from error
-    if _description_sha256(description) != expected:
-        raise LasertriError(f"{path}: the description was changed after it was written; copy the checkpoint again")
-    for file, checksum in files.items():
-        if not file.startswith("model") or file != Path(file).name:
-            raise LasertriError(f"{path}: expected files beside it, got {shown(file)}; take another copy")
-        weights = _find(name, file, revision)
-        if weights is None or _file_sha256(weights) != checksum:
-            state = "is missing" if weights is None else "was changed after it was written"
-            raise LasertriError(f"{name}: {file} {state}; copy the checkpoint again")
-    return layouts
+
+    def __init__(self, layers: Mapping[str, Layout], files: Mapping[str, str] | None = None) -> None:
+        self.quant_method: Any = METHOD
+        self.layers, self.files = dict(layers), dict(files or {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """What `to_dict` gave.
+
+        Raises:
+            LasertriError: it is damaged, or was changed since it was written.
+        """
+        try:
+            given = dict(config_dict)
+            expected = given.pop("sha256")
+            files = {name: str(checksum) for name, checksum in given["files"].items()}
+            layers = {layer: _layout(fields) for layer, fields in given["layers"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LasertriError(f"{PLACE}: expected the description of factored layers, got {reason(error)}") from error
+        if _sha256(given) != expected:
+            raise LasertriError(f"{PLACE}: the description was changed after it was written; copy the checkpoint again")
+        found = cls(layers, files)
+        return (found, kwargs) if return_unused_kwargs else found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON, with a checksum."""
+        layers = {path: asdict(layout) for path, layout in self.layers.items()}
+        described = {"quant_method": METHOD, "lasertri_version": __version__, "layers": layers, "files": self.files}
+        return described | {"sha256": _sha256(described)}
+
+    def require_files(self, paths: list[str]) -> None:
+        """Check that these are the files of weights.
+
+        Raises:
+            LasertriError: one is missing, or has other content.
+        """
+        found = {Path(path).name: Path(path) for path in paths}
+        for name, checksum in self.files.items():
+            if name not in found or _file_sha256(found[name]) != checksum:
+                state = "was changed after it was written" if name in found else "is missing"
+                raise LasertriError(f"{shown(name)}, weights with factored layers, {state}; copy the checkpoint again")
+
+
+@register_quantizer(METHOD)
+class FactoredQuantizer(HfQuantizer):
+    """Puts factored layers in their places before any weight is read; the model is an ordinary one afterwards."""
+
+    quantization_config: FactoredConfig
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        self.quantization_config.require_files(kwargs.get("checkpoint_files") or [])
+        layouts = self.quantization_config.layers
+        exchange(model, {path: FactoredLinear.like(linear_at(model, path), layouts[path]) for path in layouts})
+
+    def postprocess_model(self, model: PreTrainedModel, **_: Any) -> None:
+        """Check what was read; leave no mark of quantisation, which would forbid what is allowed here."""
+        for path in self.quantization_config.layers:
+            index: Any = model.get_submodule(path).index
+            if index is not None and not torch.equal(index.sort().values.cpu(), torch.arange(len(index))):
+                raise LasertriError(f"expected an order of all rows of {path}, got some twice; copy it again")
+        self.remove_quantization_config(model)
+        model.config.quantization_config = FactoredConfig(self.quantization_config.layers)
+
+    def is_serializable(self) -> bool:
+        """See `HfQuantizer`."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """See `HfQuantizer`."""
+        return True
+
+
+def describe(layers: Mapping[str, FactoredLinear], folder: Path) -> None:
+    """Write into the configuration beside the weights which layers are factored, and what the files hold."""
+    path = folder / "config.json"
+    files = {file.name: _file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    description = FactoredConfig({name: layer.layout for name, layer in layers.items()}, files)
+    config = json.loads(path.read_text(encoding="utf-8")) | {DESCRIPTION: description.to_dict()}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _layout(fields: Mapping[str, Any]) -> Layout:
@@ -76,41 +128,10 @@ def _layout(fields: Mapping[str, Any]) -> Layout:
     return Layout(partition.offsets, tuple(ranks), *kinds)
 
 
-def load_factored(
-    base: type[PreTrainedModel], layouts: Mapping[str, Layout], name: str | Path, **options: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """`base.from_pretrained` with factored layers in their places before any weight is read, and its report."""
-
-    def build(self: PreTrainedModel, *arguments: Any, **more: Any) -> None:
-        base.__init__(self, *arguments, **more)
-        exchange(self, {path: FactoredLinear.like(linear_at(self, path), layouts[path]) for path in layouts})
-
-    # transformers makes the model within from_pretrained, on the meta device: it is a class that it has to be told
-    changed: Any = type(base.__name__, (base,), {"__init__": build, "__module__": base.__module__})
-    model, report = changed.from_pretrained(name, variant=VARIANT, output_loading_info=True, **options)
-    model.__class__ = base
-    for path in layouts:
-        index = model.get_submodule(path).index
-        if index is not None and not torch.equal(index.sort().values.cpu(), torch.arange(len(index))):
-            raise LasertriError(f"{name}: expected an order of all rows of {path}, got some twice; copy it again")
-    return model, report
-
-
-def _find(name: str | Path, file: str, revision: str | None) -> Path | None:
-    """A file of a folder or of a model on the hub, where there is one."""
-    if Path(name).is_dir():
-        path = Path(name) / file
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(str(name), file, revision=revision))
-    except EntryNotFoundError:
-        return None
-
-
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _description_sha256(description: dict[str, Any]) -> str:
+def _sha256(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()

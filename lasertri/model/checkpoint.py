@@ -1,4 +1,4 @@
-"""A model as a folder: a plain Hugging Face checkpoint, or with factored layers one that only `load_model` reads."""
+"""A model as a folder: a plain Hugging Face checkpoint, with factored layers or without."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from lasertri.errors import LasertriError
-from lasertri.factored.checkpoint import VARIANT, write_description
+from lasertri.factored.checkpoint import describe
 from lasertri.factored.layer import FactoredLinear
-from lasertri.model.loading import load_model
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.output_folder import OutputFolder
 from lasertri.support.scratch import scratch_folder
 from lasertri.support.shown import reason
 
+CARD_NAME = "README.md"
 MODULE_NAME = "model.safetensors"  # of a module that cannot save itself
 
 
@@ -35,6 +35,7 @@ def save(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
+    card: str | None = None,
 ) -> None:
     """Write a model, with whatever layers of it are factored, for `load` to read.
 
@@ -42,6 +43,7 @@ def save(
 
     Args:
         overwrite: replace what lasertri wrote there before.
+        card: text of a model card, `README.md`.
 
     Raises:
         LasertriError: the folder has something in it that may not be replaced, or cannot be written, or does not load
@@ -50,6 +52,8 @@ def save(
     with output_of(model, directory, overwrite=overwrite).written() as folder:
         write_checkpoint(model, folder, tokenizer)
         reloaded(model, folder)
+        if card is not None:
+            (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def output_of(model: nn.Module, directory: str | Path | OutputFolder, *, overwrite: bool) -> OutputFolder:
@@ -66,16 +70,14 @@ def write_checkpoint(model: nn.Module, folder: Path, tokenizer: PreTrainedTokeni
     """
     layers = _factored(model)
     own: Any = getattr(model, "save_pretrained", None)
-    if layers:
-        own(folder, variant=VARIANT)
-    elif own is not None:
+    if own is not None:
         own(folder)
     else:
         save_model(model, str(folder / MODULE_NAME))
     if tokenizer is not None:
         write_tokenizer(tokenizer, folder)
     if layers:
-        write_description(layers, folder)
+        describe(layers, folder)
 
 
 def write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -262,8 +264,6 @@ def _loaded(model: Any, folder: Path) -> Any:
     """As its users will load it; a module that cannot load itself is returned as it is."""
     if not hasattr(model, "save_pretrained"):
         return model
-    if _factored(model):
-        return load_model(folder, device="cpu")
     with _quietly():
         return _running_alike(_class_of(model).from_pretrained(folder, dtype="auto"), model)
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.factored.checkpoint import METHOD
 from lasertri.ops import DTYPES
+from lasertri.support.shown import LONGEST, shown
 
 MERGE = (
     "write the adapter into the weights (PeftModel.from_pretrained(base, adapter).merge_and_unload()), save that model "
@@ -18,7 +20,7 @@ UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the res
 
 
 def require_unquantised(config: Any) -> None:
-    """Refuse a model that its configuration calls quantised.
+    """Refuse a model that its configuration calls quantised, but for factored layers.
 
     Raises:
         LasertriError: it does.
@@ -27,7 +29,16 @@ def require_unquantised(config: Any) -> None:
         fields = quantisation if isinstance(quantisation, dict) else vars(quantisation)
         method = fields.get("quant_method") or type(quantisation).__name__
         method = getattr(method, "value", method)  # Transformers' own are of an enumeration
-        raise LasertriError(f"expected a model without quantisation, got one quantised by {method}; {UNQUANTISED}")
+        if method == METHOD:
+            return
+        raise LasertriError(
+            f"expected a model without quantisation, got one quantised by {_shown(method)}; {UNQUANTISED}"
+        )
+
+
+def _shown(method: object) -> str:
+    """A name as it is, unless it is none."""
+    return method if isinstance(method, str) and len(method) <= LONGEST else shown(method)
 
 
 def require_editable(model: nn.Module) -> None:

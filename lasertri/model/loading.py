@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
+import lasertri.factored  # noqa: F401  # which reads factored layers
 from lasertri.errors import LasertriError
-from lasertri.factored.checkpoint import load_factored, read_layouts
 from lasertri.model.editable import MERGE, require_unquantised
 from lasertri.model.files import (
     COMPUTED,
@@ -85,21 +85,15 @@ def load_model(
     kind, config = checkpoint_kind(name, revision=revision)
     require_unquantised(config)
     options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
-    layouts, folder = read_layouts(name, revision=revision), local_folder(name, revision)
+    folder = local_folder(name, revision)
     if folder is not None:
         require_own_files(folder)
     _require_no_adapter(name, revision)
     _require_consistent(name, kind, config, revision)
-    loaded: Any
     with reading(name, "the checkpoint", "download it again", revision=revision):
-        if layouts:
-            base: Any = CLASSES[kind][1][type(config)]
-            loaded = load_factored(base, layouts, name, **options)
-        else:
-            loaded = CLASSES[kind][0].from_pretrained(
-                name, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-    model, report = loaded
+        model, report = CLASSES[kind][0].from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     _require_all(name, report)
     _say_unused(name, model, report, revision)
     return model.to(place).eval()

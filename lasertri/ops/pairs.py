@@ -48,6 +48,18 @@ def balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return left * scale, right / scale[:, None]
 
 
+def singular(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of a product, in FP64, without forming it: `[b, k]`, `[k]` and `[k, n]`.
+
+    Args:
+        left, right: `[b, k]` and `[k, n]`, of which k is the smallest.
+    """
+    rows, one = torch.linalg.qr(left.double())
+    columns, other = torch.linalg.qr(right.double().mT)
+    u, sigma, vh = torch.linalg.svd(one @ other.mT, full_matrices=False)
+    return rows @ u, sigma, vh @ columns.mT
+
+
 def pivoted(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same product as k of its own rows, and what makes its other rows of these: k² numbers fewer.
 

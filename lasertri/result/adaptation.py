@@ -6,13 +6,14 @@ import html
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from lasertri.edit.answers import answer_rows
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.flips import Flips
@@ -21,19 +22,23 @@ from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
-from lasertri.measure.protocol import SampleBatch
-from lasertri.model.checkpoint import output_of, reloaded, write_checkpoint, write_tokenizer
+from lasertri.measure.protocol import SampleBatch, Samples
+from lasertri.model.checkpoint import CARD_NAME, output_of, reloaded, write_checkpoint, write_tokenizer
+from lasertri.result.card import Base, Form, Made, adaptation_card
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
+from lasertri.support.hub import Repository
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.output_folder import OutputFolder
+from lasertri.support.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "adaptation.json"
 REPORT_NAME = "report.html"
+SAMPLES_NAME = "samples.jsonl"
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +57,9 @@ class Adaptation:
         probe: a batch that what is saved is checked by, if any.
         asked: how the first sample was asked; None with an `Objective`.
         files: that the samples were read from, as far as they say.
+        samples: those held out.
         flips: held-out answers "won" and "lost"; None without an edit, and with an `Objective`.
+        made: how it came about, for the model card.
         journal: of the search, deleted when the result is saved.
     """
 
@@ -68,7 +75,9 @@ class Adaptation:
     asked: Asked | None = None
     files: Sequence[str] = ()
     flips: Mapping[str, Flips] | None = field(default=None, repr=False)
+    samples: Samples | None = field(default=None, repr=False)
     refused: str | None = None
+    made: Made = field(default=Made(), repr=False)
     journal: Journal = field(default=NOTHING, repr=False)
 
     @property
@@ -100,21 +109,33 @@ class Adaptation:
             "refused": self.refused,
             "seconds": sum(self.seconds.values()),
             "seconds_by_phase": self.seconds,
+            "data": self.made.data,
+            "datasets": list(self.made.datasets),
             "settings": self.settings.to_dict(),
             "environment": self.environment,
         }
 
-    def save(self, directory: str | Path | OutputFolder, *, overwrite: bool = False, factored: bool = False) -> None:
+    def save(
+        self,
+        directory: str | Path | OutputFolder,
+        *,
+        overwrite: bool = False,
+        factored: bool = False,
+        log_samples: bool = False,
+    ) -> None:
         """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
         reads into a module of its kind. A second edit stands in `edit-2`. Without an edit only what was measured is
-        written. It does not matter whether edits are applied by now, but for a merged step and a shrink, which are to
-        be saved before. The folder appears when it is complete; where it cannot be written, the edit is kept elsewhere.
+        written; with one, a model card (`README.md`) too. It does not matter whether edits are applied by now, but for
+        a merged step and a shrink, which are to be saved before. The folder appears when it is complete; where it
+        cannot be written, the edit is kept elsewhere.
 
         Args:
             overwrite: replace what lasertri wrote there before.
-            factored: keep the edited weights as factors where those are smaller; then only `lasertri.load` reads it.
+            factored: keep the edited weights as factors where those are smaller, which `lasertri.load` reads, and
+                transformers itself once `lasertri.factored` is imported.
+            log_samples: also write `samples.jsonl`, every held-out sample with what the model gave before and after.
 
         Raises:
             LasertriError: the folder has something in it that may not be replaced, or cannot be written, or `factored`
@@ -141,9 +162,13 @@ class Adaptation:
             elif self.edits and self.tokenizer is not None:
                 write_tokenizer(self.tokenizer, folder)
             self._write_findings(folder)
+            if log_samples:
+                self._write_samples(folder)
             for number, edit in enumerate(self.edits, start=1):
                 if self.probe is not None:
                     edit.check(self.model, folder / edit.place(number), self.probe)
+            if self.edits:
+                (folder / CARD_NAME).write_text(self.card(output.path.name, factored=factored), encoding="utf-8")
             obstacle = report_obstacle()
             if obstacle is None:
                 self.report(folder / REPORT_NAME)
@@ -157,6 +182,45 @@ class Adaptation:
             edit.save(folder / edit.place(number))
         summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
+
+    def _write_samples(self, folder: Path) -> None:
+        """What was given for every held-out sample; nothing where they could not be read."""
+        if self.held_out is not None and self.samples is not None:
+            lines = (json.dumps(row, ensure_ascii=False) for row in answer_rows(self.held_out, self.samples))
+            (folder / SAMPLES_NAME).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, overwrite: bool = False, factored: bool = False
+    ) -> str:
+        """Put what `save` writes on the Hugging Face hub, in one commit; returns its address.
+
+        Args:
+            repo_id: USER/NAME; the repository is made if it is not there.
+            private: whether it is made for its owner alone.
+            overwrite: replace what lasertri put there before; its history stays.
+            factored: as for `save`.
+
+        Raises:
+            LasertriError: there is no edit, or the hub would not take it, or did not.
+        """
+        if not self.edits:
+            raise LasertriError("expected an accepted edit to push, but there is none")
+        repository = Repository(repo_id, private=private, overwrite=overwrite)
+        with scratch_folder() as directory:
+            folder = directory / repo_id.rpartition("/")[2]
+            replace(self, made=replace(self.made, repository=repo_id)).save(folder, factored=factored)
+            return repository.push(folder, again="call push_to_hub again, or save")
+
+    def card(self, title: str, *, factored: bool = False) -> str:
+        """The model card of an accepted edit.
+
+        Args:
+            title: name of the folder.
+            factored: whether it is saved as factors.
+        """
+        form: Form = "adapter" if not self.edits[0].dense else "factored" if factored else "checkpoint"
+        base = Base.of(self.model, language=self.asked is not None)
+        return adaptation_card(self.to_dict(), base, form, self.made, title)
 
     def report(self, path: str | Path) -> None:
         """Write `report.html`, self-contained.

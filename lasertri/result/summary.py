@@ -151,6 +151,9 @@ def describe(edit: dict[str, Any], matrices: int | None = None) -> str:
         return f"{edit['target']}, {parts} truncated to rank {edit['rank']} (ρ = {edit['rho']:g})"
     layers = "" if matrices is None else f" of {matrices} linear layer{'s' * (matrices != 1)}"
     far = f"as far as would save {edit['size']:g} times the loss at first order"
+    if edit["kind"] == "refine":
+        where = layers.replace(" of", " in", 1)
+        return f"singular values of an adapter of rank {edit['rank']}{where} moved against their gradients, {far}"
     if edit["kind"] == "shrink":
         return f"singular values{layers} moved against their gradients, {far}"
     return f"a step{layers} down the {edit['direction']} gradient, rank {edit['rank']}, {far}"

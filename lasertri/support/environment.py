@@ -11,7 +11,7 @@ import torch
 from lasertri.ops.backends import AUTO_REASON, BACKENDS, choose_backend
 from lasertri.version import __version__
 
-PACKAGES = ("torch", "triton", "transformers", "datasets", "safetensors", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "peft", "datasets", "safetensors", "numpy")
 
 
 def environment() -> dict[str, object]:

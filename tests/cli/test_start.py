@@ -14,7 +14,7 @@ atexit.register(lambda: print("\\n" + json.dumps([name for name in {HEAVY} if na
 from lasertri.cli import app
 app(prog_name="lasertri")
 """
-COMMANDS = ("adapt", "demo", "apply", "compare", "compress", "eval", "reproduce", "info", "ls")
+COMMANDS = ("adapt", "refine", "demo", "apply", "compare", "compress", "eval", "reproduce", "info", "ls")
 
 
 def start(*arguments, **environment):

@@ -1,12 +1,16 @@
 """A factored checkpoint comes back bit for bit, is smaller, and is read by nothing that would read it wrongly."""
 
 import copy
+import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from tiny import make_samples
 from transformers import AutoModelForCausalLM
+from transformers.quantizers import auto
 from typer.testing import CliRunner
 
 import lasertri
@@ -15,7 +19,7 @@ from lasertri.cli import app
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import Edit
 from lasertri.edit.truncation import Truncation, factored_edits
-from lasertri.factored.checkpoint import DESCRIPTION_NAME, _description_sha256, write_description
+from lasertri.factored.checkpoint import DESCRIPTION, METHOD, _sha256, describe
 from lasertri.factored.exchange import exchange, exchanged
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.store import FactorStore
@@ -88,7 +92,7 @@ def test_another_dtype_may_be_asked_for(model, tmp_path):
 
 def test_an_ordinary_model_is_written_and_read_as_ever(model, tmp_path):
     lasertri.save(model, tmp_path / "out")
-    assert not (tmp_path / "out" / DESCRIPTION_NAME).exists()
+    assert DESCRIPTION not in json.loads((tmp_path / "out" / "config.json").read_text())
     for loaded in (lasertri.load(tmp_path / "out"), AutoModelForCausalLM.from_pretrained(tmp_path / "out")):
         assert logits(loaded).equal(logits(model))
 
@@ -98,71 +102,92 @@ def test_shards_are_read_too(model, tmp_path, monkeypatch):
     whole = type(model).save_pretrained
     monkeypatch.setattr(type(model), "save_pretrained", lambda *a, **k: whole(*a, max_shard_size="10KB", **k))
     lasertri.save(model, tmp_path / "out")
-    assert len(list((tmp_path / "out").glob("model.factored-*.safetensors"))) > 1
-    assert logits(lasertri.load(tmp_path / "out")).equal(logits(model))
-    (tmp_path / "out" / "model.safetensors.index.factored.json").write_text("{}")
-    with pytest.raises(LasertriError, match="index.factored.json was changed"):
+    first, *others = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert others
+    for load in (lasertri.load, AutoModelForCausalLM.from_pretrained):
+        assert logits(load(tmp_path / "out")).equal(logits(model))
+    first.write_bytes(others[0].read_bytes())
+    with pytest.raises(LasertriError, match=f"{first.name}', weights with factored layers, was changed"):
         lasertri.load(tmp_path / "out")
 
 
-def test_transformers_alone_fails_and_fills_in_no_random_numbers(model, tmp_path):
-    make_factored(model)
+@pytest.mark.parametrize("architecture", ["gptj", "gemma2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_reads_it_and_writes_it_as_any_other(model_of, tmp_path, architecture, dtype):
+    model = make_factored(model_of(architecture, dtype=dtype))
     lasertri.save(model, tmp_path / "out")
-    with pytest.raises(OSError, match="no file named model.safetensors"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "out", variant="factored")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert type(loaded) is type(model)
+    assert logits(loaded).equal(logits(lasertri.load(tmp_path / "out")))
+    assert factored_paths(loaded) == factored_paths(model)
+    loaded.save_pretrained(tmp_path / "again")
+    assert logits(lasertri.load(tmp_path / "again")).equal(logits(model))
+    assert loaded.float().dtype == torch.float32  # which models that are quantised refuse
+
+
+def test_transformers_alone_names_it_and_fills_in_no_random_numbers(model, tmp_path, monkeypatch):
+    lasertri.save(make_factored(model), tmp_path / "out")
     model.save_pretrained(tmp_path / "theirs")
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
     with pytest.raises(LasertriError, match="expected weights of the shapes"):
         lasertri.load(tmp_path / "theirs")
-    (tmp_path / "out" / DESCRIPTION_NAME).unlink()
-    with pytest.raises(LasertriError, match="the checkpoint cannot be used"):
-        lasertri.load(tmp_path / "out")
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, METHOD)
+    said = []
+    monkeypatch.setattr(auto.logger, "warning", said.append)
+    for name in ("out", "theirs"):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / name)
+    assert [f"got {METHOD} " in each for each in said] == [True]
+
+
+def test_importing_the_folder_is_enough(model, tmp_path):
+    lasertri.save(make_factored(model), tmp_path / "out")
+    script = (
+        "import lasertri.factored; from transformers import AutoModelForCausalLM; "
+        f"print(AutoModelForCausalLM.from_pretrained({str(tmp_path / 'out')!r}).transformer.h[0].mlp.fc_in)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("FactoredLinear(")
 
 
 def test_damaged_files_are_refused(model, tmp_path):
     folder = tmp_path / "out"
     lasertri.save(make_factored(model), folder)
-    weights, description = folder / "model.factored.safetensors", folder / DESCRIPTION_NAME
-    whole, described = weights.read_bytes(), json.loads(description.read_text())
+    weights, path = folder / "model.safetensors", folder / "config.json"
+    whole, config = weights.read_bytes(), json.loads(path.read_text())
     for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-10]):
         weights.write_bytes(damaged)
-        with pytest.raises(LasertriError, match="model.factored.safetensors was changed after it was written"):
-            lasertri.load(folder)
+        for load in (lasertri.load, AutoModelForCausalLM.from_pretrained):
+            with pytest.raises(LasertriError, match="'model.safetensors', weights with factored layers, was changed"):
+                load(folder)
     weights.unlink()
-    with pytest.raises(LasertriError, match="model.factored.safetensors is missing"):
+    with pytest.raises(LasertriError, match="no file named model.safetensors"):
         lasertri.load(folder)
     weights.write_bytes(whole)
+    described = config[DESCRIPTION]
     layers = {path: fields | {"ordered": True} for path, fields in described["layers"].items()}
-    description.write_text(json.dumps(described | {"layers": layers}))
-    with pytest.raises(LasertriError, match="description was changed"):
-        lasertri.load(folder)
-    for broken in (
-        "",
-        "[]",
-        "{}",
-        json.dumps(described | {"layers": {"a": {}}}),
-        json.dumps(described | {"layers": []}),
+    for changed, said in (
+        (described | {"layers": layers}, "description was changed"),
+        ({"quant_method": METHOD}, "expected the description"),
+        (described | {"layers": {"a": {}}}, "expected the description"),
+        (described | {"layers": []}, "expected the description"),
     ):
-        description.write_text(broken)
-        with pytest.raises(LasertriError, match=f"{DESCRIPTION_NAME}: expected the description"):
+        path.write_text(json.dumps(config | {DESCRIPTION: changed}))
+        with pytest.raises(LasertriError, match=f"config.json, {DESCRIPTION}: .*{said}"):
             lasertri.load(folder)
-    config = json.loads((folder / "config.json").read_text())
-    description.write_text(json.dumps(described))
-    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    path.write_text(json.dumps(config | {"n_layer": 2}))
     with pytest.raises(LasertriError, match=r"a linear layer transformer\.h\.2\.mlp\.fc_in, got none"):
         lasertri.load(folder)
 
 
 def signed(folder, change):
     """Change what the description says, with a checksum for it."""
-    path = folder / DESCRIPTION_NAME
-    described = json.loads(path.read_text())
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    described = config[DESCRIPTION]
     described.pop("sha256")
     change(described)
-    path.write_text(json.dumps(described | {"sha256": _description_sha256(described)}))
+    config[DESCRIPTION] = described | {"sha256": _sha256(described)}
+    path.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -186,11 +211,12 @@ def test_a_layout_that_no_layer_can_have_is_refused(model, tmp_path, fields, sai
         lasertri.load(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "", "..", "model/../../x"])
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "", ".."])
 def test_files_elsewhere_are_not_looked_at(model, tmp_path, name):
     lasertri.save(make_factored(model), tmp_path / "out")
-    signed(tmp_path / "out", lambda described: described["files"].update({name: "0" * 64}))
-    with pytest.raises(LasertriError, match=f"{DESCRIPTION_NAME}: expected files beside it, got"):
+    (tmp_path / "outside.safetensors").write_bytes(b"")
+    signed(tmp_path / "out", lambda described: described["files"].update({name: hashlib.sha256(b"").hexdigest()}))
+    with pytest.raises(LasertriError, match="weights with factored layers, is missing"):
         lasertri.load(tmp_path / "out")
 
 
@@ -198,8 +224,8 @@ def test_an_order_with_a_row_twice_is_refused(model, tmp_path):
     factored = make_factored(model)
     layer = factored.get_submodule("transformer.h.1.mlp.fc_out")
     layer.index[0] = layer.index[1]
-    factored.save_pretrained(tmp_path, variant="factored")
-    write_description({p: factored.get_submodule(p) for p in factored_paths(factored)}, tmp_path)
+    factored.save_pretrained(tmp_path)
+    describe({p: factored.get_submodule(p) for p in factored_paths(factored)}, tmp_path)
     with pytest.raises(LasertriError, match=r"an order of all rows of transformer\.h\.1\.mlp\.fc_out, got some twice"):
         lasertri.load(tmp_path)
 

@@ -20,7 +20,7 @@ import lasertri
 from fuzz.damage import changed, damage
 from fuzz.outcome import attempt
 from lasertri import Sample
-from lasertri.factored.checkpoint import DESCRIPTION_NAME, _description_sha256
+from lasertri.factored.checkpoint import DESCRIPTION, _sha256
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.loading import load_model, load_tokenizer
 
@@ -39,7 +39,7 @@ def saved(kind: str) -> tuple[Path, np.ndarray]:
     else:
         model.save_pretrained(folder, max_shard_size="9KB" if kind == "sharded" else "1GB")
     make_tokenizer(name).save_pretrained(folder)
-    assert (folder / DESCRIPTION_NAME).exists() == (kind == "factored")
+    assert (DESCRIPTION in json.loads((folder / "config.json").read_text())) == (kind == "factored")
     return folder, answer(folder)
 
 
@@ -53,12 +53,13 @@ def answer(folder: Path) -> np.ndarray:
 
 def tamper(random: Random, folder: Path) -> None:
     """Change what a description of factored layers says, and write the checksum that this has."""
-    described = json.loads((folder / DESCRIPTION_NAME).read_text())
+    config = json.loads((folder / "config.json").read_text())
+    described = config[DESCRIPTION]
     described.pop("sha256")
     name = random.choice(sorted(described))
     described[name] = changed(random, described[name])
-    described["sha256"] = _description_sha256(described)
-    (folder / DESCRIPTION_NAME).write_text(json.dumps(described))
+    config[DESCRIPTION] = described | {"sha256": _sha256(described)}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def case(random: Random, folder: Path) -> str:
@@ -73,7 +74,7 @@ def case(random: Random, folder: Path) -> str:
     done = damage(random, folder, [saved(other)[0] for other in KINDS if other != kind])
     found = attempt(lambda: answer(folder))
     how, file = done.split()
-    summed = kind == "factored" and (file.startswith("model") or file == DESCRIPTION_NAME)
+    summed = kind == "factored" and file.startswith("model")
     seen = summed or how not in ("byte", "inserted", "field", "other")
     assert not seen or np.array_equal(found, expected), f"{kind}: {done} was accepted"
     return "equal"

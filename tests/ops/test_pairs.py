@@ -7,7 +7,7 @@ from spectra import gapped, gaussian
 
 from lasertri import Partition, block_svd
 from lasertri.ops import pairs
-from lasertri.ops.pairs import balanced, multiplied, pivoted, truncated_factors
+from lasertri.ops.pairs import balanced, multiplied, pivoted, singular, truncated_factors
 
 ORDER = torch.randperm(12, generator=torch.Generator().manual_seed(2))
 PARTITIONS = [Partition((0, 12)), Partition((0, 2, 9, 12)), Partition((0, 2, 9, 12), ORDER)]
@@ -85,3 +85,14 @@ def test_pivots_are_chosen_so_that_nothing_grows_though_the_first_rows_and_colum
     others, _, order = pivoted(left, gaussian(8, 11))
     assert others.abs().max() < 10
     assert order[:8].min() >= 8
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 5), (3, 3, 9), (5, 1, 4)])
+def test_the_singular_values_of_a_product(shape):
+    rows, rank, columns = shape
+    left, right = gaussian(rows, rank, seed=1), gaussian(rank, columns, seed=2)
+    u, sigma, vh = singular(left, right)
+    assert (u.shape, sigma.shape, vh.shape) == ((rows, rank), (rank,), (rank, columns))
+    product = left.double() @ right.double()
+    torch.testing.assert_close((u * sigma) @ vh, product, rtol=0, atol=1e-12)
+    torch.testing.assert_close(sigma, torch.linalg.svdvals(product)[:rank], rtol=0, atol=1e-12)

@@ -37,6 +37,7 @@ def test_the_installed_wheel_loads_the_demo(wheel, tmp_path):
         "assert (LASER_TASKS / 'laser.py').exists(); "
         "from lasertri.data.neutral import neutral_text; neutral_text(); "
         "from lasertri.demo.recall import samples; from lasertri.result.report import render; "
+        "assert (pathlib.Path(lasertri.__file__).parent / 'result' / 'card.md.j2').exists(); "
         "from lasertri.reproduce.published import figures; figures(3, 'gptj'); "
         "assert pathlib.Path({venv!r}) in pathlib.Path(lasertri.__file__).parents, lasertri.__file__; "
         "load_model(MODEL_DIR); load_tokenizer(MODEL_DIR); print(len(samples(20, seed=0)))"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_in_hub import stand_in_hub
 from tiny import make_samples
 
 from lasertri import Edit, LasertriError, adapt, load_model, save
@@ -109,3 +110,21 @@ def test_a_model_is_not_replaced_by_what_is_made_of_it(model, tokenizer, tmp_pat
                 attempt(place, overwrite=True)
     save(loaded, tmp_path / "again")
     save(loaded, tmp_path / "again", overwrite=True)
+
+
+def test_it_is_pushed_as_it_is_saved(model, tokenizer, tmp_path, monkeypatch):
+    found = adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", progress=False, **KINDS["step"])
+    with stand_in_hub(monkeypatch) as hub:
+        assert found.push_to_hub("me/edited").endswith("/me/edited")
+        found.save(tmp_path / "out")
+        assert {path.name for path in (tmp_path / "out").iterdir()} - hub.files.keys() == {
+            "adaptation.json",
+            "report.html",
+        }
+        assert b'PeftModel.from_pretrained(base, "me/edited")' in hub.files["README.md"]
+        hub.files, hub.fails = None, True
+        with pytest.raises(LasertriError, match="the push to me/edited failed: .*; call push_to_hub again"):
+            found.push_to_hub("me/edited")
+    none = adapt(model, make_samples(48), tokenizer=tokenizer, progress=False, **KINDS["truncate"])
+    with pytest.raises(LasertriError, match="expected an accepted edit to push"):
+        none.push_to_hub("me/edited")
