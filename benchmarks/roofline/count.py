@@ -42,10 +42,7 @@ EDITS = ("step", "shrink", "truncate")
 # sizes that only the model's dimensions have in this run: no count of tokens, rows or answers is one of them
 SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
 HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
-BLOCKS = {
-    4 * WIDTH // SCALE // 2: 2 * WIDTH,
-    4 * WIDTH // SCALE // 8: WIDTH // 2,
-}  # rows of an MLP's halves and eighths
+BLOCKS = {size // SCALE: size for size in (2 * WIDTH, WIDTH // 2)}  # rows of a half and an eighth of an MLP's
 
 Phases = dict[str, Work]
 
@@ -91,9 +88,7 @@ def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> li
     Args:
         budget: bytes of `memory_budget`.
     """
-    model = random_gptj.make_model(
-        layers, WIDTH // SCALE, HEADS, COUNTED_VOCABULARY, dtype=torch.bfloat16
-    )  # fmt: skip
+    model = random_gptj.make_model(layers, WIDTH // SCALE, HEADS, COUNTED_VOCABULARY, dtype=torch.bfloat16)
     tokenizer, found = random_gptj.make_tokenizer(COUNTED_VOCABULARY), []
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, {"LASERTRI_CACHE": f"{folder}/cache"}):
         ops = Ops(SCALE)
