@@ -7,7 +7,6 @@ error of one is raised in all, so that none waits for another for ever.
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -152,8 +151,6 @@ def _all_there() -> Iterator[None]:
 
 def _portable(error: Exception) -> Exception:
     """The error as other processes can have it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its author did, it must reach the others
-        return LasertriError(f"{type(error).__name__}: {error}")
-    return error
+    if type(error).__module__ in ("builtins", LasertriError.__module__) and len(error.args) == 1:
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
