@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import torch
 
 from fuzz.damage import damage
 from fuzz.outcome import Refused
 from lasertri import Partition, block_svd
+from lasertri.factors import cache
 from lasertri.factors.cache import FactorCache, FactorKey
 from lasertri.ops import BlockFactors
 
@@ -37,26 +38,30 @@ def equal(found: BlockFactors, factors: BlockFactors) -> bool:
 
 def case(random: Random, folder: Path) -> str:
     """Store a few, damage the folder, read them, store them again."""
-    logging.getLogger("lasertri.factors").setLevel(logging.ERROR)
+    with patch.object(cache, "logger"):  # what it warns of is what is done here
+        return _case(random, folder)
+
+
+def _case(random: Random, folder: Path) -> str:
     entries = [made(random.randrange(6)) for _ in range(random.randint(1, 3))]
-    cache, other = FactorCache(folder / "cache"), FactorCache(folder / "other")
+    mine, other = FactorCache(folder / "cache"), FactorCache(folder / "other")
     for key, factors in entries:
-        cache.store(key, factors)
+        mine.store(key, factors)
         other.store(*made(random.randrange(6)))
     for _ in range(random.randint(1, 2)):
-        disturb(random, cache.directory, other.directory)
-    found = [cache.load(key) for key, _ in entries]
+        disturb(random, mine.directory, other.directory)
+    found = [mine.load(key) for key, _ in entries]
     for loaded, (_, factors) in zip(found, entries, strict=True):
         assert loaded is None or equal(loaded, factors), "what was damaged was believed"
-    cache.limit = random.choice((cache.limit, 10_000, LARGEST, 1000, 0))
+    mine.limit = random.choice((mine.limit, 10_000, LARGEST, 1000, 0))
     for key, factors in entries:
-        cache.store(key, factors)
-        loaded = cache.load(key)
+        mine.store(key, factors)
+        loaded = mine.load(key)
         assert loaded is None or equal(loaded, factors)
-    paths = list(cache.directory.iterdir()) if cache.directory.is_dir() else []
+    paths = list(mine.directory.iterdir()) if mine.directory.is_dir() else []
     if paths and all(path.is_file() and not path.is_symlink() for path in paths):
-        assert sum(path.stat().st_size for path in paths if path.suffix == ".safetensors") <= cache.limit
-        assert loaded is not None or cache.limit < LARGEST, "what was stored last is gone"
+        assert sum(path.stat().st_size for path in paths if path.suffix == ".safetensors") <= mine.limit
+        assert loaded is not None or mine.limit < LARGEST, "what was stored last is gone"
     if None in found:
         raise Refused("computed again")
     return "equal"
