@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[[Case], Row]] = {
     "step": edit(edit="step"),
     "step-merged": edit(edit="step", merge=True),  # in the dtype that the model is loaded in
     "step-all": edit(edit="step", targets="."),  # not of the MLPs alone, but of every linear layer
+    "step-all-merged": edit(edit="step", targets=".", merge=True),
     "shrink": edit(edit="shrink"),
     "truncate": edit(edit="truncate"),
     "lora": lora,
