@@ -28,7 +28,7 @@ TAKEN = (
 
 @command("lasertri refine adapter --data train.jsonl -o refined")
 def refine(
-    adapter: Annotated[Path, typer.Argument(help="Folder with a LoRA adapter that peft wrote.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder with a LoRA adapter that peft wrote.", metavar="ADAPTER")],
     source: Source,
     fields: Fields,
     loading: Loading,
