@@ -91,7 +91,7 @@ def example(name):
 
 @every_page
 def test_the_options_of_a_page_exist(page):
-    named = [re.sub(r"^(?:python|pytest|mkdocs|vllm)\s.*", "", code) for code in inline_code(page)]
+    named = [re.sub(r"^(?:python|pytest|mkdocs|vllm|torchrun)\s.*", "", code) for code in inline_code(page)]
     used = {option for code in named for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", code)}
     assert used <= OPTIONS | OF_OTHERS
 
