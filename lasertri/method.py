@@ -287,7 +287,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
         candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
     with clock("factor"):
-        candidates = factorable(problem, candidates)
+        candidates = together(lambda: factorable(problem, candidates))
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 

@@ -1,6 +1,7 @@
 """A search that processes share finds what one process finds."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -8,13 +9,20 @@ import sys
 import time
 
 import pytest
+import torch
+import torch.distributed as dist
 from killing import without_times
 from marks import slow
+from stepping import encoded
 from team import free_port, team
 from tiny import make_model, make_samples, make_tokenizer
 
 from lasertri import adapt
+from lasertri.errors import NotConvergedError, NotFiniteError
+from lasertri.measure.evaluate import evaluate
 from lasertri.result.adaptation import SUMMARY_NAME
+from lasertri.search import directions
+from lasertri.support.sharing import shared_by
 
 KINDS = {
     "step": ("llama", {"edit": "step", "rank": 8}),
@@ -70,6 +78,40 @@ def test_processes_find_what_one_finds(size, kind):
     for each in found:
         assert each == found[0]
         same(each, alone)
+
+
+def stubborn(group):
+    """The step found where nothing converges on the layers of process 1."""
+    if dist.get_rank(group) == 1:
+
+        def fails(*_, **__):
+            raise NotConvergedError("did not converge")
+
+        directions.lowrank_blocks = fails
+    samples, tokenizer = make_samples(48), make_tokenizer("llama")
+    options = {"edit": "step", "direction": "plain", "accept": "best", "progress": False}
+    result = adapt(make_model("llama"), samples, tokenizer=tokenizer, group=group, **options)
+    return [target.layer for target in result.edits[0].targets]
+
+
+@pytest.mark.slow
+def test_a_process_on_none_of_whose_layers_a_solver_converges_leaves_them_out_alone():
+    for layers in team(2, "test_processes", "stubborn"):
+        assert set(layers) == {0, 2}  # of three, dealt in turn
+
+
+def unfit(group):
+    """A model that gives NaN."""
+    model = make_model("llama")
+    torch.nn.init.constant_(model.lm_head.weight, math.nan)
+    with shared_by(group):
+        evaluate(model, encoded(model, "llama"))
+
+
+def test_what_is_wrong_with_what_all_have_is_raised_in_all():
+    for error in team(2, "test_processes", "unfit"):
+        assert type(error) is NotFiniteError
+        assert error.raised_in_all
 
 
 @pytest.fixture
@@ -137,13 +179,18 @@ def test_torchrun_writes_what_one_process_writes_and_the_first_speaks_for_all(co
 
 
 @pytest.mark.slow
-def test_a_mistake_is_told_once(command, tmp_path):
-    command[1] = str(tmp_path / "no model")
+@pytest.mark.parametrize("mistake", ["no model", "a folder that is not empty"])
+def test_a_mistake_is_told_once(command, tmp_path, mistake):
+    if mistake == "no model":
+        command[1] = str(tmp_path / "no model")
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").touch()
     run = launch(LASERTRI, [*command, "-o", tmp_path / "out"], *TWO, cache=tmp_path / "cache")
     _, noted = run.communicate()
     assert run.returncode == 1
     assert len(re.findall("^lasertri.*: expected", noted, re.MULTILINE)) == 1, noted
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / SUMMARY_NAME).exists()
 
 
 def test_other_commands_share_no_work(monkeypatch):

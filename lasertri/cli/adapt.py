@@ -22,6 +22,8 @@ from lasertri.search.settings import Settings
 from lasertri.support.output_folder import OutputFolder
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
     from lasertri.data.sample import Sample
     from lasertri.result.adaptation import Adaptation
     from lasertri.support.hub import Repository
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted",
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o merged --merge",
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted --push me/adapted",
+    "torchrun --nproc-per-node 4 -m lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted",
     "lasertri adapt EleutherAI/gpt-j-6b --task fever --strategy laser-100-grads --accept best",
 )
 def adapt(
@@ -59,8 +62,6 @@ def adapt(
     --edit truncate, or an option of that section, it is the truncation of one
     matrix that helps most.
     """
-    from lasertri.data.files import as_samples
-
     if log_samples and output is None:
         raise typer.BadParameter("--log-samples goes with -o, the folder they are written in")
     if save == "factored" and output is None:
@@ -71,19 +72,24 @@ def adapt(
         raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
     if pushing.push is not None and output is None:
         raise typer.BadParameter("--push goes with -o, the folder that is pushed")
-    folder = None
-    if output is not None:
-        folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files, held_out, config])
-    repository = pushing.checked(model, overwrite=overwrite)
-    samples = source.samples(model, fields, revision=loading.revision, chat=settings.chat)
-    others = None if held_out is None else as_samples(held_out, as_typed(fields))
-    if source.of_lm_eval:
-        settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
-    run(
-        model, samples, others, settings, loading, folder, as_json,
-        data=source.name, datasets=source.datasets, factored=save == "factored", log_samples=log_samples,
-        resume=resume, repository=repository,
-    )  # fmt: skip
+    from lasertri.data.files import as_samples
+    from lasertri.support.sharing import once, shared_by, together
+
+    with launched() as group, shared_by(group):
+        folder = None
+        if output is not None:
+            inputs = [model, *source.files, held_out, config]
+            folder = once(lambda: OutputFolder(output, overwrite=overwrite, inputs=inputs))
+        repository = once(lambda: pushing.checked(model, overwrite=overwrite))
+        samples = together(lambda: source.samples(model, fields, revision=loading.revision, chat=settings.chat))
+        others = None if held_out is None else together(lambda: as_samples(held_out, as_typed(fields)))
+        if source.of_lm_eval:
+            settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
+        run(
+            model, samples, others, settings, loading, folder, as_json,
+            data=source.name, datasets=source.datasets, factored=save == "factored", log_samples=log_samples,
+            resume=resume, repository=repository, group=group,
+        )  # fmt: skip
 
 
 def run(
@@ -101,37 +107,37 @@ def run(
     data: str,
     datasets: Sequence[str] = (),
     repository: Repository | None = None,
+    group: ProcessGroup | None = None,
 ) -> Adaptation:
     """Adapt, save, print; what would keep the output from being written is found before the long work."""
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
     from lasertri.result.card import Made
-    from lasertri.support.sharing import once, shared_by, together
+    from lasertri.support.sharing import once, together
 
     if output is not None and settings.edit == "step":
         require_peft()
-    with launched() as group, shared_by(group):
-        if rank() > 0:
-            settings = dataclasses.replace(settings, progress=False)
-        loaded, tokenizer = together(lambda: loading.load(model))
-        if output is not None and (settings.edit != "step" or settings.merge):
-            output.require(sum(p.nbytes for p in loaded.parameters()))
-        result = adapt(
-            loaded,
-            samples,
-            held_out=held_out,
-            tokenizer=tokenizer,
-            journal=None if output is None else journal_folder(),
-            resume=resume,
-            group=group,
-            **settings.keywords,
-        )
-        pushed_to = "" if repository is None else repository.name
-        result = dataclasses.replace(result, made=Made(command_line(), data, datasets, pushed_to))
-        saving = {"factored": factored, "log_samples": log_samples}
-        once(lambda: finish(result, output, as_json, repository=repository, **saving))
-        result.journal.delete()
+    if rank() > 0:
+        settings = dataclasses.replace(settings, progress=False)
+    loaded, tokenizer = together(lambda: loading.load(model))
+    if output is not None and (settings.edit != "step" or settings.merge):
+        once(lambda: output.require(sum(p.nbytes for p in loaded.parameters())))
+    result = adapt(
+        loaded,
+        samples,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        journal=None if output is None else journal_folder(),
+        resume=resume,
+        group=group,
+        **settings.keywords,
+    )
+    pushed_to = "" if repository is None else repository.name
+    result = dataclasses.replace(result, made=Made(command_line(), data, datasets, pushed_to))
+    saving = {"factored": factored, "log_samples": log_samples}
+    once(lambda: finish(result, output, as_json, repository=repository, **saving))
+    result.journal.delete()
     return result
 
 

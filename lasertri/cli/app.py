@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Adapt a pretrained transformer to a task without training it: one backward pass over about 100 samples gives "
-    "a step of all its layers, or says which matrix to truncate; it is kept if it is more than luck.",
+    "a step of all its MLPs, or says which matrix to truncate; it is kept if it is more than luck.",
     epilog="Example: lasertri demo",
 )
 

@@ -18,7 +18,7 @@ from lasertri.support.output_folder import OutputFolder
 
 @command("lasertri apply adapted Qwen/Qwen3-0.6B -o again")
 def apply(
-    edit: Annotated[Path, typer.Argument(help="Folder that lasertri adapt wrote an edit to.")],
+    edit: Annotated[Path, typer.Argument(help="Folder that lasertri adapt wrote an edit to.", metavar="EDIT")],
     model: options.Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the edited checkpoint.")],
     loading: Annotated[Loading, Only("revision", "dtype")],
@@ -29,8 +29,8 @@ def apply(
 ) -> None:
     """Write MODEL with a saved EDIT, and those found after it, as a plain Hugging Face checkpoint or with factors.
 
-    An adapter is merged, rounded once to the weights' dtype. --dtype must be the
-    edit's, and is unless the edit was found in another than the checkpoint's own.
+    An adapter is merged, rounded once to the weights' dtype. Give --dtype where
+    the edit was found in another than the checkpoint's own.
     """
     from lasertri.cli.saved import card_of_edits, load_edits
     from lasertri.edit.truncation import factored_edits

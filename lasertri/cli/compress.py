@@ -52,7 +52,7 @@ def compress_command(
 ) -> None:
     """Write MODEL with many matrices as factors of lower rank, and say what that does to its predictions on a text.
 
-    How well it still does a task lasertri eval measures.
+    lasertri eval measures how well it still does a task.
     """
     from lasertri.compression.compress import check_options, compress
     from lasertri.factors.journals import journal_folder

@@ -39,7 +39,7 @@ def evaluate_command(
     """
     from lasertri.cli.saved import base_of_adapter, load_edits
 
-    base = base_of_adapter(Path(model))
+    base = base_of_adapter(Path(model), otherwise=f"give the model as MODEL, and --edit {model}")
     if base is not None:
         if edit is not None:
             raise typer.BadParameter(f"--edit goes with a model, and {model} is an edit itself")

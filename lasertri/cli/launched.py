@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")  # by torch, beside WORLD_SIZE
+PATIENCE = timedelta(weeks=4)  # all wait while the first writes and pushes; of one that has ended they know at once
 
 
 def world_size() -> int:
@@ -30,9 +34,16 @@ def launched() -> Iterator[ProcessGroup | None]:
     import torch
     import torch.distributed as dist
 
+    from lasertri.errors import LasertriError
+
+    if lacking := [name for name in NEEDED if name not in os.environ]:
+        raise LasertriError(
+            f"expected the environment of one of {world_size()} processes, as WORLD_SIZE says, but {lacking[0]} is not "
+            "set; start them with torchrun, or unset WORLD_SIZE"
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group("gloo")
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield dist.group.WORLD
     finally:

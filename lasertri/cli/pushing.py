@@ -52,7 +52,7 @@ class Pushing:
 
         if Path(model).exists():
             logger.warning(
-                "%s is a folder of this machine, by whose path what is pushed will name its base", shown(model)
+                "%s is a folder of this machine: what is pushed will name its base by this path", shown(model)
             )
         return Repository(self.push, private=self.private, overwrite=overwrite)
 

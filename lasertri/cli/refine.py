@@ -28,7 +28,7 @@ TAKEN = (
 
 @command("lasertri refine adapter --data train.jsonl -o refined")
 def refine(
-    adapter: Annotated[Path, typer.Argument(help="Folder with a LoRA adapter that peft wrote.")],
+    adapter: Annotated[Path, typer.Argument(help="Folder with a LoRA adapter that peft wrote.", metavar="ADAPTER")],
     source: Source,
     fields: Fields,
     loading: Loading,
@@ -61,9 +61,10 @@ def refine(
     if pushing.push is not None and output is None:
         raise typer.BadParameter("--push goes with -o, the folder that is pushed")
     if base is None:
-        named = base_of_adapter(adapter)
+        named = base_of_adapter(adapter, otherwise="give the model as --base")
         if named is None:
-            raise LasertriError(f"{adapter}: expected a folder with a LoRA adapter, found no adapter_config.json alone")
+            found = "a whole model" if (adapter / "config.json").exists() else "no adapter_config.json"
+            raise LasertriError(f"{adapter}: expected a folder with a LoRA adapter, found {found}; name such a folder")
         base, revision = named
         loading = dataclasses.replace(loading, revision=loading.revision or revision)
     folder = None

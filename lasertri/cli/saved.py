@@ -52,8 +52,11 @@ def card_of_edits(
     return edits_card(described, base, form, Made(command_line(), repository=repository), title, environment())
 
 
-def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
+def base_of_adapter(folder: Path, *, otherwise: str) -> tuple[str, str | None] | None:
     """The model that an adapter's folder belongs to and its revision; None of a folder or hub id that is a model.
+
+    Args:
+        otherwise: what to do where the adapter does not say.
 
     Raises:
         LasertriError: the adapter does not say.
@@ -68,7 +71,7 @@ def base_of_adapter(folder: Path) -> tuple[str, str | None] | None:
     if not isinstance(base, str) or not base:
         raise LasertriError(
             f"{folder}: expected an adapter that names its model, but base_model_name_or_path in {ADAPTER} is empty; "
-            f"give the model as MODEL, and --edit {folder}"
+            f"{otherwise}"
         )
     return base, revision
 

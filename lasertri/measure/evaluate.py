@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import processes, shared
+from lasertri.support.sharing import processes, shared, together
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def evaluate(
     with tqdm(total=samples.work, desc=progress, unit="token", disable=progress is None) as bar:
         readings = read_together(model, samples, advance=bar.update, journal=journal)
     if not may_fail:
-        readings.check()
+        together(readings.check)
     return readings.measurement(normalize=normalize)
 
 

@@ -148,6 +148,7 @@ def _card(base: Base, form: Form, made: Made, title: str, *, kinds: list[str], e
                 made=made,
                 title=made.repository or title,
                 environment=environment,
+                kinds=kinds,
                 **values,
             )
         )

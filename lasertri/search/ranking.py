@@ -14,7 +14,7 @@ from lasertri.model.targets import Target
 from lasertri.search.forecast import forecast
 from lasertri.search.problem import Problem
 from lasertri.search.scoring import score_targets, scoring_blocks
-from lasertri.support.sharing import everyones
+from lasertri.support.sharing import everyones, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def ranked(problem: Problem, targets: Sequence[Target], clock: Clock) -> tuple[d
     if record is None:
         with clock("factor"):
             problem.factors.prepare(targets, blocks)
-            keys = problem.factors.usable((target, blocks, None) for target in targets)
+            keys = together(lambda: problem.factors.usable((target, blocks, None) for target in targets))
         with clock("score"):
             usable = [target for target, *_ in keys]
             numbers = torch.tensor([targets.index(target) for target in usable])

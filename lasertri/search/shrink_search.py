@@ -20,6 +20,7 @@ from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.step_search import averaged, cross_fit, decided, made_of_tokens
 from lasertri.search.tokens import Tokens
+from lasertri.support.sharing import together
 from lasertri.support.timing import Clock
 
 FIRST_SIZE = 0.5  # predicted decrease, as a share of the loss
@@ -43,8 +44,8 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
 
     def factored() -> list[Target]:
         problem.factors.prepare([target for target in problem.targets if target.shape[0] >= blocks], blocks)
-        keys = problem.factors.usable((target, min(blocks, target.shape[0]), None) for target in problem.targets)
-        return [target for target, *_ in keys]
+        keys = [(target, min(blocks, target.shape[0]), None) for target in problem.targets]
+        return [target for target, *_ in together(lambda: problem.factors.usable(keys))]
 
     found = search_values(
         problem, clock, slope, lambda changes: Shrink(1.0, changes, problem.factors), prepare=factored

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lasertri.edit.step import Step
-from lasertri.errors import LasertriError
+from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factors.budget import budget_for
 from lasertri.measure.evaluate import of_all, read_together
 from lasertri.model.targets import Target
@@ -26,7 +26,7 @@ from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.tokens import Room, Tokens, dealt, gather_tokens
 from lasertri.support.journal import Record
-from lasertri.support.sharing import everyones, share, together
+from lasertri.support.sharing import everyones, in_all, share, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -120,16 +120,26 @@ def made_of_tokens(
 def _of_all_layers(
     problem: Problem, make: Callable[[], tuple[Mapping[Target, Tensors], float]]
 ) -> tuple[dict[int, Tensors], float]:
-    """What processes made of their layers, by the targets' numbers."""
+    """What processes made of their layers, by the targets' numbers.
+
+    Raises:
+        NotConvergedError: it is of no layer of any process.
+    """
     number = {target: i for i, target in enumerate(problem.targets)}
 
-    def mine() -> tuple[dict[int, Tensors], float]:
-        factors, slope = make()
-        return {number[target]: tuple(x.cpu() for x in own) for target, own in factors.items()}, slope
+    def mine() -> tuple[dict[int, Tensors], float, NotConvergedError | None]:
+        try:
+            factors, slope = make()
+        except NotConvergedError as error:  # others may have layers that do
+            return {}, 0.0, error
+        return {number[target]: tuple(x.cpu() for x in own) for target, own in factors.items()}, slope, None
 
     each = everyones(together(mine))
-    factors = {i: own for theirs, _ in each for i, own in theirs.items()}
-    return dict(sorted(factors.items())), sum(slope for _, slope in each)
+    factors = {i: own for theirs, *_ in each for i, own in theirs.items()}
+    failures = [failure for *_, failure in each if failure is not None]
+    if failures and not factors:
+        raise in_all(failures[0])
+    return dict(sorted(factors.items())), sum(slope for _, slope, _ in each)
 
 
 def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
@@ -158,9 +168,11 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
             tokens = together(lambda: [gather(part) if part else {} for part in mine])
         tokens = dealt(tokens, problem.targets, problem.targets[0].parameter(model).device)
     if not any(everyones(any(tokens))):
-        raise LasertriError(
-            f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "
-            "experts; bring more samples, or name other targets (--targets)"
+        raise in_all(
+            LasertriError(
+                f"expected tokens for {problem.targets[0]} or another target, got none: no sample sent any to these "
+                "experts; bring more samples, or name other targets (--targets)"
+            )
         )
     return tokens
 
@@ -172,7 +184,7 @@ def cross_fit(problem: Problem, clock: Clock) -> CrossFit:
     with clock("baseline"), torch.no_grad(), bar:
         journal = problem.journal.under("baseline")
         baseline = read_together(problem.model, samples, advance=bar.update, journal=journal)
-    baseline.check()
+    together(baseline.check)
     journal = problem.journal.under("sizes")
     fit = CrossFit(problem.model, samples, parts_of(problem), baseline, settings, journal=journal)
     if fit.baseline.warning:

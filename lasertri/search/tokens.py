@@ -22,7 +22,7 @@ from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 from lasertri.ops.finite import all_finite
 from lasertri.support.memory import as_memory_allows
-from lasertri.support.sharing import exchanged, processes
+from lasertri.support.sharing import exchanged, processes, together
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def dealt(
         for fold, theirs in zip(mine, sent, strict=True):
             for target, own in theirs.items():
                 fold[target] = fold.get(target, Tokens()) + own
-    return [_moved(fold, device) for fold in mine]
+    return together(lambda: [_moved(fold, device) for fold in mine])
 
 
 def _moved(tokens: Mapping[Target, Tokens], device: str | torch.device) -> dict[Target, Tokens]:

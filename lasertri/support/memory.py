@@ -92,8 +92,13 @@ def shortage(error: BaseException, what: str = "all that is asked for") -> TooLi
     """An error that says in a sentence that memory ran out; None for one that another reason has."""
     if not is_out_of_memory(error):
         return None
-    if isinstance(error, TooLittleMemoryError):
-        return TooLittleMemoryError(str(error))
+    short = TooLittleMemoryError(str(error) if isinstance(error, TooLittleMemoryError) else _told(error, what))
+    short.__dict__.update(error.__dict__)  # such as that all processes raise it
+    return short
+
+
+def _told(error: BaseException, what: str) -> str:
+    """The sentence."""
     asked = re.search(r"allocate ([\d.]+) (bytes|[KMGTP]iB)", str(error))
     size = ""
     if asked is not None:
@@ -103,7 +108,7 @@ def shortage(error: BaseException, what: str = "all that is asked for") -> TooLi
         place, other = "the device", "on the CPU (--device cpu)"
     else:
         place, other = "this machine", "on one with more"
-    return TooLittleMemoryError(
+    return (
         f"expected memory for {what}, but {place} has too little left{size}; free some, load the model in a "
         f"narrower dtype (--dtype bfloat16), or run {other}"
     )

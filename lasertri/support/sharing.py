@@ -66,10 +66,14 @@ def together(run: Callable[[], Found]) -> Found:
         failure = error
     for process, other in enumerate(everyones(None if failure is None else _portable(failure))):
         if other is not None:
-            raised = failure if failure is not None and process == number() else other
-            setattr(raised, RAISED_IN_ALL, True)
-            raise raised
+            raise in_all(failure if failure is not None and process == number() else other)
     return found
+
+
+def in_all(error: Exception) -> Exception:
+    """An error that all processes raise alike."""
+    setattr(error, RAISED_IN_ALL, True)
+    return error
 
 
 def shared(items: Sequence[Item], run: Callable[[list[Item]], Found]) -> list[Found]:
@@ -102,7 +106,9 @@ def require_alike(what: str, content: Callable[[], object]) -> None:
     seen = everyones(hashlib.sha256(repr(content()).encode()).hexdigest())
     other = next((process for process, each in enumerate(seen) if each != seen[0]), None)
     if other is not None:
-        raise LasertriError(f"expected the same {what} in all processes, got others in process {other} than in 0")
+        raise in_all(
+            LasertriError(f"expected the same {what} in all processes, got others in process {other} than in 0")
+        )
 
 
 def everyones(mine: Found) -> list[Found]:

@@ -43,6 +43,7 @@ def test_an_adapter_is_refined_for_the_model_that_it_names(adapter, data, tmp_pa
     found = json.loads(result.stdout)
     assert (found["edit"]["kind"], found["edit"]["rank"]) == ("refine", 4)
     assert json.loads((out / "adapter_config.json").read_text())["r"] == 4
+    assert "Before is the model with the adapter as it was" in (out / "README.md").read_text()
     assert f'load it by PeftModel.from_pretrained(base, "{out}")' in result.stderr
     measured = json.loads(run("eval", out, "--data", data, "--json").stdout)
     given = json.loads(run("eval", MODEL_DIR, "--edit", out, "--data", data, "--json").stdout)
@@ -56,9 +57,11 @@ def test_another_base_may_be_named_and_must_be_where_none_is(adapter, data):
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     refused = run("refine", adapter, "--data", data)
-    assert (refused.exit_code, "expected an adapter that names its model" in refused.stderr) == (1, True)
+    assert (refused.exit_code, "is empty; give the model as --base" in refused.stderr) == (1, True)
     found = run("refine", adapter, "--data", data, "--base", MODEL_DIR, "--no-progress")
     assert found.exit_code == 0, found.output
     assert "sizes" in found.stdout
-    refused = run("refine", MODEL_DIR, "--data", data)
-    assert (refused.exit_code, "expected a folder with a LoRA adapter" in refused.stderr) == (1, True)
+    for folder, there in ((MODEL_DIR, "a whole model"), (data.parent, "no adapter_config.json")):
+        refused = run("refine", folder, "--data", data)
+        assert refused.exit_code == 1
+        assert f"expected a folder with a LoRA adapter, found {there}; name such a folder" in refused.stderr

@@ -26,4 +26,4 @@ def test_no_engine_is_named_for_an_adapter_of_experts(tmp_path):
 def test_an_adapter_that_does_not_say_its_model_is_refused(tmp_path, text):
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(LasertriError, match="expected an adapter"):
-        base_of_adapter(tmp_path)
+        base_of_adapter(tmp_path, otherwise="name it")

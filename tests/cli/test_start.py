@@ -45,6 +45,8 @@ def test_help_ends_with_an_example(command):
     ("arguments", "message"),
     [
         (("adapt",), "Missing argument 'MODEL'"),
+        (("apply",), "Missing argument 'EDIT'"),
+        (("refine",), "Missing argument 'ADAPTER'"),
         (("adapt", "m", "--nope"), "No such option: --nope"),
         (("adapt", "m"), "expected either --data or --task, got neither"),
         (("adapt", "m", "--task", "feverr"), "got 'feverr'; did you mean 'fever'?"),

@@ -80,6 +80,14 @@ def test_a_loss_of_another_model_says_nothing_of_the_samples(result, run_of):
     assert compare([run_of("a", result), run_of("b", other)])["same_samples"]
 
 
+def test_a_loss_with_an_adapter_says_nothing_of_the_samples(result, run_of):
+    held_out, edit = result["held_out"], {"kind": "refine", "rank": 4, "size": 1.0}
+    refined = result | {"edit": edit, "held_out": held_out | {"baseline": held_out["baseline"] | {"log_loss": 9.0}}}
+    folders = [run_of("as it is", result), run_of("refined", refined)]
+    assert compare(folders)["same_samples"]
+    assert compare(folders[::-1])["same_samples"]
+
+
 def test_a_run_without_held_out_figures_stands_there(result, run_of):
     refused = result | {"held_out": None, "flips": None, "refused": "no held-out figures: NaN"}
     compared = compare([run_of("one", refused)])

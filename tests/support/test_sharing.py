@@ -6,7 +6,8 @@ import signal
 import pytest
 from team import team
 
-from lasertri.errors import LasertriError, NonFiniteGradientError
+from lasertri.errors import LasertriError, NonFiniteGradientError, TooLittleMemoryError
+from lasertri.support.memory import memory_told
 from lasertri.support.sharing import (
     everyones,
     exchanged,
@@ -70,14 +71,15 @@ def failing(group, how):
         if how == "differs":
             require_alike("options", lambda: number())
 
-        mine = number()
+        one = number()
 
         def fail():
             assert processes() == 1  # within, the work is this process's own
-            if mine == 1:
-                raise NonFiniteGradientError("in layer 3")
+            if one == 1:
+                raise MemoryError if how == "runs out" else NonFiniteGradientError("in layer 3")
 
-        together(fail)
+        with memory_told():
+            together(fail)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +87,18 @@ def failing(group, how):
     [
         ("raises", NonFiniteGradientError, "in layer 3"),
         ("differs", LasertriError, "expected the same options in all processes, got others in process 1 than in 0"),
+        (
+            "runs out",
+            TooLittleMemoryError,
+            "expected memory for all that is asked for, but this machine has too little",
+        ),
     ],
 )
 def test_what_one_process_meets_is_raised_in_all(how, error, message):
     for found in team(2, "support.test_sharing", "failing", how):
         assert type(found) is error
-        assert str(found) == message
+        assert str(found).startswith(message)
+        assert found.raised_in_all  # by which the first alone tells it
 
 
 def test_a_process_that_ends_is_told_of_in_the_others():
