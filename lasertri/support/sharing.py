@@ -157,6 +157,7 @@ def _all_there() -> Iterator[None]:
 
 def _portable(error: Exception) -> Exception:
     """The error as other processes can have it."""
-    if type(error).__module__ in ("builtins", LasertriError.__module__) and len(error.args) == 1:
+    known = type(error).__module__ in ("builtins", LasertriError.__module__)
+    if known and all(isinstance(part, str | int) for part in error.args):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
