@@ -19,6 +19,12 @@ def interrupted() -> bool:
     return _seen
 
 
+def heed_interrupts() -> None:
+    """Stop here for an interrupt that was swallowed on its way up: a destructor or a callback had it."""
+    if _seen:
+        raise KeyboardInterrupt
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     global _seen
     _seen = True

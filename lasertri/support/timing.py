@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lasertri.support.interrupts import heed_interrupts
+
 
 class Clock:
     """`with clock("score"): …` adds to `clock.seconds["score"]`; `clock.last` is what it took this time.
@@ -21,6 +23,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
+        heed_interrupts()
         start = self.now()
         try:
             yield

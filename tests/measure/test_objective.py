@@ -20,6 +20,7 @@ from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import ObjectiveSamples
 from lasertri.method import SEARCHES
+from lasertri.model.checkpoint import CARD_NAME
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_targets
 from lasertri.result.adaptation import REPORT_NAME, SUMMARY_NAME
@@ -230,7 +231,7 @@ def test_the_whole_method_runs_and_leaves_the_module_as_it_was(kind, objective, 
     assert "majority" not in str(result)
 
     result.save(tmp_path / "out")
-    names = {"model.safetensors", CONFIG_NAME, FACTORS_NAME, SUMMARY_NAME, REPORT_NAME, FILES_NAME}
+    names = {"model.safetensors", CONFIG_NAME, FACTORS_NAME, SUMMARY_NAME, REPORT_NAME, FILES_NAME, CARD_NAME}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     reloaded, applied = make(kind), copy.deepcopy(model)
     safetensors.torch.load_model(reloaded, tmp_path / "out" / "model.safetensors")
