@@ -7,7 +7,7 @@ import pytest
 from running import run_benchmark
 from tiny import make_samples
 
-METHODS = ("step", "step-merged", "shrink", "truncate", "lora", "lora-ga", "few-shot")
+METHODS = ("step", "step-merged", "step-all", "step-all-merged", "shrink", "truncate", "lora", "lora-ga", "few-shot")
 
 
 def write_tasks(folder):
