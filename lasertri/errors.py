@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 LONGEST = 200  # characters of a value
+RAISED_IN_ALL = "raised_in_all"  # attribute of an error that all processes raise, of which the first can tell
 
 
 class LasertriError(ValueError):

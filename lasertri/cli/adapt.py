@@ -68,10 +68,8 @@ def adapt(
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
     if save == "factored" and settings.edit != "truncate":
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {settings.edit}")
-    if held_out is not None and source.data is None:
-        raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
-    if pushing.push is not None and output is None:
-        raise typer.BadParameter("--push goes with -o, the folder that is pushed")
+    source.require_beside(held_out)
+    pushing.require(output)
     from lasertri.data.files import as_samples
     from lasertri.support.sharing import once, shared_by, together
 

@@ -16,7 +16,7 @@ from lasertri.cli.launched import rank, world_size
 from lasertri.cli.streams import failure_of_output, guard
 from lasertri.cli.threads import wait_asleep
 from lasertri.cli.typed import Command
-from lasertri.errors import LasertriError
+from lasertri.errors import RAISED_IN_ALL, LasertriError
 from lasertri.support.interrupts import interrupted
 from lasertri.support.memory import shortage
 from lasertri.support.shown import printable, readable, reason
@@ -89,7 +89,7 @@ def _reported(function: Callable[..., None]) -> Callable[..., None]:
                 told = str(error)
             else:
                 raise
-            if rank() == 0 or not getattr(error, "raised_in_all", False):
+            if rank() == 0 or not getattr(error, RAISED_IN_ALL, False):
                 who = "lasertri" if rank() == 0 else f"lasertri, process {rank()}"
                 typer.echo(f"{who}: {readable(told)}", err=True)
             raise typer.Exit(1) from error

@@ -40,6 +40,11 @@ class Pushing:
         if self.private and self.push is None:
             raise typer.BadParameter("--private goes with --push")
 
+    def require(self, output: Path | None) -> None:
+        """Refuse to push where nothing is written."""
+        if self.push is not None and output is None:
+            raise typer.BadParameter("--push goes with -o, the folder that is pushed")
+
     def checked(self, model: str, *, overwrite: bool) -> Repository | None:
         """Where it is to go, if anywhere.
 

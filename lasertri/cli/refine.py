@@ -56,10 +56,8 @@ def refine(
     from lasertri.data.files import as_samples
     from lasertri.errors import LasertriError
 
-    if held_out is not None and source.data is None:
-        raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
-    if pushing.push is not None and output is None:
-        raise typer.BadParameter("--push goes with -o, the folder that is pushed")
+    source.require_beside(held_out)
+    pushing.require(output)
     if base is None:
         named = base_of_adapter(adapter, otherwise="give the model as --base")
         if named is None:

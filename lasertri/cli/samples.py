@@ -78,6 +78,11 @@ class Source:
         """Their ids on the hub, where these are known."""
         return (TASKS[self.task].source.repository,) if self.task in TASKS else ()
 
+    def require_beside(self, held_out: Path | None) -> None:
+        """Refuse other samples beside a task's, which are divided."""
+        if held_out is not None and self.data is None:
+            raise typer.BadParameter("--held-out goes with --data, not with --task, which is divided")
+
     @property
     def of_lm_eval(self) -> bool:
         """Whether the task is one of lm-evaluation-harness, which writes its prompts for a chat by itself."""

@@ -14,12 +14,10 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lasertri.errors import LasertriError
+from lasertri.errors import RAISED_IN_ALL, LasertriError
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-RAISED_IN_ALL = "raised_in_all"  # attribute of an error that all processes raise, of which the first can tell
 
 _group: ContextVar[Any] = ContextVar("group", default=None)
 
