@@ -39,7 +39,7 @@ from lasertri.search.keywords import SettingsKeywords
 from lasertri.search.outlook import announce_trials, no_truncation_can_help
 from lasertri.search.preflight import preflight
 from lasertri.search.problem import Problem, prepare
-from lasertri.search.ranking import Promise, factorable, promising, ranked
+from lasertri.search.ranking import factorable, promising, ranked
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
 from lasertri.search.shrink_search import search_refinement, search_shrink
@@ -255,7 +255,7 @@ def search_truncations(problem: Problem, clock: Clock) -> list[Round]:
 def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round:
     """One round: the best edit of one of these targets; the model must be inside `preserved(model)`."""
     model, factors, settings = problem.model, problem.factors, problem.settings
-    strategy, ranking, promise = settings.plan, dict.fromkeys(targets, 0.0), Promise()
+    strategy, ranking = settings.plan, dict.fromkeys(targets, 0.0)
 
     # see whether one can help
     with clock("baseline"):
@@ -270,7 +270,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     # score
     if strategy.gradients is not None:
-        ranking, promise = ranked(problem, targets, clock)
+        ranking = ranked(problem, targets, clock)
 
     # choose
     requested = list(
@@ -283,11 +283,13 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
         )
     )
     candidates = distinct(fitting(requested))
-    if strategy.pairs and promise and settings.race:
-        candidates = promising(candidates, promise, strategy.pairs)
     factors.retain(candidate.factors_key for candidate in candidates)
     with clock("factor"):
         candidates = together(lambda: factorable(problem, candidates))
+    if strategy.most is not None and settings.score == "fisher" and settings.race:
+        with clock("score"):
+            candidates = promising(problem, candidates, strategy.most)
+        factors.retain(candidate.factors_key for candidate in candidates)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import make_model, make_samples, make_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lasertri import Sample
+
+
+def pytest_configure() -> None:
+    """One thread for each of several processes, which wait for one another with more."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -28,8 +28,7 @@ class Strategy:
         clustered: whether the blocks are subspaces that the rows are assigned to, not consecutive rows.
         ratios: its grid of ρ.
         roles: of the targets that are tried by default.
-        pairs: of the chosen targets and ratios, those that are measured in a race, at every K: as many as promise
-            most; None measures the whole grid.
+        most: candidates that are measured in a race, those that promise most; None measures the whole grid.
     """
 
     gradients: str | None
@@ -38,7 +37,7 @@ class Strategy:
     clustered: bool = False
     ratios: tuple[float, ...] = LASER_RATIOS
     roles: tuple[str, ...] = ("fc_in", "fc_out")
-    pairs: int | None = None
+    most: int | None = None
 
     def candidates(
         self,
@@ -69,7 +68,7 @@ STRATEGIES = {
     "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
     # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
     DEFAULT: Strategy(
-        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out"), pairs=12
+        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out"), most=24
     ),
     "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
 }
