@@ -43,7 +43,7 @@ def promising(problem: Problem, candidates: Sequence[Candidate], most: int) -> l
     """So many of those that promise most, each at its own K: where rows are split otherwise a ρ may do harm."""
     if len(candidates) <= most:
         return list(candidates)
-    [promise] = _record(problem, "promise", lambda: [_foretold(problem, candidates, "promise")])
+    [promise] = _record(problem, "promise", lambda: [foretold(problem, candidates, "promise")])
     logger.info("%d of %d candidates are tried: the others promise less", most, len(candidates))
     return [candidates[n] for n in sorted(promise.argsort(descending=True, stable=True)[:most].tolist())]
 
@@ -64,7 +64,7 @@ def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
     """Of every target at every ratio."""
     model, samples, factors, settings = problem.model, problem.gradients, problem.factors, problem.settings
     if settings.score == "fisher":
-        return _foretold(
+        return foretold(
             problem, [Candidate(target, blocks, ratio) for target in targets for ratio in settings.ratios], "score"
         )
     contracted = score_targets(
@@ -74,7 +74,7 @@ def _scores(problem: Problem, targets: Sequence[Target], blocks: int) -> Tensor:
     return torch.stack([tail.cpu() for tail in tails])
 
 
-def _foretold(problem: Problem, candidates: Sequence[Candidate], name: str) -> Tensor:
+def foretold(problem: Problem, candidates: Sequence[Candidate], name: str) -> Tensor:
     """What each should lower the loss by."""
     return forecast(
         problem.model,

@@ -25,7 +25,7 @@ def test_candidates_that_promise_most_are_tried_each_by_its_own_forecast(monkeyp
         told.append(asked)
         return torch.tensor(promise, dtype=torch.float64)
 
-    monkeypatch.setattr("lasertri.search.ranking._foretold", foretold)
+    monkeypatch.setattr("lasertri.search.ranking.foretold", foretold)
     for _ in range(2):
         with Journal.open(tmp_path, "search") as journal:
             chosen = promising(SimpleNamespace(journal=journal), candidates, 3)
