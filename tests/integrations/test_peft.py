@@ -1,0 +1,56 @@
+"""A PiSSA start by lasertri: the best components in the adapter, the rest in the weight, the model as it was."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
+from tiny import make_model
+
+from lasertri import LasertriError
+from lasertri.integrations.peft import pissa_init
+
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def started(architecture, dtype, **options):
+    config = LoraConfig(target_modules="all-linear", r=5, lora_alpha=7, init_lora_weights="pissa", **options)
+    return get_peft_model(make_model(architecture, dtype=dtype), config)
+
+
+@pytest.mark.parametrize("architecture", ["gptj", "gpt2", "llama"])  # gpt2's layers are transposed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapter_has_the_leading_components_and_the_weight_the_rest(monkeypatch, architecture, dtype):
+    monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
+    started_from = make_model(architecture, dtype=dtype)
+    model = started(architecture, dtype, fan_in_fan_out=architecture == "gpt2").base_model.model
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert layers
+    step = torch.finfo(dtype).eps  # of what A, B and the weight are rounded to
+    for name, layer in layers.items():
+        weight, rest = started_from.get_submodule(name).weight, layer.get_base_layer().weight
+        assert (rest.dtype, rest.shape, rest.is_contiguous()) == (weight.dtype, weight.shape, True)
+        wide = weight.detach().double()
+        left, sigma, right = torch.linalg.svd(wide, full_matrices=False)
+        delta = layer.get_delta_weight("default").double()
+        scale = float(sigma[0])
+        torch.testing.assert_close(delta, left[:, :5] * sigma[:5] @ right[:5], rtol=0, atol=2 * step * scale)
+        torch.testing.assert_close(rest + delta, wide, rtol=0, atol=step * scale)
+    logits = started_from(TOKENS).logits
+    torch.testing.assert_close(model(TOKENS).logits, logits, rtol=0, atol=100 * step)
+
+
+def test_a_wide_matrix_is_split_at_its_leading_components(monkeypatch):
+    """Where the iteration runs: what is left has the other singular values."""
+    monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Linear(300, 500, bias=False))
+    values = torch.linalg.svdvals(layer[0].weight.double())
+    config = LoraConfig(target_modules=["0"], r=8, init_lora_weights="pissa")
+    left = torch.linalg.svdvals(get_peft_model(layer, config).get_submodule("0").get_base_layer().weight.double())
+    torch.testing.assert_close(left[:292], values[8:], rtol=1e-4, atol=0)
+
+
+def test_a_weight_in_fp64_is_refused_as_peft_does(monkeypatch):
+    monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
+    with pytest.raises(LasertriError, match="float32, float16 or bfloat16"):
+        started("gptj", torch.float64)
