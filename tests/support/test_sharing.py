@@ -11,6 +11,7 @@ from lasertri.support.memory import memory_told
 from lasertri.support.sharing import (
     everyones,
     exchanged,
+    in_each,
     number,
     once,
     processes,
@@ -25,11 +26,13 @@ from lasertri.support.sharing import (
 def work(group):
     """One call of each."""
     with shared_by(group):
+        mine = number()
         return {
             "number": number(),
-            "share": share(range(7)),
+            "share": share()(range(7)),
             "shared": shared(range(7), lambda mine: [10 * i for i in mine]),
             "few": shared([5], lambda mine: mine),
+            "in each": in_each(lambda: 10 * mine),
             "everyones": everyones(f"of {number()}"),
             "exchanged": exchanged([(number(), to) for to in range(processes())]),
             "once": once(lambda: number() + 100),
@@ -44,6 +47,7 @@ def test_every_process_gets_what_all_have():
             "share": [[0, 3, 6], [1, 4], [2, 5]][rank],
             "shared": [[0, 30, 60], [10, 40], [20, 50]],
             "few": [[5]],
+            "in each": [0, 10, 20],
             "everyones": ["of 0", "of 1", "of 2"],
             "exchanged": [(0, rank), (1, rank), (2, rank)],
             "once": 100,
@@ -56,6 +60,7 @@ def test_alone_all_work_is_ones_own():
         "share": [*range(7)],
         "shared": [[0, 10, 20, 30, 40, 50, 60]],
         "few": [[5]],
+        "in each": [0],
         "everyones": ["of 0"],
         "exchanged": [(0, 0)],
         "once": 100,
