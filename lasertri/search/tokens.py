@@ -148,7 +148,7 @@ def gather_parts(
 
     The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient. Where
     processes share the work, each runs its share of the batches and is given the tokens of its layers, of all batches
-    in their order: they are what one process has, and rounded alike.
+    in one order: they are what one process has, and rounded alike.
 
     Args:
         advance: is told after every batch how large it was.
@@ -195,11 +195,12 @@ def _found(
     owner: Mapping[Target, int],
     advance: Advance,
 ) -> Iterator[tuple[int, Sides]]:
-    """Of every batch, with the number of its part, what this process is to have, in the batches' order.
+    """Of every batch, with the number of its part, what this process is to have, the smallest first.
 
-    They are run as many at a time as there are processes, so that each holds no others' tokens for long.
+    They are run as many at a time as there are processes, so that each holds no others' tokens for long; those of
+    about one size take about as long.
     """
-    batches = [(i, batch) for i, part in enumerate(parts) for batch in part]
+    batches = sorted(((i, batch) for i, part in enumerate(parts) for batch in part), key=lambda each: each[1].size)
     device = targets[0].parameter(model).device
     pieces = as_memory_allows(
         [batch for _, batch in share()(batches)], lambda batch: _narrowed(batch_tokens(model, targets, batch), room)

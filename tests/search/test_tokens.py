@@ -356,7 +356,7 @@ def test_progress_is_told_batch_by_batch():
     batches = encoded(model, "gptj").loss_batches(range(12))
     with preserved(model):
         gather_tokens(model, find_linear_layers(model), batches, Room(), advance=told.append)
-    assert told == [batch.size for batch in batches]
+    assert told == sorted(batch.size for batch in batches)
     assert len(told) == 3
 
 
