@@ -1,8 +1,8 @@
 """What sharing a search among processes saves, and that it changes nothing: `python -m benchmarks.bench_processes`.
 
 The same `lasertri adapt` as one process and as several, one thread each, from the start of the search to its end. First
-the figures must be the same: every trial's accuracy and log loss, the held-out ones, and the p-value. As many free cores
-as processes are needed.
+the figures must be the same: accuracy and log loss of every trial and held out, and the p-value. As many free cores as
+processes are needed.
 """
 
 from __future__ import annotations

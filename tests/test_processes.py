@@ -207,6 +207,38 @@ def test_other_commands_share_no_work(monkeypatch):
     assert "expected one process for ls, got 2" in done.stderr
 
 
+WARNED = """
+import os
+
+from lasertri.search import step_search
+
+decided = step_search.decided
+
+
+def warned(*given):
+    if os.environ["RANK"] == "1":
+        step_search.logger.warning("a layer is left out")
+    return decided(*given)
+
+
+step_search.decided = warned
+
+from lasertri.__main__ import main
+
+main()
+"""
+
+
+@pytest.mark.slow
+def test_what_another_process_is_warned_of_is_told_once(command, tmp_path):
+    program = tmp_path / "warned.py"
+    program.write_text(WARNED)
+    run = launch([program], [*command, "--edit", "step"], *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode == 0, noted
+    assert noted.count("a layer is left out") == 1
+
+
 KILLED = """
 import os
 import signal
