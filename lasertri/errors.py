@@ -26,6 +26,10 @@ class NotConvergedError(LasertriError):
     """An eigensolver or an SVD gave up on a matrix."""
 
 
+class ProcessLostError(LasertriError):
+    """A process that shares the work has ended, or does not answer."""
+
+
 def shown(value: object) -> str:
     """Its `repr` in one line, cut where it is long."""
     try:

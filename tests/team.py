@@ -49,7 +49,7 @@ def _member():
     dist.init_process_group("gloo")
     try:
         found = getattr(importlib.import_module(module), function)(dist.group.WORLD, *arguments)
-    except ValueError as error:  # LasertriError among them
+    except (ValueError, RuntimeError) as error:  # LasertriError among them
         found = error
     stdout.write(pickle.dumps(found))
     stdout.flush()

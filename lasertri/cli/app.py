@@ -53,10 +53,10 @@ def main(
         raise typer.BadParameter(f"expected one process for {context.invoked_subcommand}, got {world_size()}")
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(_printable)
-    logging.basicConfig(
-        level=logging.WARNING if rank() == 0 else logging.ERROR, handlers=[handler], format="%(message)s"
-    )
-    logging.getLogger("lasertri").setLevel(logging.INFO if rank() == 0 else logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("lasertri").setLevel(logging.INFO)
+    if rank() > 0:
+        handler.setLevel(logging.ERROR)  # the first tells what others are warned of
 
 
 def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., None]], None]:

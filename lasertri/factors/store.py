@@ -130,7 +130,8 @@ class FactorStore:
         missing = [target for target in wanted if target in lacking]
         for group in self._factoring.alike(missing):
             kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
-            group = group[: max(0, self.budget.free) // kept_bytes]  # the others are made when they are asked for
+            free = min(everyones(max(0, self.budget.free)))
+            group = group[: free // kept_bytes]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]
             for made in shared(batches, functools.partial(self._made_here, blocks, processes() > 1)):
                 for target, factors in made:
@@ -163,11 +164,14 @@ class FactorStore:
     def _made_here(
         self, blocks: int, for_others: bool, batches: Sequence[Sequence[Target]]
     ) -> list[tuple[Target, BlockFactors | None]]:
-        """See `_together`; on the CPU where other processes are to have them."""
-        made = list(self._together(batches, blocks))
+        """See `_together`; where other processes are to have them, on the CPU and each in memory of its own.
+
+        A part of a batch's memory would be sent as all of it.
+        """
+        made = self._together(batches, blocks)
         if not for_others:
-            return made
-        return [(target, None if factors is None else _moved(factors, "cpu")) for target, factors in made]
+            return list(made)
+        return [(target, None if found is None else _moved(found, "cpu", copy=True)) for target, found in made]
 
     def _together(
         self, batches: Iterable[Sequence[Target]], blocks: int
@@ -191,8 +195,9 @@ class FactorStore:
         return max(1, room // each)
 
 
-def _moved(factors: BlockFactors, device: str | torch.device) -> BlockFactors:
-    return factors._replace(basis=factors.basis.to(device), sigma=factors.sigma.to(device))
+def _moved(factors: BlockFactors, device: str | torch.device, *, copy: bool = False) -> BlockFactors:
+    basis, sigma = (side.to(device, copy=copy) for side in (factors.basis, factors.sigma))
+    return factors._replace(basis=basis, sigma=sigma)
 
 
 def _bytes(factors: BlockFactors) -> int:

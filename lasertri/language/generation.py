@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from lasertri.model.loading import model_kind
 from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import ALL, Share
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
@@ -34,28 +35,34 @@ _ALIKE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # what `_padde
 
 
 def written(
-    model: nn.Module, samples: EncodedSamples, chosen: Iterable[int] | None = None, journal: Journal = NOTHING
+    model: nn.Module,
+    samples: EncodedSamples,
+    chosen: Iterable[int] | None = None,
+    journal: Journal = NOTHING,
+    share: Share = ALL,
 ) -> Iterator[tuple[int, str]]:
     """The text after the prompt of each of these samples (of all) that asks for one, with the sample's index.
 
     The model must be in evaluation mode.
 
     Args:
-        journal: see `Samples.read`.
+        journal, share: see `Samples.read`.
     """
     asking = [i for i in (samples.prompts if chosen is None else chosen) if i in samples.prompts]
     windows = {i: samples.samples[i].window for i in asking}
     order = sorted(asking, key=lambda i: (windows[i], len(samples.prompts[i])))
 
-    def write(window: int, batch: list[int]) -> Record:
+    def write(batch: list[int]) -> Record:
+        window = windows[batch[0]]
         return journal.of(("written", batch), functools.partial(_together, model, samples, batch, window))
 
-    for window, group in itertools.groupby(order, key=windows.__getitem__):
+    batches = list[list[int]]()
+    for _, group in itertools.groupby(order, key=windows.__getitem__):
         mine = list(group)
-        batches = [mine[start : start + samples.batch_size] for start in range(0, len(mine), samples.batch_size)]
-        for batch, texts in as_memory_allows(batches, functools.partial(write, window)):
-            for i, tokens in zip(batch, texts, strict=True):
-                yield i, str(samples.tokenizer.decode(tokens.tolist()))
+        batches += [mine[start : start + samples.batch_size] for start in range(0, len(mine), samples.batch_size)]
+    for batch, texts in as_memory_allows(share(batches), write):
+        for i, tokens in zip(batch, texts, strict=True):
+            yield i, str(samples.tokenizer.decode(tokens.tolist()))
 
 
 def _together(model: nn.Module, samples: EncodedSamples, batch: Sequence[int], window: int) -> list[Tensor]:

@@ -24,6 +24,7 @@ from lasertri.model.architectures import branching_length
 from lasertri.model.loading import model_kind
 from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import ALL, Share
 
 TOGETHER = 1 << 60  # tokens: all samples asked for in one batch
 
@@ -95,21 +96,22 @@ class EncodedSamples:
         chosen: Sequence[int] | None = None,
         advance: Advance = lambda _: None,
         journal: Journal = NOTHING,
+        share: Share = ALL,
     ) -> Readings:
         """All that a model gives for the chosen samples (for all); `advance` is told how many tokens that were.
 
         Args:
-            journal: see `Samples.read`.
+            journal, share: see `Samples.read`.
         """
         readings = self.readings()
 
         def read(batch: Batch) -> Record:
             return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
 
-        for batch, found in as_memory_allows(self.batches(chosen), read):
+        for batch, found in as_memory_allows(share(self.batches(chosen)), read):
             readings.record(batch, *found)
             advance(len(batch.entry))
-        for i, text in written(model, self, chosen, journal):
+        for i, text in written(model, self, chosen, journal, share):
             readings.written[i] = text
             advance(self.samples[i].window)
         return readings

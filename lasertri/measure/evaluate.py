@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import processes, shared, together
+from lasertri.support.sharing import in_each, processes, share, together
 
 
 @torch.no_grad()
@@ -50,9 +50,8 @@ def read_together(
     journal: Journal = NOTHING,
 ) -> SampleReadings:
     """`Samples.read`, shared by processes, see `support/sharing.py`."""
-    readings, advance = samples.readings(), of_all(advance)
-    wanted = range(len(samples)) if chosen is None else chosen
-    for found in shared(wanted, lambda mine: samples.read(model, mine, advance, journal)):
+    readings, advance, mine = samples.readings(), of_all(advance), share()
+    for found in in_each(lambda: samples.read(model, chosen, advance, journal, mine)):
         readings.update(found)
     return readings
 

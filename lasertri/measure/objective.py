@@ -18,6 +18,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import ALL, Share
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class ObjectiveSamples:
         chosen: Sequence[int] | None = None,
         advance: Advance = lambda _: None,
         journal: Journal = NOTHING,
+        share: Share = ALL,
     ) -> ObjectiveReadings:
         """Loss and score of the chosen samples (of all); `advance` is told how many. See `Samples.read`."""
         readings = self.readings()
@@ -181,7 +183,7 @@ class ObjectiveSamples:
         def read(batch: ObjectiveBatch) -> Record:
             return journal.of(batch.entry.tolist(), functools.partial(batch.read, model))
 
-        for batch, found in as_memory_allows(self.batches(chosen), read):
+        for batch, found in as_memory_allows(share(self.batches(chosen)), read):
             readings.record(batch, *found)
             advance(len(batch.samples))
         return readings

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lasertri.measure.measurement import Measurement
 from lasertri.support.journal import Journal
+from lasertri.support.sharing import Share
 
 Advance = Callable[[int], object]  # a progress bar's `update`: told how much was read
 
@@ -111,10 +112,17 @@ class Samples(Protocol):
         """Equal for samples that are asked alike, as far as that is known."""
 
     def read(
-        self, model: nn.Module, chosen: Sequence[int] | None = None, advance: Advance = ..., journal: Journal = ...
+        self,
+        model: nn.Module,
+        chosen: Sequence[int] | None = None,
+        advance: Advance = ...,
+        journal: Journal = ...,
+        share: Share = ...,
     ) -> SampleReadings:
         """All that a model gives for the chosen samples (for all); `advance` is told how much that was.
 
         Args:
             journal: of what this model gives; it is read for no batch that stands there.
+            share: of the batches those that are read. What a sample gives is rounded as its batch has it, so that
+                batches are what is dealt out.
         """

@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
-from lasertri.measure.evaluate import read_together
+from lasertri.measure.evaluate import of_all
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.measure.significance import relief
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.sharing import in_each, share
 
 FOLDS = 2
 SMALLEST, LARGEST = 2.0**-6, 2.0**8  # where the search ends, whatever the loss does
@@ -170,9 +171,17 @@ class CrossFit:
         """Every fold under its edit, at this size."""
         start, readings = self.journal.now(), self.samples.readings()
         named: dict[str, Any] = edits[0].to_dict() | {"size": size}
-        for fold, (edit, part) in enumerate(zip(edits, self.parts, strict=True)):
-            with self.journal.under((named, fold)).within(edit.scaled(size).beside(self.model)) as here:
-                readings.update(read_together(self.model, self.samples, part, self.advance, here))
+        advance, mine = of_all(self.advance), share()
+
+        def read() -> SampleReadings:
+            readings = self.samples.readings()
+            for fold, (edit, part) in enumerate(zip(edits, self.parts, strict=True)):
+                with self.journal.under((named, fold)).within(edit.scaled(size).beside(self.model)) as here:
+                    readings.update(self.samples.read(self.model, part, advance, here, mine.turned(fold)))
+            return readings
+
+        for found in in_each(read):
+            readings.update(found)
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
         return Fit(

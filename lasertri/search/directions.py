@@ -45,8 +45,8 @@ def make_step(
         loss: their mean.
         samples: how many they are.
     """
-    factors, slope = steepest(tokens, direction, rank=rank, samples=samples, backend=backend)
-    return Step(direction, rank, 1.0, downhill(factors, slope, loss))
+    factors, slopes = steepest(tokens, direction, rank=rank, samples=samples, backend=backend)
+    return Step(direction, rank, 1.0, downhill(factors, sum(slopes.values()), loss))
 
 
 def downhill(factors: Mapping[Layer, tuple[Tensor, ...]], slope: float, loss: float) -> dict[Layer, Any]:
@@ -57,21 +57,21 @@ def downhill(factors: Mapping[Layer, tuple[Tensor, ...]], slope: float, loss: fl
 
 def steepest(
     tokens: Mapping[Target, Tokens], direction: str, *, rank: int, samples: int, backend: str = "auto"
-) -> tuple[dict[Target, tuple[Tensor, Tensor]], float]:
-    """The factors of a direction uphill, and by how much the mean loss rises along it at first order."""
-    factors, slope = {}, 0.0
+) -> tuple[dict[Target, tuple[Tensor, Tensor]], dict[Target, float]]:
+    """The factors of a direction uphill, and by how much the mean loss rises along each at first order."""
+    factors, slopes = {}, {}
     groups = list(_sharing({target: own for target, own in tokens.items() if len(own)}))
     find = functools.partial(_found, tokens, direction, rank, backend)
     for _, found in as_memory_allows(groups, find, what="the step of one layer"):
         for target, left, right, rise in found:
             factors[target] = left, right
-            slope += rise / samples
+            slopes[target] = rise / samples
     if groups and not factors:
         raise NotConvergedError(
             f"expected a step of {groups[0][0]} or another layer, but no eigensolver and no SVD converges on one; "
             f"take another direction than {direction} (--direction)"
         )
-    return factors, slope
+    return factors, slopes
 
 
 def _found(

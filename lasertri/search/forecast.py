@@ -26,7 +26,7 @@ from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
 from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
-from lasertri.support.sharing import shared
+from lasertri.support.sharing import Share, everyones, in_each, share, shared, together
 
 TOKENS = 512  # whose outputs under all ratios are held at once
 
@@ -55,15 +55,11 @@ def forecast(
     """
     changes = _Changes(model, candidates, samples, factors, journal)
     with tqdm(total=len(samples), desc="score", unit="sample", disable=not progress) as bar:
-        advance = of_all(bar.update)
-
-        def by_tokens(mine: Sequence[int]) -> tuple[Tensor, set[Target]]:
-            if not changes.add_together(mine, advance):
-                bar.reset()
-                changes.add_apart(mine, advance)
-            return changes.of, changes.reached
-
-        each = shared(range(len(samples)), by_tokens)
+        advance, mine = of_all(bar.update), share()
+        if not all(in_each(lambda: changes.add_together(mine, advance))):
+            bar.reset()
+            together(lambda: changes.add_apart(mine, advance))
+    each = everyones((changes.of, changes.reached))
     changes.of = torch.stack([of for of, _ in each]).sum(dim=0)
     changes.reached = set[Target]().union(*(reached for _, reached in each))
     for columns in shared(range(len(samples)), changes.by_gradients):
@@ -93,20 +89,20 @@ class _Changes:
         self._numbers, self.reached = by_target(candidates), set[Target]()
         self._layers = {target: own for target in self._numbers if (own := target.linear_layer(model)) is not None}
 
-    def add_together(self, samples: Sequence[int], advance: Advance) -> bool:
-        """Take in these in batches; False, and nothing is, where layers do not tell a batch's rows apart."""
-        batches = self.samples.loss_batches(samples) if self._layers else ()
-        for _, record in as_memory_allows(batches, self._changed_together):
+    def add_together(self, share: Share, advance: Advance) -> bool:
+        """Take in a share of the batches; False where layers do not tell a batch's rows apart."""
+        batches = self.samples.loss_batches(range(len(self.samples))) if self._layers else ()
+        for _, record in as_memory_allows(share(batches), self._changed_together):
             if record is None:
-                self.of.zero_()
                 return False
             self._add(record)
             advance(len(record[0]))
         return True
 
-    def add_apart(self, samples: Sequence[int], advance: Advance) -> None:
-        """Take in these one by one."""
-        for i in samples:
+    def add_apart(self, share: Share, advance: Advance) -> None:
+        """Take in a share of the samples one by one, in place of what was taken in."""
+        self.of.zero_()
+        for i in share(range(len(self.samples))):
             batches = self.samples.loss_batches([i])
             for _, record in as_memory_allows(batches, functools.partial(self._changed_apart, i)):
                 self._add(record)

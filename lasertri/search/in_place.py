@@ -21,6 +21,7 @@ from lasertri.search.replay import RecordedBatch, Shortcut
 from lasertri.search.trial import TrialReadings, by_target
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.memory import as_memory_allows
+from lasertri.support.sharing import ALL, Share
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class InPlace:
     journal: Journal = NOTHING
 
     def run(
-        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
+        self,
+        candidates: Sequence[Candidate],
+        part: Sequence[int],
+        advance: Advance = lambda _: None,
+        share: Share = ALL,
     ) -> TrialReadings:
         """See `Runner.run`. The baseline runs once, and stands beside every candidate."""
-        readings = TrialReadings.empty(self.samples, len(candidates))
-        for _, found in as_memory_allows([list(part)], functools.partial(self._run, candidates, advance)):
-            readings.update(range(len(candidates)), found)
+        readings, mine = TrialReadings.empty(self.samples, len(candidates)), share(range(len(candidates)))
+        run = functools.partial(self._run, [candidates[i] for i in mine], advance)
+        for _, found in as_memory_allows([list(part)] if mine else [], run):
+            readings.update(mine, found)
         return readings
 
     def _run(self, candidates: Sequence[Candidate], advance: Advance, part: Sequence[int]) -> TrialReadings:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ from lasertri.ops import linear_blocks
 from lasertri.search.replay import RecordedBatch, Replay, Trace, record
 from lasertri.search.trial import TrialReadings, by_target
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.memory import as_memory_allows, is_out_of_memory
+from lasertri.support.memory import as_memory_allows, halves, is_out_of_memory
+from lasertri.support.sharing import ALL, Share, everyones
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Projected:
     Attributes:
         shortcuts: of the targets before which the model can be replayed.
         supported: numbers of the candidates that it supports.
-        tokens: most tokens of a batch of copies.
+        tokens: most tokens of a batch of copies; in all processes as many, so that they divide the same batches.
     """
 
     def __init__(
@@ -78,13 +79,16 @@ class Projected:
             if reason is not None:
                 logger.warning("%s: trials run with the weight in place, which is slower: %s", target, reason)
                 del self.shortcuts[target]
+        for target in set[Target]().union(*everyones(first.keys() - self.shortcuts.keys())):  # of any process
+            self.shortcuts.pop(target, None)
         self.supported = {i for i, candidate in enumerate(candidates) if self.supports(candidate)}
         self._longest = samples.longest
         most = max(1, _free_bytes(model, factors) // max(1, trace.token_bytes))
         on_cuda = any(parameter.is_cuda for parameter in model.parameters())
         most = min(most, CUDA_TOKENS if on_cuda else CPU_TOKENS)
         # as large as before, whatever is free by now: a sample's batch is part of how its figures are rounded
-        self.tokens = int(journal.of("tokens", lambda: [torch.tensor([most])])[0])
+        self.tokens = min(everyones(int(journal.of("tokens", lambda: [torch.tensor([most])])[0])))
+        self._fitting = self.tokens
 
     def supports(self, candidate: Candidate) -> bool:
         """Whether its trials are projections, of a linear layer that can be replayed."""
@@ -95,41 +99,66 @@ class Projected:
         return target.expert is None and isinstance(self.model.get_submodule(target.module), nn.Linear | Conv1D)
 
     def run(
-        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance = lambda _: None
+        self,
+        candidates: Sequence[Candidate],
+        part: Sequence[int],
+        advance: Advance = lambda _: None,
+        share: Share = ALL,
     ) -> TrialReadings:
         """See `Runner.run`."""
-        # the estimate may be too high, or another program takes memory
-        run = functools.partial(self._run, candidates, part, advance)
-        [(self.tokens, readings)] = as_memory_allows([self.tokens], run, self._fewer)
-        return readings
-
-    def _fewer(self, tokens: int) -> list[int]:
-        """Half as many, as long as they hold the longest row twice."""
-        return [tokens // 2] if tokens > 2 * self._longest else []
-
-    def _run(
-        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance, tokens: int
-    ) -> TrialReadings:
         readings, numbers = TrialReadings.empty(self.samples, len(candidates)), by_target(candidates)
         for mine in numbers.values():
             mine.sort(key=lambda i: candidates[i].blocks)  # those that share factors stand together
-        copies_of = {target: self._copies(len(mine), tokens) for target, mine in numbers.items()}
-        for batch in self.samples.batches(part, tokens=max(1, tokens // max(copies_of.values()))):
-            recorded = RecordedBatch(self.model, batch, [self.shortcuts[target] for target in numbers])
-            readings.baseline.record(batch, *self.journal.of(("baseline", recorded.entries), recorded.read))
-            for target, mine in numbers.items():
-                copies = copies_of[target]
-                replay = functools.cache(functools.partial(recorded.replay, self.shortcuts[target], copies))
-                for start in range(0, len(mine), copies - 1):
-                    numbered = mine[start : start + copies - 1]
-                    chunk = [candidates[i] for i in numbered]
-                    log_probs, greedy = self.journal.of(
-                        (chunk, recorded.entries), functools.partial(self._tried, chunk, replay, copies)
-                    )
-                    for copy, i in enumerate(numbered, start=1):
-                        readings.edited[i].record(batch, log_probs[copy], greedy[copy])
-                        readings.beside[i].record(batch, log_probs[0], greedy[0])
-                    advance(len(chunk) * len(batch.entry))
+        most = max(self._copies(len(mine), self.tokens) for mine in numbers.values())
+        batches = self.samples.batches(part, tokens=max(1, self.tokens // most))
+        dealt = share([(number, target) for number in range(len(batches)) for target in numbers])
+        for number, group in itertools.groupby(dealt, key=lambda unit: unit[0]):
+            run = functools.partial(self._run, candidates, {target: numbers[target] for _, target in group}, advance)
+            # the estimate may be too high, or another program takes memory
+            for (_, fitting), found in as_memory_allows(self._pieces(batches[number]), run, self._fewer):
+                readings.update(range(len(candidates)), found)
+                self._fitting = fitting
+        return readings
+
+    def _pieces(self, batch: Batch) -> list[tuple[Batch, int]]:
+        """A batch as it fitted before, with the tokens of its copies."""
+        pieces = [(batch, self.tokens)]
+        while pieces[0][1] > self._fitting:
+            pieces = [piece for part in pieces for piece in self._fewer(part)]
+        return pieces
+
+    def _fewer(self, part: tuple[Batch, int]) -> list[tuple[Batch, int]]:
+        """A batch's halves, with half as many tokens, as long as these hold the longest row twice."""
+        batch, tokens = part
+        if tokens <= 2 * self._longest:
+            return []
+        return [(piece, tokens // 2) for piece in halves(batch) or [batch]]
+
+    def _run(
+        self,
+        candidates: Sequence[Candidate],
+        numbers: Mapping[Target, Sequence[int]],
+        advance: Advance,
+        part: tuple[Batch, int],
+    ) -> TrialReadings:
+        """A batch under the candidates of these numbers, in copies of so many tokens at most."""
+        batch, tokens = part
+        readings = TrialReadings.empty(self.samples, len(candidates))
+        recorded = RecordedBatch(self.model, batch, [self.shortcuts[target] for target in numbers])
+        readings.baseline.record(batch, *self.journal.of(("baseline", recorded.entries), recorded.read))
+        for target, mine in numbers.items():
+            copies = self._copies(len(mine), tokens)
+            replay = functools.cache(functools.partial(recorded.replay, self.shortcuts[target], copies))
+            for start in range(0, len(mine), copies - 1):
+                numbered = mine[start : start + copies - 1]
+                chunk = [candidates[i] for i in numbered]
+                log_probs, greedy = self.journal.of(
+                    (chunk, recorded.entries), functools.partial(self._tried, chunk, replay, copies)
+                )
+                for copy, i in enumerate(numbered, start=1):
+                    readings.edited[i].record(batch, log_probs[copy], greedy[copy])
+                    readings.beside[i].record(batch, log_probs[0], greedy[0])
+                advance(len(chunk) * len(batch.entry))
         return readings
 
     def _tried(self, chunk: Sequence[Candidate], replay: Callable[[], Replay], copies: int) -> list[Tensor]:

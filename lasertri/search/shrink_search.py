@@ -111,15 +111,15 @@ def _slopes(
     _: str,
     fold: int,
     tokens: Sequence[Mapping[Target, Tokens]],
-) -> tuple[dict[Target, tuple[Tensor]], float]:
+) -> tuple[dict[Target, tuple[Tensor]], dict[Target, float]]:
     """From all samples but a fold's σ ∂L/∂σ: s − 1 = −η σ ∂L/∂σ lowers the loss by η Σ (σ ∂L/∂σ)² at first order."""
     samples = fit.others(fold)[0]
-    slopes, steepness = dict[Target, tuple[Tensor]](), 0.0
+    slopes, steepness = dict[Target, tuple[Tensor]](), dict[Target, float]()
     for target in targets:
         others = (found for other, found in enumerate(tokens) if other != fold)
         own = sum((found[target] for found in others if target in found), Tokens())
         if not len(own):
             continue
         slopes[target] = (slope(target, own) / len(samples),)
-        steepness += float(slopes[target][0].square().sum())
+        steepness[target] = float(slopes[target][0].square().sum())
     return slopes, steepness

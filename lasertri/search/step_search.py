@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factors.budget import budget_for
-from lasertri.measure.evaluate import of_all, read_together
+from lasertri.measure.evaluate import read_together
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import FOLDS, CrossFit, Fit, Sizeable, folds
 from lasertri.search.decision import Decision, decide_fit
@@ -24,16 +24,17 @@ from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.settings import Settings
-from lasertri.search.tokens import Room, Tokens, dealt, gather_tokens
+from lasertri.search.tokens import Room, Tokens, gather_parts
 from lasertri.support.journal import Record
-from lasertri.support.sharing import everyones, in_all, share, together
+from lasertri.support.sharing import everyones, in_all, in_each, together
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
 
 Edited = TypeVar("Edited", bound=Sizeable)
 Tensors = tuple[Tensor, ...]
-Make = Callable[[str, int, Sequence[Mapping[Target, Tokens]]], tuple[Mapping[Target, Tensors], float]]
+Slopes = Mapping[Target, float]
+Make = Callable[[str, int, Sequence[Mapping[Target, Tokens]]], tuple[Mapping[Target, Tensors], Slopes]]
 
 
 def search_step(problem: Problem, clock: Clock) -> list[Round]:
@@ -72,7 +73,7 @@ def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
 
 def _steepest(
     fit: CrossFit, settings: Settings, direction: str, fold: int, tokens: Sequence[Mapping[Target, Tokens]]
-) -> tuple[Mapping[Target, Tensors], float]:
+) -> tuple[Mapping[Target, Tensors], Slopes]:
     """See `steepest`, of all samples but a fold's."""
     others = [own for other, own in enumerate(tokens) if other != fold]
     reached = dict.fromkeys(target for own in others for target in own)
@@ -100,7 +101,7 @@ def made_of_tokens(
 
     Args:
         make: a name, a fold and the tokens of all folds -> tensors of every target, the first of which is to be turned
-            and given its length, see `downhill`, and how steep it is.
+            and given its length, see `downhill`, and how steep that is.
     """
     journal, pairs = problem.journal.under("steps"), list(itertools.product(names, range(len(fit.parts))))
     with clock("gradient"):
@@ -118,28 +119,28 @@ def made_of_tokens(
 
 
 def _of_all_layers(
-    problem: Problem, make: Callable[[], tuple[Mapping[Target, Tensors], float]]
+    problem: Problem, make: Callable[[], tuple[Mapping[Target, Tensors], Slopes]]
 ) -> tuple[dict[int, Tensors], float]:
-    """What processes made of their layers, by the targets' numbers.
+    """What processes made of their layers, by the targets' numbers, and how steep it is in all.
 
     Raises:
         NotConvergedError: it is of no layer of any process.
     """
     number = {target: i for i, target in enumerate(problem.targets)}
 
-    def mine() -> tuple[dict[int, Tensors], float, NotConvergedError | None]:
+    def mine() -> tuple[dict[int, tuple[Tensors, float]], NotConvergedError | None]:
         try:
-            factors, slope = make()
+            factors, slopes = make()
         except NotConvergedError as error:  # others may have layers that do
-            return {}, 0.0, error
-        return {number[target]: tuple(x.cpu() for x in own) for target, own in factors.items()}, slope, None
+            return {}, error
+        return {number[t]: (tuple(x.cpu() for x in own), slopes[t]) for t, own in factors.items()}, None
 
-    each = everyones(together(mine))
-    factors = {i: own for theirs, *_ in each for i, own in theirs.items()}
-    failures = [failure for *_, failure in each if failure is not None]
-    if failures and not factors:
+    each = in_each(mine)
+    made = dict(sorted((i, own) for theirs, _ in each for i, own in theirs.items()))
+    failures = [failure for _, failure in each if failure is not None]
+    if failures and not made:
         raise in_all(failures[0])
-    return dict(sorted(factors.items())), sum(slope for _, slope, _ in each)
+    return {i: factors for i, (factors, _) in made.items()}, sum(slope for _, slope in made.values())
 
 
 def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
@@ -156,17 +157,12 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
     """What the samples of every fold ran: one forward and backward pass in all. Of the layers dealt to this process."""
     model, samples, settings = problem.model, problem.calibration, problem.settings
     with clock("gradient"):
-        sizes = [sum(batch.size for batch in samples.loss_batches(part)) for part in parts]
-        room = Room.within(budget_for(model, settings.memory_budget), model, problem.targets, max(sizes), len(parts))
-        mine = [share(part) for part in parts]
+        batches = [samples.loss_batches(part) for part in parts]
+        sizes = [sum(batch.size for batch in part) for part in batches]
+        budget = min(everyones(budget_for(model, settings.memory_budget)))
+        room = Room.within(budget, model, problem.targets, max(sizes), len(parts))
         with tqdm(total=sum(sizes), desc="gradient", disable=not settings.progress) as bar:
-            advance = of_all(bar.update)
-
-            def gather(part: Sequence[int]) -> dict[Target, Tokens]:
-                return gather_tokens(model, problem.targets, samples.loss_batches(part), room, advance=advance)
-
-            tokens = together(lambda: [gather(part) if part else {} for part in mine])
-        tokens = dealt(tokens, problem.targets, problem.targets[0].parameter(model).device)
+            tokens = gather_parts(model, problem.targets, batches, room, advance=bar.update)
     if not any(everyones(any(tokens))):
         raise in_all(
             LasertriError(

@@ -6,9 +6,10 @@ second moments of both, without a matrix of the weight's size. An expert is a la
 
 from __future__ import annotations
 
+import functools
 import logging
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,11 +23,12 @@ from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 from lasertri.ops.finite import all_finite
 from lasertri.support.memory import as_memory_allows
-from lasertri.support.sharing import exchanged, processes, together
+from lasertri.support.sharing import everyones, exchanged, in_all, number, processes, share, together
 
 logger = logging.getLogger(__name__)
 
 FEWEST_TOKENS = 64  # below, little of a gradient would be left
+Sides = dict[Target, tuple[Tensor, Tensor]]  # inputs and deltas
 FP16_LOSS_SCALES = (2.0**12, 2.0**6, 1.0)  # gradients of an fp16 model underflow without
 
 
@@ -129,9 +131,24 @@ def gather_tokens(
     *,
     advance: Advance = lambda _: None,
 ) -> dict[Target, Tokens]:
-    """The tokens of every target, from one forward and backward pass of the batches.
+    """The tokens of every target, from one forward and backward pass of the batches: see `gather_parts`."""
+    [tokens] = gather_parts(model, targets, [batches], room, advance=advance)
+    return tokens
 
-    The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient.
+
+def gather_parts(
+    model: nn.Module,
+    targets: Sequence[Target],
+    parts: Sequence[Sequence[SampleBatch]],
+    room: Room,
+    *,
+    advance: Advance = lambda _: None,
+) -> list[dict[Target, Tokens]]:
+    """Of every part of the samples, in batches, the tokens of every target, from one forward and backward pass.
+
+    The model must be frozen and in evaluation mode, as inside `preserved(model)`. No weight gets a gradient. Where
+    processes share the work, each runs its share of the batches and is given the tokens of its layers, of all batches
+    in one order: they are what one process has, and rounded alike.
 
     Args:
         advance: is told after every batch how large it was.
@@ -139,67 +156,97 @@ def gather_tokens(
     Raises:
         LasertriError: a gradient is NaN or Inf (its layer is named), or no gradient reached a layer.
     """
-    tokens: dict[Target, Tokens] = {target: Tokens() for target in targets}
-
-    def taken(batch: SampleBatch) -> dict[Target, tuple[Tensor, Tensor]]:
-        return _narrowed(batch_tokens(model, targets, batch), room)
-
-    for batch, found in as_memory_allows(batches, taken):
+    owner = {target: (target.layer if target.layer >= 0 else i) % processes() for i, target in enumerate(targets)}
+    tokens = [{target: Tokens() for target in targets if owner[target] == number()} for _ in parts]
+    called = [set[str]() for _ in parts]
+    for part, found in _found(model, targets, parts, room, owner, advance):
+        called[part] |= {target.name for target in found}
         for target, (inputs, deltas) in found.items():
-            if target not in tokens:
+            own = tokens[part].get(target)
+            if own is None:
                 continue
-            tokens[target].inputs.append(inputs)
-            tokens[target].deltas.append(deltas)
-            if len(tokens[target]) > 2 * room.of(target):
+            own.inputs.append(inputs)
+            own.deltas.append(deltas)
+            if len(own) > 2 * room.of(target):
                 try:
-                    tokens[target].compress(room.of(target))
+                    own.compress(room.of(target))
                 except NotConvergedError as error:
                     logger.warning("%s is left out: %s", target, error)
-                    del tokens[target]
-        advance(batch.size)
-    reached = {target: own for target, own in tokens.items() if own.deltas}
-    called = {target.name for target in reached}  # an expert may have no token, but not all of them
-    missing = [str(target) for target in tokens if target.name not in called]
-    if not reached and any(target.expert is None for target in targets):
-        raise LasertriError(
-            f"expected a gradient for every layer, none reached {missing[0]}; it is offloaded, or not used by the "
-            "forward pass, or the loss is detached from it; name other layers with targets="
-        )
-    if missing:
-        logger.warning("%d layers that no gradient reached are left out, %s among them", len(missing), missing[0])
-    return reached
+                    del tokens[part][target]
+    for names in (set[str]().union(*part) for part in zip(*everyones(called), strict=True)):
+        missing = [str(target) for target in targets if target.name not in names]  # of experts not all
+        if not names and any(target.expert is None for target in targets):
+            raise in_all(
+                LasertriError(
+                    f"expected a gradient for every layer, none reached {missing[0]}; it is offloaded, or not used by "
+                    "the forward pass, or the loss is detached from it; name other layers with targets="
+                )
+            )
+        if missing and number() == 0:
+            logger.warning("%d layers that no gradient reached are left out, %s among them", len(missing), missing[0])
+    return [{target: own for target, own in each.items() if own.deltas} for each in tokens]
 
 
-def dealt(
-    folds: Sequence[dict[Target, Tokens]], targets: Sequence[Target], device: torch.device
-) -> list[dict[Target, Tokens]]:
-    """Of tokens that every process has of its samples those of all samples, of the layers that are this one's."""
+def _found(
+    model: nn.Module,
+    targets: Sequence[Target],
+    parts: Sequence[Sequence[SampleBatch]],
+    room: Room,
+    owner: Mapping[Target, int],
+    advance: Advance,
+) -> Iterator[tuple[int, Sides]]:
+    """Of every batch, with the number of its part, what this process is to have, the smallest first.
+
+    They are run as many at a time as there are processes, so that each holds no others' tokens for long; those of
+    about one size take about as long.
+    """
+    batches = sorted(((i, batch) for i, part in enumerate(parts) for batch in part), key=lambda each: each[1].size)
+    device = targets[0].parameter(model).device
+    pieces = as_memory_allows(
+        [batch for _, batch in share()(batches)], lambda batch: _narrowed(batch_tokens(model, targets, batch), room)
+    )
+
+    def run(batches: Sequence[SampleBatch]) -> list[Sides]:
+        """In the pieces that memory allows."""
+        found, left = list[Sides](), sum(len(batch.entry) for batch in batches)
+        while left:
+            piece, sides = next(pieces)
+            found.append(sides)
+            left -= len(piece.entry)
+        return found
+
+    for start in range(0, len(batches), processes()):
+        at_once = batches[start : start + processes()]
+        mine = [batch for _, batch in share()(at_once)]
+        found = together(functools.partial(run, mine))
+        for (part, batch), theirs in zip(at_once, _dealt(found, owner, device), strict=False):
+            yield from ((part, sides) for sides in theirs)
+            advance(batch.size)
+
+
+def _dealt(found: list[Sides], owner: Mapping[Target, int], device: torch.device) -> list[list[Sides]]:
+    """What every process has found of the layers that are this one's."""
     if processes() == 1:
-        return list(folds)
-    owner = {target: (target.layer if target.layer >= 0 else i) % processes() for i, target in enumerate(targets)}
+        return [found]
     parcels = [
-        [_moved({target: own for target, own in fold.items() if owner[target] == process}, "cpu") for fold in folds]
+        [_moved({target: own for target, own in sides.items() if owner[target] == process}, "cpu") for sides in found]
         for process in range(processes())
     ]
-    mine: list[dict[Target, Tokens]] = [{} for _ in folds]
-    for sent in exchanged(parcels):
-        for fold, theirs in zip(mine, sent, strict=True):
-            for target, own in theirs.items():
-                fold[target] = fold.get(target, Tokens()) + own
-    return together(lambda: [_moved(fold, device) for fold in mine])
+    received = exchanged(parcels)
+    return together(lambda: [[_moved(sides, device) for sides in theirs] for theirs in received])
 
 
-def _moved(tokens: Mapping[Target, Tokens], device: str | torch.device) -> dict[Target, Tokens]:
+def _moved(sides: Sides, device: str | torch.device) -> Sides:
     """The same on another device; what layers share stays one tensor."""
     moved: dict[int, Tensor] = {}
 
-    def move(pieces: Sequence[Tensor]) -> list[Tensor]:
-        return [moved.setdefault(id(piece), piece.to(device)) for piece in pieces]
+    def move(side: Tensor) -> Tensor:
+        return moved.setdefault(id(side), side.to(device))
 
-    return {target: Tokens(move(own.inputs), move(own.deltas)) for target, own in tokens.items()}
+    return {target: (move(inputs), move(deltas)) for target, (inputs, deltas) in sides.items()}
 
 
-def _narrowed(taken: Mapping[Target, Taken], room: Room) -> dict[Target, tuple[Tensor, Tensor]]:
+def _narrowed(taken: Mapping[Target, Taken], room: Room) -> Sides:
     """Inputs and deltas in the dtype that they are kept in; those that layers share stay one tensor."""
     narrowed: dict[int, Tensor] = {}
     found = {}

@@ -12,6 +12,7 @@ from lasertri.edit.candidate import Candidate
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.model.targets import Target
+from lasertri.support.sharing import Share
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,14 @@ class TrialReadings:
 class Runner(Protocol):
     """A way to try candidates; it knows the model, the samples and the factors."""
 
-    def run(self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance) -> TrialReadings:
-        """Read these samples under these candidates; `advance` is told how much was read, as of `Samples.work`."""
+    def run(
+        self, candidates: Sequence[Candidate], part: Sequence[int], advance: Advance, share: Share
+    ) -> TrialReadings:
+        """Read these samples under these candidates; `advance` is told how much was read, as of `Samples.work`.
+
+        Args:
+            share: of this work what is done. All that is read is read in the batches that one process would make.
+        """
 
 
 def by_target(candidates: Sequence[Candidate]) -> dict[Target, list[int]]:

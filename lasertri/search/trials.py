@@ -22,7 +22,7 @@ from lasertri.search.racing import stages, survivors
 from lasertri.search.settings import Settings
 from lasertri.search.trial import Runner, Trial, TrialReadings
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import shared
+from lasertri.support.sharing import Share, in_each, share
 
 if TYPE_CHECKING:
     from lasertri.language.samples import EncodedSamples
@@ -50,7 +50,8 @@ def run_trials(
     with tqdm(total=total, desc="trials", unit="entry", disable=not settings.progress) as bar:
         for part in parts:
             start, seen = journal.now(), seen + part
-            for found in shared(part, functools.partial(_tried, plan, candidates, alive, samples, of_all(bar.update))):
+            tried = functools.partial(_tried, plan, candidates, alive, samples, of_all(bar.update), part, share())
+            for found in in_each(tried):
                 readings.update(range(len(candidates)), found)
             seconds[alive] += (journal.now() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
@@ -77,12 +78,13 @@ def _tried(
     samples: Samples,
     advance: Advance,
     part: Sequence[int],
+    share: Share,
 ) -> TrialReadings:
-    """These samples under the candidates that are still in the race."""
+    """A share of these samples under the candidates that are still in the race."""
     readings = TrialReadings.empty(samples, len(candidates))
     for runner, its_own in plan:
         if mine := sorted(its_own & set(alive)):
-            readings.update(mine, runner.run([candidates[i] for i in mine], part, advance))
+            readings.update(mine, runner.run([candidates[i] for i in mine], part, advance, share))
     return readings
 
 

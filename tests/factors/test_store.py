@@ -68,6 +68,23 @@ def test_prepared_factors_are_those_made_one_by_one(architecture, counted):
     assert sum(counted) == len(targets)
 
 
+def test_what_is_sent_to_other_processes_is_no_more_than_the_factors(monkeypatch):
+    model = make_model("llama")
+    targets, sent = find_targets(model, "up_proj|gate_proj"), []
+
+    def shared(items, run):
+        sent.append(run(items))
+        return sent[-1:]
+
+    monkeypatch.setattr("lasertri.factors.store.processes", lambda: 2)
+    monkeypatch.setattr("lasertri.factors.store.shared", shared)
+    FactorStore(model, targets, [1], budget=1 << 30).prepare(targets, 1)
+    [made] = sent
+    assert len(made) == len(targets) == 6
+    for _, factors in made:
+        assert all(side.untyped_storage().nbytes() == side.nbytes for side in (factors.basis, factors.sigma))
+
+
 @pytest.mark.parametrize("room", [4, 1, 0])
 def test_fewer_are_factored_at_once_where_memory_holds_no_more(monkeypatch, room):
     model, made = make_model("gptj"), []

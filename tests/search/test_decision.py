@@ -81,7 +81,7 @@ class Simulated:
     def __init__(self, samples, baseline, correct):
         self.samples, self.baseline, self.correct = samples, baseline, correct
 
-    def run(self, candidates, part, advance):
+    def run(self, candidates, part, advance, share):
         readings = TrialReadings.empty(self.samples, len(candidates))
         layers = [candidate.target.layer for candidate in candidates]
         readings.edited.scores[:, part] = self.correct[layers][:, part]

@@ -278,7 +278,7 @@ def test_an_fp16_models_small_gradients_do_not_underflow():
     def scaled_down(samples):
         class Small:
             def __init__(self, batch):
-                self.batch, self.size = batch, batch.size
+                self.batch, self.size, self.entry = batch, batch.size, batch.entry
 
             def loss(self, model):
                 return 1e-7 * self.batch.loss(model)
@@ -356,7 +356,7 @@ def test_progress_is_told_batch_by_batch():
     batches = encoded(model, "gptj").loss_batches(range(12))
     with preserved(model):
         gather_tokens(model, find_linear_layers(model), batches, Room(), advance=told.append)
-    assert told == [batch.size for batch in batches]
+    assert told == sorted(batch.size for batch in batches)
     assert len(told) == 3
 
 
