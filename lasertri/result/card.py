@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lasertri.measure.side_effects import described
+from lasertri.model.gguf import is_gguf, place_and_file
 from lasertri.model.loading import CLASSES, model_kind
 from lasertri.result.summary import aside, describe, loss_change, loss_of, nats
 from lasertri.search.settings import DEFAULTS
@@ -50,6 +51,7 @@ class Base:
         licence: the fields of a card that say it.
         loader: the class that loads it; empty of a module that transformers has no class for.
         kind: what it does, by the hub's name, where that has one.
+        gguf_file: its file there, where it is one of GGUF.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Base:
     licence: dict[str, Any]
     loader: str
     kind: str | None
+    gguf_file: str = ""
 
     @classmethod
     def of(cls, model: nn.Module, *, language: bool = True) -> Base:
@@ -67,6 +70,7 @@ class Base:
         """
         config = getattr(model, "config", None)
         name, revision = getattr(config, "_name_or_path", ""), getattr(config, "_commit_hash", None)
+        name, file = place_and_file(name) if is_gguf(name) else (name, "")
         shown = name if revision is not None else Path(name).absolute().name if name else type(model).__name__
         loader, kind = "", None
         if language:
@@ -74,7 +78,7 @@ class Base:
             loader = CLASSES[model_kind(model)][0].__name__
         elif isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers."):
             loader = type(model).__name__
-        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind)
+        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind, file)
 
 
 def adaptation_card(
