@@ -38,6 +38,7 @@ from lasertri.model.files import (
     tensor_files,
 )
 from lasertri.model.gguf import dequantising, is_gguf, made_plain, read_from
+from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ def load_model(
     revision: str | None = None,
     dtype: str | torch.dtype | None = "auto",
     device: str | None = None,
+    plain: bool = False,
 ) -> PreTrainedModel:
     """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
 
@@ -72,6 +74,7 @@ def load_model(
         revision: branch, tag or commit on the hub.
         dtype: "auto" or None for the checkpoint's own, or "float32", "bfloat16", "float16".
         device: where it runs; by default CUDA where torch has it.
+        plain: whether one with quantised weights is refused before they are read; else it is loaded as it is.
 
     Raises:
         LasertriError: it is not there, is damaged, or is not a language model.
@@ -87,9 +90,14 @@ def load_model(
     if where.type not in ("cpu", "cuda") or (where.type == "cuda" and not torch.cuda.is_available()):
         raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, got {shown(chosen)}")
     kind, config = checkpoint_kind(name, revision=revision)
-    require_unquantised(config)
+    if plain:
+        require_unquantised(config)
     place, options = read_from(name, revision)
     options |= {"config": config, "dtype": dtype, "trust_remote_code": False}
+    method, advice = quantisation(config), AGAIN
+    if method is not None:
+        options["device_map"] = {"": where}  # its layers are made there
+        advice = f"load the unquantised checkpoint, or go where quantisation by {method} runs"
     if is_gguf(name):
         options |= dequantising()
     folder = local_folder(name, revision)
@@ -97,7 +105,7 @@ def load_model(
         require_own_files(folder)
     _require_no_adapter(place, revision)
     _require_consistent(name, kind, config, revision)
-    with reading(name, "the checkpoint", AGAIN, revision=revision):
+    with reading(name, "the checkpoint", advice, revision=revision):
         model, report = CLASSES[kind][0].from_pretrained(
             place, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -105,7 +113,8 @@ def load_model(
         made_plain(model, name, revision)
     _require_all(name, report)
     _say_unused(name, model, report, revision)
-    return model.to(where).eval()
+    keep_unpacked(model)
+    return (model if method is not None else model.to(where)).eval()
 
 
 load = load_model  # beside `save`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class Base:
         loader: the class that loads it; empty of a module that transformers has no class for.
         kind: what it does, by the hub's name, where that has one.
         gguf_file: its file there, where it is one of GGUF.
+        quantised: how it was quantised as it was loaded, if it was; a checkpoint that is quantised says so itself.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Base:
     loader: str
     kind: str | None
     gguf_file: str = ""
+    quantised: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, *, language: bool = True) -> Base:
@@ -73,12 +76,16 @@ class Base:
         name, file = place_and_file(name) if is_gguf(name) else (name, "")
         shown = name if revision is not None else Path(name).absolute().name if name else type(model).__name__
         loader, kind = "", None
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        quantised = None
+        if quantizer is not None and not quantizer.pre_quantized:
+            quantised = json.loads(quantizer.quantization_config.to_json_string(use_diff=False))
         if language:
             kind = PIPELINES.get(model_kind(model))
             loader = CLASSES[model_kind(model)][0].__name__
         elif isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers."):
             loader = type(model).__name__
-        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind, file)
+        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind, file, quantised)
 
 
 def adaptation_card(

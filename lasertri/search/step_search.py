@@ -147,7 +147,7 @@ def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
     targets, tensors = [problem.targets[number] for number in record[0].tolist()], record[1:]
     each = len(tensors) // max(1, len(targets))
     return {
-        target: tuple(x.to(target.parameter(problem.model).device) for x in tensors[each * i : each * (i + 1)])
+        target: tuple(x.to(target.device(problem.model)) for x in tensors[each * i : each * (i + 1)])
         for i, target in enumerate(targets)
     }
 
@@ -166,7 +166,7 @@ def gather_folds(problem: Problem, parts: Sequence[Sequence[int]], clock: Clock)
                 return gather_tokens(model, problem.targets, samples.loss_batches(part), room, advance=advance)
 
             tokens = together(lambda: [gather(part) if part else {} for part in mine])
-        tokens = dealt(tokens, problem.targets, problem.targets[0].parameter(model).device)
+        tokens = dealt(tokens, problem.targets, problem.targets[0].device(model))
     if not any(everyones(any(tokens))):
         raise in_all(
             LasertriError(

@@ -70,6 +70,12 @@ def test_an_adapter_names_the_file_and_goes_with_what_transformers_loads_of_it(f
     assert f'from_pretrained("{tmp_path.name}", gguf_file="tiny.gguf", dtype="auto")' in card
 
 
+def test_a_model_that_others_loaded_of_one_is_refused_for_it_does_not_name_the_file(file):
+    for options in ({}, {"edit": "shrink"}):
+        with pytest.raises(LasertriError, match=r"quantised by gguf; load it by load_model\('FOLDER/FILE.gguf'\)"):
+            adapt(as_transformers_loads_it(file), samples(), tokenizer=load_tokenizer(file), progress=False, **options)
+
+
 def test_a_file_of_the_hub_is_downloaded_and_named_with_its_commit(file, tmp_path, monkeypatch):
     cache = tmp_path / "cache/models--me--tiny-GGUF"
     (cache / "refs").mkdir(parents=True)
