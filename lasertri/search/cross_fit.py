@@ -23,6 +23,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.measure.significance import relief
 from lasertri.search.settings import Settings
+from lasertri.support.events import tell
 from lasertri.support.journal import NOTHING, Journal
 
 FOLDS = 2
@@ -175,7 +176,7 @@ class CrossFit:
                 readings.update(read_together(self.model, self.samples, part, self.advance, here))
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
-        return Fit(
+        fit = Fit(
             Sized(**named),
             readings.measurement(normalize=self.settings.normalize),
             float(losses.mean()),
@@ -183,3 +184,5 @@ class CrossFit:
             scores.astype(float) - self.scores,
             relief(self.losses, losses),
         )
+        tell("trial", **fit.to_dict())
+        return fit
