@@ -31,7 +31,7 @@ COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\
 
 def local_folder(name: str | Path, revision: str | None = None) -> Path | None:
     """The folder itself, or where the hub's files are kept once they were downloaded."""
-    check_path("a hub id or a folder with a Hugging Face model", name)
+    check_path("a hub id, a folder with a Hugging Face model or a GGUF file", name)
     if Path(name).is_dir():
         return Path(name)
     try:

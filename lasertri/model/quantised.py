@@ -141,6 +141,7 @@ class _Passed(torch.autograd.Function):
         if found is None:
             weight = _columns(ctx.module, ctx.call, ctx.inputs)
             found = (delta.to(weight.dtype) @ weight.mT).to(ctx.inputs.dtype)
+        ctx.inputs = ctx.output = None  # as what other layers save is freed on the way back
         return found, None, None
 
 
