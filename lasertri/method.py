@@ -48,9 +48,11 @@ from lasertri.search.strategies import distinct, fitting
 from lasertri.search.tokens import batch_tokens
 from lasertri.search.trials import run_trials
 from lasertri.support.environment import environment
+from lasertri.support.events import Listener, tell, told_to
 from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
-from lasertri.support.sharing import once, require_alike, shared_by, together
+from lasertri.support.sharing import number, once, require_alike, shared_by, together
+from lasertri.support.shown import shown
 from lasertri.support.timing import Clock
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def adapt(
     journal: str | Path | None = None,
     resume: bool = True,
     group: ProcessGroup | None = None,
+    callback: Listener | None = None,
     **settings: Unpack[SettingsKeywords],
 ) -> Adaptation:
     """Find the edit that helps a model most on a task, if any does: by default one step of all its MLPs.
@@ -89,11 +92,15 @@ def adapt(
         resume: where False, it begins anew.
         group: of `torch.distributed`, by gloo: its processes share the work. Each calls this function with the same
             arguments, its model on its own device, and gets the same result, for the first to save.
+        callback: is called, in the first process, with a dictionary for every event: a phase begins, a trial is
+            measured, a round decided, the result there. Its `event` says which.
         settings: the options below, such as `blocks=(1, 8)`, `accept="best"` or `seed=1`.
 
     Raises:
         LasertriError: the input cannot be used; it says why before the long work starts.
     """
+    if callback is not None and not callable(callback):
+        raise LasertriError(f"expected a function of one event as callback, got {shown(callback)}")
     with shared_by(group):
         problem = together(
             lambda: prepare(
@@ -111,7 +118,10 @@ def adapt(
         with problem.journal, preserved(problem.model):
             with samples_named(problem):
                 once(lambda: preflight(problem))
-            return _found(problem, SEARCHES[problem.settings.edit], _name(samples))
+            with told_to(callback if number() == 0 else None):
+                found = _found(problem, SEARCHES[problem.settings.edit], _name(samples))
+                tell("result", **found.to_dict())
+            return found
 
 
 def refine(
@@ -243,7 +253,7 @@ def search_truncations(problem: Problem, clock: Clock) -> list[Round]:
     with ExitStack() as applied:
         while targets and len(rounds) < problem.settings.max_edits:
             journal = problem.journal.under(f"edit {len(rounds) + 1}") if rounds else problem.journal
-            rounds.append(truncate(replace(problem, journal=journal), targets, clock))
+            rounds.append(truncate(replace(problem, journal=journal), targets, clock).told())
             edit = rounds[-1].edit
             if edit is None:
                 break

@@ -118,7 +118,7 @@ def run(
         require_peft()
     if rank() > 0:
         settings = dataclasses.replace(settings, progress=False)
-    loaded, tokenizer = together(lambda: loading.load(model))
+    loaded, tokenizer = together(lambda: loading.load(model, plain=settings.edit != "step" or settings.merge))
     if output is not None and (settings.edit != "step" or settings.merge):
         once(lambda: output.require(sum(p.nbytes for p in loaded.parameters())))
     result = adapt(

@@ -43,7 +43,7 @@ def apply(
     kinds = {str(found.to_dict()["kind"]) for found in edits}
     if save == "factored" and kinds != {"truncate"}:
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {kinds.pop()}")
-    loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model)
+    loaded, tokenizer = dataclasses.replace(loading, device="cpu").load(model, plain=True)
     folder.require(sum(p.nbytes for p in loaded.parameters()))
     checkpoint.rebuilt(loaded, tokenizer)
     for found in edits:

@@ -65,7 +65,7 @@ def compress_command(
     folder = OutputFolder(output, overwrite=overwrite, inputs=[model, *source.files])
     repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
-    loaded, tokenizer = loading.load(model)
+    loaded, tokenizer = loading.load(model, plain=True)
     folder.require(sum(p.nbytes for p in loaded.parameters()))
     rebuilt(loaded, tokenizer)
     result = compress(

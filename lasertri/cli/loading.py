@@ -31,8 +31,12 @@ class Loading:
     dtype: Annotated[str, Option("auto is the checkpoint's own.", section="Model", names=DTYPES)] = "auto"
     device: Annotated[str | None, Option("Where to run; CUDA if torch has it.", section="Model")] = None
 
-    def load(self, model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """A model and its tokenizer, without the progress bars of transformers."""
+    def load(self, model: str, *, plain: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """A model and its tokenizer, without the progress bars of transformers.
+
+        Args:
+            plain: whether one with quantised weights is refused.
+        """
         logger.info("reading the model %s", shown(model))
         from transformers.utils import logging as transformers_logging
 
@@ -42,7 +46,7 @@ class Loading:
         transformers_logging.disable_progress_bar()
         if not Path(model).exists():
             _go_offline_where_the_hub_is_silent()
-        loaded = load_model(model, revision=self.revision, dtype=self.dtype, device=self.device)
+        loaded = load_model(model, revision=self.revision, dtype=self.dtype, device=self.device, plain=plain)
         return loaded, load_tokenizer(model, revision=self.revision)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-Model = Annotated[str, typer.Argument(help="A Hugging Face hub id or a local folder.", metavar="MODEL")]
+Model = Annotated[str, typer.Argument(help="A Hugging Face hub id, a local folder or a GGUF file.", metavar="MODEL")]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Folder for checkpoint, edit and report.", rich_help_panel="Output"),

@@ -56,9 +56,7 @@ class Pushing:
         from lasertri.support.hub import Repository
 
         if Path(model).exists():
-            logger.warning(
-                "%s is a folder of this machine: what is pushed will name its base by this path", shown(model)
-            )
+            logger.warning("%s is on this machine alone: what is pushed will name its base by this path", shown(model))
         return Repository(self.push, private=self.private, overwrite=overwrite)
 
 

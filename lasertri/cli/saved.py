@@ -78,6 +78,7 @@ def base_of_adapter(folder: Path, *, otherwise: str) -> tuple[str, str | None] |
 
 def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> list[str]:
     """What was written, and what reads it, in a line each."""
+    from lasertri.model.gguf import is_gguf, place_and_file
     from lasertri.model.loading import CLASSES, model_kind
 
     if not result.edits:
@@ -91,10 +92,19 @@ def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> 
         return [f'wrote {folder}: the edited model; load it by {first}{load}("{folder}")']
     lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
     adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    base = adapter.get("base_model_name_or_path") or ""
+    if is_gguf(base):
+        place, file = place_and_file(base)
+        lines.append(f'its base: {CLASSES[kind][0].__name__}.from_pretrained("{place}", gguf_file="{file}")')
     if adapter.get("target_parameters"):
         lines.append(
             "engines may pass over what it adds to experts: serve the checkpoint that "
             f"lasertri apply {folder} MODEL -o OUT writes"
+        )
+    elif kind == "causal" and is_gguf(base):
+        lines.append(
+            f"llama.cpp: convert_lora_to_gguf.py --base FOLDER {folder}; FOLDER has the config.json of the model that "
+            "the GGUF file was made from"
         )
     elif kind == "causal":
         lines.append(

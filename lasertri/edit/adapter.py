@@ -18,6 +18,7 @@ from lasertri.edit.reading import checked, read_tensors
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.preserve import preserved
+from lasertri.model.quantised import computing_dtype, is_quantised
 from lasertri.model.targets import Target
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.scratch import scratch_folder
@@ -205,7 +206,8 @@ def how_far_off(model: nn.Module, folder: Path, expected: Tensor, batch: SampleB
         found, _ = batch.read(model)
     worst = float((found - expected).abs().max())
     close = CLOSE * (1 + float(expected.abs().max()))
-    if next(model.parameters()).dtype.itemsize < 4:  # rounds where sums are made in another order
+    if computing_dtype(model).itemsize < 4 or any(map(is_quantised, model.modules())):
+        # rounds where sums are made in another order, activations too
         close = max(close, SHARE * float((expected - before).abs().max()))
     return 0.0 if worst <= close else worst
 

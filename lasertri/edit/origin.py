@@ -9,12 +9,11 @@ from types import NoneType
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from lasertri.edit.reading import field_of
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
-from lasertri.model.editable import require_plain
 from lasertri.model.files import changed_since
 from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import content_key, weight_sha256
@@ -35,8 +34,9 @@ class Origin:
         modules: names that end the paths of the edited layers and of no others; empty where there are none such.
         parameters: of every weight that peft is given by its own path, not its layer's, how many matrices it holds, and
             whether peft takes them for stored as [inputs, outputs].
-        sha256: `weight_sha256` of every layer's weight. It is slow, and a search asks several times: what was found to
-            have it is known again by its `content_key`.
+        sha256: `weight_sha256` of every layer's weight; empty of a quantised one, which its library may store otherwise
+            once it has run. It is slow, and a search asks several times: what was found to have it is known again by
+            its `content_key`.
     """
 
     base: str = ""
@@ -55,13 +55,13 @@ class Origin:
         """
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
-        weights = {target: target.part(target.parameter(model)) for target in chosen}
+        weights = {target: target.part(target.parameter(model)) for target in chosen if not target.is_quantised(model)}
         found = cls(
             _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
             _endings({target.module for target in chosen if target.name not in parameters}, model),
             parameters,
-            {target: weight_sha256(weight) for target, weight in weights.items()},
+            {target: weight_sha256(weights[target]) if target in weights else "" for target in chosen},
         )
         found._known.update({target: content_key(weight) for target, weight in weights.items()})
         return found
@@ -102,20 +102,27 @@ class Origin:
         """
         for target, checksum in self.sha256.items():
             try:
-                stored = target.parameter(model)
-                shape = tuple(target.view(stored).shape)
+                quantised = target.is_quantised(model)
+                shape = target.whole_shape(model) if quantised else tuple(target.view(target.parameter(model)).shape)
             except (AttributeError, IndexError, RuntimeError) as error:  # no such parameter, or no matrix
                 raise LasertriError(f"expected a model with {target}, a target of the edit, but it has none") from error
-            require_plain(target.name, stored)
-            if shape != target.shape or not self._has(target, target.part(stored), checksum):
-                origin = f" ({shown(self.base)})" if self.base else ""
+            origin = f" ({shown(self.base)})" if self.base else ""
+            if not checksum and not quantised:
+                raise LasertriError(
+                    f"expected the model quantised as it was when the step was made{origin}, but {target} is not; "
+                    "load it as it was then"
+                )
+            if checksum:
+                target.require_plain(model)
+            if shape != target.shape or not (quantised or self._has(target, model, checksum)):
                 raise LasertriError(
                     f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
                     "values or another dtype; apply the edit to its own base, once"
                 )
 
-    def _has(self, target: Target, stored: Tensor, checksum: str) -> bool:
+    def _has(self, target: Target, model: nn.Module, checksum: str) -> bool:
         """Whether a weight has this checksum."""
+        stored = target.part(target.parameter(model))
         key = content_key(stored)
         if self._known.get(target) != key:
             if weight_sha256(stored) != checksum:

@@ -90,6 +90,8 @@ class Step(Edit):
         if self.origin is not None:
             self.origin.require(model)
         for target in self.factors:
+            target.require_plain(model)
+        for target in self.factors:
             target.write(target.parameter(model), self._merged(target, model))
 
     @contextmanager
@@ -111,9 +113,7 @@ class Step(Edit):
         Of an expert's, only what rounding to the weight's dtype leaves of it: peft adds it to the weight.
         """
         rounded = as_parameters(self.targets, model)
-        sides = {
-            target: [side.to(target.parameter(model).device) for side in pair] for target, pair in self.factors.items()
-        }
+        sides = {target: [side.to(target.device(model)) for side in pair] for target, pair in self.factors.items()}
 
         def add(target: Target, inputs: Tensor, call: Call) -> Tensor:
             output, (left, right) = call(inputs), sides[target]

@@ -46,7 +46,7 @@ class Factoring:
 
     def workspace_bytes(self, target: Target, blocks: int) -> int:
         """FP64 bytes for factoring and scoring one weight, beside its own."""
-        (rows, columns), device = target.shape, self.weight(target).device
+        (rows, columns), device = target.shape, target.device(self.model)
         height = Partition.consecutive(rows, blocks).heights[0]
         whitening = 0 if self.inputs is None else 8 * (5 * rows * columns + 3 * columns**2)
         plain: int = choose_backend(self.backend, device).module.workspace_bytes(blocks, height, columns, device)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
+
+from lasertri.model.quantised import is_linear
 
 MLP_ROLES = ("fc_in", "fc_up", "fc_out")
 MIXES = r"att(n|ention)|router|mamba|conv\b|temporal"  # in the path of what mixes positions, or chooses experts
@@ -124,8 +125,7 @@ def layout(model: nn.Module) -> tuple[list[str], list[tuple[str, str]]]:
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
+        if isinstance(module, nn.ModuleList) and any(is_linear(inner) for inner in module.modules())
     }
     if not lists:
         return [], []
@@ -138,9 +138,7 @@ def _guessed_roles(layers: nn.ModuleList) -> list[tuple[str, str]]:
 
     An MLP is what widens and narrows the hidden state outside attention and its like: first in, last out, between up.
     """
-    inside = [
-        [path for path, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)] for layer in layers
-    ]
+    inside = [[path for path, module in layer.named_modules() if is_linear(module)] for layer in layers]
     inside = [[path for path in paths if not re.search(MIXES, path, re.IGNORECASE)] for paths in inside]
     names = {path.rpartition(".")[2] for paths in inside for path in paths}
     if "down_proj" in names:

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import describe
 from lasertri.factored.layer import FactoredLinear
+from lasertri.model.quantised import is_quantised
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.output_folder import OutputFolder
 from lasertri.support.scratch import scratch_folder
@@ -143,6 +144,8 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
             _save_in_part(model, directory)
         devices = {parameter.device for parameter in model.parameters()}
         if not hasattr(model, "save_pretrained") or _factored(model) or len(devices) > 1:
+            return model
+        if any(map(is_quantised, model.modules())):
             return model
         own.config.save_pretrained(directory)
         built = _built(model, directory)

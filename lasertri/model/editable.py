@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
-from lasertri.factored.checkpoint import METHOD
+from lasertri.model.quantised import is_plain, quantisation
 from lasertri.ops import DTYPES
 from lasertri.support.shown import LONGEST, shown
 
@@ -16,7 +16,11 @@ MERGE = (
     "write the adapter into the weights (PeftModel.from_pretrained(base, adapter).merge_and_unload()), save that model "
     "and load it from there"
 )
-UNQUANTISED = "load the unquantised checkpoint, edit that, then quantise the result"
+UNQUANTISED = (
+    "load the unquantised checkpoint, edit that, then quantise the result; only a step, unmerged, can stand beside "
+    "quantised weights"
+)
+GGUF = "load it by load_model('FOLDER/FILE.gguf'), which takes its quantisation back"
 
 
 def require_unquantised(config: Any) -> None:
@@ -25,14 +29,11 @@ def require_unquantised(config: Any) -> None:
     Raises:
         LasertriError: it does.
     """
-    if (quantisation := getattr(config, "quantization_config", None)) is not None:
-        fields = quantisation if isinstance(quantisation, dict) else vars(quantisation)
-        method = fields.get("quant_method") or type(quantisation).__name__
-        method = getattr(method, "value", method)  # Transformers' own are of an enumeration
-        if method == METHOD:
-            return
+    method = quantisation(config)
+    if method is not None:
         raise LasertriError(
-            f"expected a model without quantisation, got one quantised by {_shown(method)}; {UNQUANTISED}"
+            f"expected a model without quantisation, got one quantised by {_shown(method)}; "
+            f"{GGUF if method == 'gguf' else UNQUANTISED}"
         )
 
 
@@ -41,8 +42,11 @@ def _shown(method: object) -> str:
     return method if isinstance(method, str) and len(method) <= LONGEST else shown(method)
 
 
-def require_editable(model: nn.Module) -> None:
+def require_editable(model: nn.Module, *, quantised: bool = False) -> None:
     """Refuse a quantised or compiled model, one with adapters in it, and one with weights that are elsewhere.
+
+    Args:
+        quantised: whether it may be quantised.
 
     Raises:
         LasertriError: saying what was found.
@@ -51,9 +55,12 @@ def require_editable(model: nn.Module) -> None:
         raise LasertriError(
             "expected to be called outside of torch.inference_mode(), under which nothing has gradients"
         )
-    require_unquantised(getattr(model, "config", None))
+    config = getattr(model, "config", None)
+    if not quantised or quantisation(config) == "gguf":  # whose adapter would not name its base
+        require_unquantised(config)
     for name, module in model.named_modules():
-        if "qweight" in module._buffers or "qweight" in module._parameters:  # GPTQ and AWQ, whatever their modules
+        packed = "qweight" in module._buffers or "qweight" in module._parameters  # GPTQ and AWQ, whatever their modules
+        if packed and not quantised:
             raise LasertriError(f"expected plain weights, got {name}, a {type(module).__name__}; {UNQUANTISED}")
         if _of_peft(module):
             raise LasertriError(
@@ -114,14 +121,11 @@ def require_present(name: str, parameter: nn.Parameter) -> None:
 def require_plain(name: str, parameter: nn.Parameter) -> None:
     """Refuse a weight whose values are not simply those of a floating-point tensor.
 
-    bitsandbytes has `Params4bit` and `Int8Params`, parameters of their own types; torchao's tensors and torch's
-    `DTensor` are subclasses that report an ordinary dtype.
-
     Raises:
         LasertriError: it is such a one.
     """
     require_present(name, parameter)
-    if type(parameter) is not nn.Parameter or parameter.dtype not in DTYPES:
+    if not is_plain(parameter):
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise LasertriError(
             f"expected {name} as a plain tensor in one of {dtypes}, got {type(parameter).__name__} in "

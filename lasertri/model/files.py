@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.model.quantised import is_plain
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.paths import check_path
 from lasertri.support.shown import LONGEST, reason, shown
@@ -30,7 +31,7 @@ COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\
 
 def local_folder(name: str | Path, revision: str | None = None) -> Path | None:
     """The folder itself, or where the hub's files are kept once they were downloaded."""
-    check_path("a hub id or a folder with a Hugging Face model", name)
+    check_path("a hub id, a folder with a Hugging Face model or a GGUF file", name)
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -135,6 +136,8 @@ def changed_since(model: nn.Module, base: str, revision: str | None = None) -> s
                 continue
             if path not in opened:
                 opened[path] = stack.enter_context(safe_open(path, "pt"))
+            if not is_plain(parameters[own]):  # quantised as it was loaded
+                continue
             parameter = parameters[own].detach().cpu()
             if not torch.equal(parameter, opened[path].get_tensor(name).to(parameter.dtype)):
                 return own

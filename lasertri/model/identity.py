@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lasertri.model.quantised import plain_parts
 from lasertri.support.checksum import tensor_hash, weight_sha256
 
 PATHS = ("_name_or_path", "_commit_hash")  # where it came from
@@ -23,7 +24,11 @@ def identity(model: nn.Module) -> list[object]:
         for config in configs
         if config is not None and hasattr(config, "to_dict")
     ]
-    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    tensors = [
+        (name, part)
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+        for part in plain_parts(tensor)
+    ]
     modules = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # of functions
     return [modules, settings, [[name, *_known_by(tensor)] for name, tensor in tensors]]
 

@@ -37,10 +37,14 @@ from lasertri.model.files import (
     require_own_files,
     tensor_files,
 )
+from lasertri.model.gguf import dequantising, is_gguf, made_plain, read_from
+from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
 
+EXPECTED = "a hub id or a folder with a Hugging Face model"
+AGAIN = "download it again"
 CORRECT = "correct it, or take the one it was published with"
 
 Kind = Literal["causal", "masked", "encoder-decoder"]
@@ -58,16 +62,19 @@ def load_model(
     revision: str | None = None,
     dtype: str | torch.dtype | None = "auto",
     device: str | None = None,
+    plain: bool = False,
 ) -> PreTrainedModel:
     """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
 
     Its layers are factored where `save` wrote such.
 
     Args:
-        name: a hub id or a local folder.
+        name: a hub id or a local folder; or a GGUF file, on the hub `USER/REPOSITORY/FILE.gguf`, whose quantisation is
+            taken back.
         revision: branch, tag or commit on the hub.
         dtype: "auto" or None for the checkpoint's own, or "float32", "bfloat16", "float16".
         device: where it runs; by default CUDA where torch has it.
+        plain: whether one with quantised weights is refused before they are read; else it is loaded as it is.
 
     Raises:
         LasertriError: it is not there, is damaged, or is not a language model.
@@ -77,26 +84,37 @@ def load_model(
         raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {shown(dtype)}")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(chosen)
+        where = torch.device(chosen)
     except RuntimeError as error:
         raise LasertriError(f"expected a device such as cpu or cuda:0, got {shown(chosen)}") from error
-    if place.type not in ("cpu", "cuda") or (place.type == "cuda" and not torch.cuda.is_available()):
+    if where.type not in ("cpu", "cuda") or (where.type == "cuda" and not torch.cuda.is_available()):
         raise LasertriError(f"expected cpu or, where torch sees one, a CUDA device, got {shown(chosen)}")
     kind, config = checkpoint_kind(name, revision=revision)
-    require_unquantised(config)
-    options = {"config": config, "dtype": dtype, "revision": revision, "trust_remote_code": False}
+    if plain:
+        require_unquantised(config)
+    place, options = read_from(name, revision)
+    options |= {"config": config, "dtype": dtype, "trust_remote_code": False}
+    method, advice = quantisation(config), AGAIN
+    if method is not None:
+        options["device_map"] = {"": where}  # its layers are made there
+        advice = f"load the unquantised checkpoint, or go where quantisation by {method} runs"
+    if is_gguf(name):
+        options |= dequantising()
     folder = local_folder(name, revision)
     if folder is not None:
         require_own_files(folder)
-    _require_no_adapter(name, revision)
+    _require_no_adapter(place, revision)
     _require_consistent(name, kind, config, revision)
-    with reading(name, "the checkpoint", "download it again", revision=revision):
+    with reading(name, "the checkpoint", advice, revision=revision):
         model, report = CLASSES[kind][0].from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            place, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
+    if is_gguf(name):
+        made_plain(model, name, revision)
     _require_all(name, report)
     _say_unused(name, model, report, revision)
-    return model.to(place).eval()
+    keep_unpacked(model)
+    return (model if method is not None else model.to(where)).eval()
 
 
 load = load_model  # beside `save`
@@ -108,14 +126,19 @@ def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrain
     Raises:
         LasertriError: there is none.
     """
-    folder = local_folder(name, revision)
+    folder, (place, options) = local_folder(name, revision), read_from(name, revision)
     advice = "take the one it was published with"
     with reading(name, "tokenizer_config.json or config.json", advice, revision=revision, tokenizer=True):
         try:
-            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(place, **options, trust_remote_code=False)
         except (OSError, ValueError) as error:
             if folder is not None and damaged(folder, tokenizer=True):
                 raise
+            if is_gguf(name):
+                raise LasertriError(
+                    f"{name}: expected a tokenizer that transformers reads in this GGUF file, but: {reason(error)}; "
+                    "pass tokenizer=..."
+                ) from error
             raise LasertriError(
                 f"expected a tokenizer beside the model, found none at {str(name)!r}; save one there or pass "
                 "tokenizer=..."
@@ -137,18 +160,18 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
     Raises:
         LasertriError: it is not there, or is not a language model.
     """
-    if str(name).startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise LasertriError(f"expected a hub id or a folder with a Hugging Face model, found no folder {str(name)!r}")
+    place, options = read_from(name, revision)
+    if str(place).startswith(("/", ".", "~")) and not Path(place).is_dir():
+        raise LasertriError(f"expected {EXPECTED}, found no folder {str(name)!r}")
     folder = local_folder(name, revision)
-    with reading(name, "config.json", CORRECT, revision=revision):
+    with reading(name, _settings(name), AGAIN if is_gguf(name) else CORRECT, revision=revision):
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(place, **options, trust_remote_code=False)
         except (OSError, ValueError) as error:
             if folder is not None and damaged(folder):
                 raise
-            raise LasertriError(
-                f"expected a hub id or a folder with a Hugging Face model, got {str(name)!r}: {reason(error)}"
-            ) from error
+            wanted = "a GGUF file that transformers reads" if is_gguf(name) else EXPECTED
+            raise LasertriError(f"expected {wanted}, got {str(name)!r}: {reason(error)}{_instead(folder)}") from error
     kind = _configured_kind(config)
     if kind is None:
         raise LasertriError(
@@ -178,6 +201,17 @@ def _configured_kind(config: PreTrainedConfig) -> Kind | None:
     return fitting[0] if fitting else None
 
 
+def _settings(name: str | Path) -> str:
+    """What describes the model."""
+    return "its header" if is_gguf(name) else "config.json"
+
+
+def _instead(folder: Path | None) -> str:
+    """What to name in a folder that has no model of transformers but GGUF files."""
+    files = [] if folder is None or (folder / "config.json").exists() else sorted(folder.glob("*.gguf"))
+    return f"; name a GGUF file in it, such as {files[0]}" if files else ""
+
+
 def _require_no_adapter(name: str | Path, revision: str | None) -> None:
     """Refuse a folder that transformers would load an adapter from, whatever its weights."""
     if find_adapter_config_file(str(name), revision=revision) is not None:
@@ -191,11 +225,11 @@ def _require_consistent(name: str | Path, kind: Kind, config: PreTrainedConfig, 
     """Refuse a configuration that no model can be built of, or whose model cannot write, before weights are read."""
     for field, value in config_fields(config.to_dict()):
         if value != value:  # NaN, which classes take for a dropout, say
-            raise LasertriError(f"{name}: expected a number for {field} in config.json, got NaN; {CORRECT}")
-    with reading(name, "config.json", CORRECT, revision=revision), torch.device("meta"):
+            raise LasertriError(f"{name}: expected a number for {field} in {_settings(name)}, got NaN; {CORRECT}")
+    with reading(name, _settings(name), CORRECT, revision=revision), torch.device("meta"):
         built = CLASSES[kind][0].from_config(config)
     if not any(True for _ in built.parameters()):
-        raise LasertriError(f"{name}: config.json describes a model without weights; {CORRECT}")
+        raise LasertriError(f"{name}: {_settings(name)} describes a model without weights; {CORRECT}")
     folder = local_folder(name, revision)
     if folder is not None and (folder / "generation_config.json").exists():
         with reading(name, "generation_config.json", CORRECT, revision=revision):
@@ -207,8 +241,8 @@ def _require_all(name: str | Path, report: dict[str, Any]) -> None:
     if report["mismatched_keys"]:
         key, stored, built = min(report["mismatched_keys"])
         raise LasertriError(
-            f"{name}: expected weights of the shapes that config.json says, got {key} as {list(stored)} for "
-            f"{list(built)}; take both of one model"
+            f"{name}: expected weights of the shapes that {_settings(name)} says, got "
+            f"{key} as {list(stored)} for {list(built)}; take both of one model"
         )
     if report["missing_keys"]:
         raise LasertriError(

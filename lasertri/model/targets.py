@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
-from lasertri.model.editable import require_editable, require_plain
+from lasertri.model.editable import UNQUANTISED, require_editable, require_plain
+from lasertri.model.quantised import computing_dtype, is_linear, is_quantised
 from lasertri.support.parameters import parameter_uses
 from lasertri.support.patterns import target_pattern
 from lasertri.support.shown import LONGEST, listed, shown
@@ -30,7 +32,7 @@ class Target:
     """One weight matrix of a model: a parameter, or the part of one that acts as a matrix of its own.
 
     Attributes:
-        name: path of its parameter, as in `model.get_parameter(name)`.
+        name: path of its parameter, as in `model.get_parameter(name)`; of a quantised layer what that would be.
         layer: index of the repeated part it stands in, a decoder's after its encoder's; -1 outside of those.
         role: what it does there, such as "fc_in" or "q_proj".
         transposed: stored as [inputs, outputs] (GPT-2's `Conv1D`).
@@ -78,6 +80,31 @@ class Target:
     def parameter(self, model: nn.Module) -> nn.Parameter:
         return model.get_parameter(self.name)
 
+    def is_quantised(self, model: nn.Module) -> bool:
+        """Whether it is the weight of a quantised layer, which has no numbers to edit."""
+        return self.expert is None and is_quantised(model.get_submodule(self.module))
+
+    def require_plain(self, model: nn.Module) -> None:
+        """Refuse it where it is no plain floating-point tensor in memory.
+
+        Raises:
+            LasertriError: it is not.
+        """
+        module = model.get_submodule(self.module)
+        if self.is_quantised(model) and module._parameters.get("weight") is None:
+            raise LasertriError(f"expected plain weights, got {self}, a {type(module).__name__}; {UNQUANTISED}")
+        require_plain(self.name, self.parameter(model))
+
+    def device(self, model: nn.Module) -> torch.device:
+        """Where it is."""
+        module = model.get_submodule(self.module)
+        own = (*module._parameters.values(), *module._buffers.values())
+        return next(tensor.device for tensor in own if tensor is not None)
+
+    def dtype(self, model: nn.Module) -> torch.dtype:
+        """The dtype that it is multiplied in."""
+        return computing_dtype(model) if self.is_quantised(model) else self.parameter(model).dtype
+
     def part(self, stored: Tensor) -> Tensor:
         """Its part of the parameter, or of the parameter's gradient, as it is stored; shares memory."""
         matrix = stored.detach() if self.expert is None else stored.detach()[self.expert]
@@ -97,9 +124,10 @@ class Target:
         place.copy_(weight.reshape(place.shape))
 
     def whole_shape(self, model: nn.Module) -> tuple[int, int]:
-        """(outputs, inputs) of the whole parameter it is stored in."""
-        rows, columns = self.parameter(model).shape[-2:]
-        return (columns, rows) if self.transposed else (rows, columns)
+        """(outputs, inputs) of the whole parameter or quantised layer it is stored in."""
+        module = model.get_submodule(self.module)
+        parameter = None if self.is_quantised(model) else self.parameter(model)
+        return _shape(module, parameter, self.transposed)
 
     def is_layer(self, model: nn.Module) -> bool:
         """Whether it is the weight of a linear layer, which factors can replace: no part of one, no expert's."""
@@ -108,7 +136,7 @@ class Target:
 
     def linear_layer(self, model: nn.Module) -> Target | None:
         """The linear layer or expert that it is or is part of, as of `find_linear_layers`, or None."""
-        if self.expert is None and not isinstance(model.get_submodule(self.module), Linear):
+        if self.expert is None and not is_linear(model.get_submodule(self.module)):
             return None
         return replace(self, role="", shape=self.whole_shape(model), rows=None)
 
@@ -153,12 +181,12 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
         listing = listed(matrices_seen, between="; ") or "no matrices"
         raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
     for target in chosen:
-        require_plain(target.name, target.parameter(model))
+        target.require_plain(model)
     return sorted(chosen, key=lambda target: target.layer)
 
 
 def find_linear_layers(
-    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None
+    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None, quantised: bool = False
 ) -> list[Target]:
     """Every linear layer and expert's matrix that may be edited, whole: what several roles share is one target here.
 
@@ -166,11 +194,12 @@ def find_linear_layers(
         pattern: regular expression searched for in `str(target)`; by default all inside the repeated layers, or of a
             module without such all there are.
         roles: which of them by default, those that have one of these; all where none has.
+        quantised: whether they may be quantised.
 
     Raises:
-        LasertriError: there is none, or weights are quantised or not in memory.
+        LasertriError: there is none, or weights are not in memory, or quantised and may not be.
     """
-    require_editable(model)
+    require_editable(model, quantised=quantised)
     matrices = [target for _, target in _matrices(model)]
     found = {(target.name, target.expert): target for target in matrices}
     layers = layer_paths(model)
@@ -179,7 +208,7 @@ def find_linear_layers(
         replace(target, role=_inside(layers, target.name.removesuffix(".weight"))[1], shape=shape, rows=None)
         for target in found.values()
         for shape in [target.whole_shape(model)]
-        if target.expert is not None or isinstance(model.get_submodule(target.module), Linear)
+        if target.expert is not None or is_linear(model.get_submodule(target.module))
     ]
     if pattern is not None:
         wanted_name = target_pattern(pattern)
@@ -193,7 +222,8 @@ def find_linear_layers(
         wanted = "linear layers" if pattern is None else f"linear layers that match {shown(pattern)}"
         raise LasertriError(f"expected {wanted}, got none among {listed(seen) or 'a model without any'}")
     for target in chosen:
-        require_plain(target.name, target.parameter(model))
+        if not quantised or not target.is_quantised(model):
+            target.require_plain(model)
     return chosen
 
 
@@ -203,18 +233,20 @@ def _matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
     head = output_head(model)
     for name, module in model.named_modules():
         layer, inside = _inside(layers, name)
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and not _chooses_experts(model, name):
+        if is_linear(module) and module is not head and not _chooses_experts(model, name):
             known = tuple(role for role, path in roles if layer >= 0 and re.fullmatch(path, inside))
             stored = {"weight": (known or (inside,), isinstance(module, Conv1D))}
         else:
             stored = _stacks(module)
         for key, (parts, transposed) in stored.items():
-            parameter = module._parameters.get(key)  # weight_norm makes it of others when asked
-            if parameter is None or uses[id(parameter)] > 1:
+            parameter, quantised = module._parameters.get(key), is_quantised(module)
+            if parameter is None and not quantised:  # weight_norm makes it of others when asked
                 continue
-            shape = parameter.shape[:-3:-1] if transposed else parameter.shape[-2:]
-            whole = Target(f"{name}.{key}", layer, parts[0], transposed, tuple(shape))
-            for expert in range(len(parameter)) if parameter.dim() == 3 else [None]:
+            if parameter is not None and uses[id(parameter)] > 1:
+                continue
+            whole = Target(f"{name}.{key}", layer, parts[0], transposed, _shape(module, parameter, transposed))
+            stacked = parameter is not None and not quantised and parameter.dim() == 3
+            for expert in range(len(parameter)) if stacked else [None]:
                 for target in _parts(replace(whole, expert=expert), parts, _shares(model, parts)):
                     yield str(target), target
 
@@ -224,7 +256,7 @@ def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
     uses, layers = parameter_uses(model), layer_paths(model)
     head = output_head(model)
     for path, module in model.named_modules():
-        known = isinstance(module, nn.Linear | Conv1D | FactoredLinear | nn.Embedding | nn.EmbeddingBag)
+        known = is_linear(module) or isinstance(module, FactoredLinear | nn.Embedding | nn.EmbeddingBag)
         if known or module is head or _chooses_experts(model, path):
             continue
         for own, parameter in module._parameters.items():
@@ -240,6 +272,14 @@ def _other_matrices(model: nn.Module) -> Iterator[tuple[str, Target]]:
                 layer, role = _inside(layers, name.removesuffix(".weight"))
                 target = Target(name, layer, role, False, (rows, parameter.numel() // rows))
                 yield str(target), target
+
+
+def _shape(module: Any, parameter: Tensor | None, transposed: bool) -> tuple[int, int]:
+    """(outputs, inputs), whichever way round and however packed they are stored."""
+    if parameter is None or is_quantised(module):
+        return module.out_features, module.in_features
+    rows, columns = parameter.shape[-2:]
+    return (columns, rows) if transposed else (rows, columns)
 
 
 def _inside(layers: Sequence[str], path: str) -> tuple[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lasertri.measure.side_effects import described
+from lasertri.model.gguf import is_gguf, place_and_file
 from lasertri.model.loading import CLASSES, model_kind
 from lasertri.result.summary import aside, describe, loss_change, loss_of, nats
 from lasertri.search.settings import DEFAULTS
@@ -50,6 +52,8 @@ class Base:
         licence: the fields of a card that say it.
         loader: the class that loads it; empty of a module that transformers has no class for.
         kind: what it does, by the hub's name, where that has one.
+        gguf_file: its file there, where it is one of GGUF.
+        quantised: how it was quantised as it was loaded, if it was; a checkpoint that is quantised says so itself.
     """
 
     name: str
@@ -57,6 +61,8 @@ class Base:
     licence: dict[str, Any]
     loader: str
     kind: str | None
+    gguf_file: str = ""
+    quantised: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, model: nn.Module, *, language: bool = True) -> Base:
@@ -67,14 +73,19 @@ class Base:
         """
         config = getattr(model, "config", None)
         name, revision = getattr(config, "_name_or_path", ""), getattr(config, "_commit_hash", None)
+        name, file = place_and_file(name) if is_gguf(name) else (name, "")
         shown = name if revision is not None else Path(name).absolute().name if name else type(model).__name__
         loader, kind = "", None
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        quantised = None
+        if quantizer is not None and not quantizer.pre_quantized:
+            quantised = json.loads(quantizer.quantization_config.to_json_string(use_diff=False))
         if language:
             kind = PIPELINES.get(model_kind(model))
             loader = CLASSES[model_kind(model)][0].__name__
         elif isinstance(model, PreTrainedModel) and type(model).__module__.startswith("transformers."):
             loader = type(model).__name__
-        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind)
+        return cls(shown, revision, licence(name, revision) if name else {}, loader, kind, file, quantised)
 
 
 def adaptation_card(

@@ -23,6 +23,7 @@ from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.measure.significance import relief
 from lasertri.search.settings import Settings
+from lasertri.support.events import tell
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.sharing import in_each, share
 
@@ -184,7 +185,7 @@ class CrossFit:
             readings.update(found)
         scores, _ = readings.outcomes(normalize=self.settings.normalize)
         losses = readings.sample_losses()
-        return Fit(
+        fit = Fit(
             Sized(**named),
             readings.measurement(normalize=self.settings.normalize),
             float(losses.mean()),
@@ -192,3 +193,5 @@ class CrossFit:
             scores.astype(float) - self.scores,
             relief(self.losses, losses),
         )
+        tell("trial", **fit.to_dict())
+        return fit

@@ -17,6 +17,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.model.checkpoint import rebuilt
+from lasertri.model.quantised import is_plain
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
 from lasertri.search.directions import make_step
@@ -35,7 +36,7 @@ def preflight(problem: Problem) -> None:
     """
     model = problem.model
     for name, parameter in model.named_parameters():
-        if not all_finite(parameter):
+        if is_plain(parameter) and not all_finite(parameter):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     edit = TRIES[problem.settings.edit](problem)
     again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)

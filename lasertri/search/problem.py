@@ -32,6 +32,7 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
+from lasertri.model.quantised import keep_unpacked
 from lasertri.model.targets import Target, find_linear_layers, find_targets
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
@@ -108,12 +109,14 @@ def prepare(
     listed: Callable[[Any], list[Any]] = as_samples if objective is None else own_samples
     given, others = listed(samples), None if held_out is None else listed(held_out)
     split = _split(given, others, objective, settings)
+    beside = settings.edit == "step" and not settings.merge
     if isinstance(model, str | Path):
-        model = load_model(model)
+        model = load_model(model, plain=not beside)
     if not isinstance(model, nn.Module):
         raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
-    require_editable(model)
+    require_editable(model, quantised=beside)
+    keep_unpacked(model)
     if objective is None:
         tokenizer = _tokenizer(model, tokenizer)
     encode = _encoder(model, tokenizer, objective, settings)
@@ -130,7 +133,7 @@ def prepare(
         targets = find_targets(model, settings.targets, roles=strategy.roles)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, quantised=beside)
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]

@@ -12,6 +12,7 @@ from lasertri.model.targets import Target
 from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
 from lasertri.search.trial import Trial
+from lasertri.support.events import tell
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class Round:
     def untried(cls, reason: str) -> Self:
         """A round that ended before anything was tried."""
         return cls({}, 0, [], Decision(None, None, None, reason), None)
+
+    def told(self) -> Self:
+        """Itself, once whoever follows the search was told what was decided."""
+        tell("round", **{name: what for name, what in self.to_dict().items() if name not in ("scores", "trials")})
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON."""

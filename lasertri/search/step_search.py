@@ -44,7 +44,7 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     fit = cross_fit(problem, clock)
     hopeless = no_step_can_help(fit.baseline, settings)
     if hopeless is not None:
-        return [Round.untried(hopeless)]
+        return [Round.untried(hopeless).told()]
     announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
     made = made_of_tokens(problem, fit, directions, functools.partial(_steepest, fit, settings), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
@@ -56,7 +56,7 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
         if decision.accepted is not None:
             chosen = decision.accepted.candidate
             edit = averaged(steps[chosen.direction], chosen.size).known_by(problem.model, merge=settings.merge)
-    return [Round({}, len(fits), fits, decision, edit)]
+    return [Round({}, len(fits), fits, decision, edit).told()]
 
 
 def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
@@ -148,7 +148,7 @@ def _by_target(problem: Problem, record: Record) -> dict[Target, Tensors]:
     targets, tensors = [problem.targets[number] for number in record[0].tolist()], record[1:]
     each = len(tensors) // max(1, len(targets))
     return {
-        target: tuple(x.to(target.parameter(problem.model).device) for x in tensors[each * i : each * (i + 1)])
+        target: tuple(x.to(target.device(problem.model)) for x in tensors[each * i : each * (i + 1)])
         for i, target in enumerate(targets)
     }
 

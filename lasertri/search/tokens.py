@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotConvergedError
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.calls import Call, led
+from lasertri.model.quantised import differentiable
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
 from lasertri.ops.finite import all_finite
@@ -97,7 +98,7 @@ class Room:
     def within(cls, budget: int, model: nn.Module, targets: Sequence[Target], tokens: int, folds: int) -> Room:
         """As they are if so many tokens of every fold fit, else in BF16, else as many rows as fit while compressed."""
         share = _share(model, targets)
-        dtype = targets[0].parameter(model).dtype
+        dtype = targets[0].dtype(model)
         width = 4 if dtype == torch.float16 else dtype.itemsize  # an fp16 model's output gradients are kept in FP32
         numbers = folds * sum(sum(target.shape) * (1 if target.expert is None else share) for target in targets)
         for narrow in (False, True) if dtype == torch.float32 else (False,):
@@ -201,7 +202,7 @@ def _found(
     about one size take about as long.
     """
     batches = sorted(((i, batch) for i, part in enumerate(parts) for batch in part), key=lambda each: each[1].size)
-    device = targets[0].parameter(model).device
+    device = targets[0].device(model)
     pieces = as_memory_allows(
         [batch for _, batch in share()(batches)], lambda batch: _narrowed(batch_tokens(model, targets, batch), room)
     )
@@ -273,14 +274,14 @@ def batch_tokens(model: nn.Module, targets: Sequence[Target], batch: SampleBatch
     Raises:
         LasertriError: a gradient is NaN or Inf.
     """
-    half = any(target.parameter(model).dtype == torch.float16 for target in targets)
+    half = any(target.dtype(model) == torch.float16 for target in targets)
     overflown: list[str] = []
     for scale in FP16_LOSS_SCALES if half else (1.0,):
         taken = _taken(model, targets, batch, scale)
         overflown = [str(target) for target, own in taken.items() if not all_finite(own.deltas)]
         if not overflown:
             return taken
-    raise non_finite_gradient(f"at the output of {overflown[0]}", targets[0].parameter(model).dtype)
+    raise non_finite_gradient(f"at the output of {overflown[0]}", targets[0].dtype(model))
 
 
 def non_finite_gradient(where: str, dtype: torch.dtype) -> NonFiniteGradientError:
@@ -325,7 +326,7 @@ def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scal
             output.register_hook(lambda delta: consume(target, given, delta.detach()))
         return output
 
-    with led(model, targets, watch), torch.enable_grad():
+    with differentiable(model), led(model, targets, watch), torch.enable_grad():
         loss = batch.loss(model)
         if loss.requires_grad:
             (scale * loss).backward()

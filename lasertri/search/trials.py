@@ -21,6 +21,7 @@ from lasertri.search.projected import Projected
 from lasertri.search.racing import stages, survivors
 from lasertri.search.settings import Settings
 from lasertri.search.trial import Runner, Trial, TrialReadings
+from lasertri.support.events import tell
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.sharing import Share, in_each, share
 
@@ -47,6 +48,15 @@ def run_trials(
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
     seen_by: dict[int, list[int]] = {}
     total = samples.work * len(candidates)
+
+    def trial(i: int) -> Trial:
+        chosen = sorted(seen_by[i])
+        measurement = readings.edited[i].measurement(chosen, normalize=settings.normalize)
+        beside, _ = readings.beside[i].outcomes(chosen, normalize=settings.normalize)
+        gain = np.zeros(len(samples))
+        gain[chosen] = measurement.correct.astype(float) - beside
+        return Trial(candidates[i], measurement, float(seconds[i]), gain)
+
     with tqdm(total=total, desc="trials", unit="entry", disable=not settings.progress) as bar:
         for part in parts:
             start, seen = journal.now(), seen + part
@@ -56,19 +66,15 @@ def run_trials(
             seconds[alive] += (journal.now() - start) / len(alive)
             seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):
-                alive = survivors(alive, readings, seen, samples.groups, settings)
+                racing, alive = alive, survivors(alive, readings, seen, samples.groups, settings)
+                for i in sorted({*racing} - {*alive}):
+                    tell("trial", **trial(i).to_dict())
                 factors.retain(candidates[i].factors_key for i in alive)
         bar.update(total - bar.n)
     readings.baseline.check()
-    trials = []
-    for i, candidate in enumerate(candidates):
-        chosen = sorted(seen_by[i])
-        measurement = readings.edited[i].measurement(chosen, normalize=settings.normalize)
-        beside, _ = readings.beside[i].outcomes(chosen, normalize=settings.normalize)
-        gain = np.zeros(len(samples))
-        gain[chosen] = measurement.correct.astype(float) - beside
-        trials.append(Trial(candidate, measurement, float(seconds[i]), gain))
-    return readings.baseline.measurement(normalize=settings.normalize), trials
+    for i in alive:
+        tell("trial", **trial(i).to_dict())
+    return readings.baseline.measurement(normalize=settings.normalize), list(map(trial, range(len(candidates))))
 
 
 def _tried(

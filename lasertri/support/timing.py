@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lasertri.support.events import tell
 from lasertri.support.interrupts import heed_interrupts
 
 
@@ -24,6 +25,7 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         heed_interrupts()
+        tell("phase", phase=phase)
         start = self.now()
         try:
             yield

@@ -27,3 +27,12 @@ def test_an_adapter_that_does_not_say_its_model_is_refused(tmp_path, text):
     (tmp_path / "adapter_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(LasertriError, match="expected an adapter"):
         base_of_adapter(tmp_path, otherwise="name it")
+
+
+def test_an_adapter_of_a_gguf_file_says_how_others_load_its_base(tmp_path):
+    result = SimpleNamespace(edits=[object()], tokenizer=object(), model=make_model("qwen2"))
+    config = {"r": 8, "base_model_name_or_path": "me/tiny-GGUF/tiny.gguf"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    _, base, engines = how_to_load(result, tmp_path)
+    assert base == 'its base: AutoModelForCausalLM.from_pretrained("me/tiny-GGUF", gguf_file="tiny.gguf")'
+    assert "convert_lora_to_gguf.py --base FOLDER" in engines

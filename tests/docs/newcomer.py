@@ -11,6 +11,7 @@ from tiny import make_model
 MODELS = ("HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen3-0.6B")
 FACTS = {"The mother tongue of {} is": "French", "The capital of {} is": "Rome"}
 LASER_RMT = "class ModelModifier:\n    pass\n"  # what of laserRMT and of LASER the pages import
+TRACKIO = "def init(project, config):\n    pass\n\n\ndef log(metrics):\n    [x + 0.0 for x in metrics.values()]\n\n\n"
 LASER = "def do_low_rank(weight, k):\n    raise AssertionError('not rebound')\n"
 
 
@@ -26,6 +27,7 @@ def furnish(folder: Path) -> None:
     (folder / "facts/known_1000.json").write_text(json.dumps(facts))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rmt_laser.py").write_text(LASER_RMT)
+    (folder / "trackio.py").write_text(f"{TRACKIO}def finish():\n    pass\n")
     (folder / "laser").mkdir()
     (folder / "laser/__init__.py").write_text("")
     (folder / "laser/matrix_utils.py").write_text(LASER)

@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     for name in sys.modules.keys() - known:
-        if name.split(".")[0] in ("laser", "rmt_laser"):
+        if name.split(".")[0] in ("laser", "rmt_laser", "trackio"):
             del sys.modules[name]
 
 

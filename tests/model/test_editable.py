@@ -71,15 +71,17 @@ def test_modules_of_packed_weights_are_refused(model):
 def test_quantised_models_are_refused_before_anything_runs(model, tokenizer, samples, quantisation):
     model.config.quantization_config, model.forward = quantisation, None  # calling it would be another error
     with pytest.raises(LasertriError, match="quantised by gptq; load the unquantised checkpoint"):
-        adapt(model, samples, tokenizer=tokenizer, progress=False)
+        adapt(model, samples, tokenizer=tokenizer, progress=False, edit="shrink")
 
 
-def test_quantised_checkpoints_are_refused_before_their_weights_are_read(folder):
+def test_quantised_checkpoints_are_refused_before_their_weights_are_read(folder, samples):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     (folder / "model.safetensors").unlink()
     with pytest.raises(LasertriError, match="quantised by awq"):
-        load_model(folder)
+        load_model(folder, plain=True)
+    with pytest.raises(LasertriError, match="quantised by awq"):
+        adapt(folder, samples, progress=False, merge=True)
 
 
 def test_offloaded_weights_are_refused(model, tokenizer, samples):

@@ -11,8 +11,8 @@ from lasertri.factors.journals import open_journal
 @pytest.mark.parametrize(
     ("use", "expected"),
     [
-        (load_model, "a hub id or a folder with a Hugging Face model"),
-        (load_tokenizer, "a hub id or a folder with a Hugging Face model"),
+        (load_model, "a hub id, a folder with a Hugging Face model or a GGUF file"),
+        (load_tokenizer, "a hub id, a folder with a Hugging Face model or a GGUF file"),
         (Edit.load, "a folder with a saved edit"),
         (lambda given: save(make_model("gptj"), given), "an output folder"),
         (lambda given: open_journal(given or 0, dict, None, resume=True), "a folder for a journal"),
