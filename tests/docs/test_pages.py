@@ -118,7 +118,7 @@ def test_the_readme_is_short_and_has_the_two_commands_of_a_newcomer():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 130
     assert "pip install -c constraints.txt '.[report]' && lasertri demo" in lines
-    assert "pip install -c constraints.txt '.[test]' && pytest" in lines
+    assert "pip install -c constraints.txt '.[test]' && pytest -n auto" in lines
 
 
 def test_every_command_is_explained():
