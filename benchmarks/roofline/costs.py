@@ -43,8 +43,8 @@ COSTS = {
     "eigen-least": Cost(
         1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3
     ),
-    "sha256": Cost(1.8e9, "bytes/s of one core of an AMD EPYC with SHA instructions; measured"),
-    "xxh3": Cost(3.2e10, "bytes/s of one core of the same; measured"),
+    "sha256": Cost(1.44e10, "bytes/s of eight cores of an AMD EPYC with SHA instructions; of one 1.8e9, measured"),
+    "xxh3": Cost(3.2e10, "bytes/s of one such core; measured"),
     "transfer": Cost(12e9, "bytes/s from the GPU to pageable memory; assumed"),
     "exchange": Cost(1e9, "bytes/s between processes, pickled and sent by gloo; assumed"),
     "disk": Cost(2e9, "bytes/s, written durably or read; assumed"),

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -202,9 +203,12 @@ def _watched(run: Run) -> Iterator[None]:
         run.host("disk", factors.basis.nbytes)
         return store(cache, key, factors)
 
+    counted = threading.Lock()
+
     def hashing(name: str, make: Callable[..., str]) -> Callable[..., str]:
         def hashed(tensor: torch.Tensor) -> str:
-            run.host(name, tensor.nbytes, SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
+            with counted:  # several threads hash
+                run.host(name, tensor.nbytes, SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
             return make(tensor)
 
         return hashed

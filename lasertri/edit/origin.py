@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Self
@@ -56,12 +57,14 @@ class Origin:
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
         weights = {target: target.part(target.parameter(model)) for target in chosen if not target.is_quantised(model)}
+        with ThreadPoolExecutor() as pool:  # hashlib lets the others run meanwhile
+            checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
         found = cls(
             _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
             _endings({target.module for target in chosen if target.name not in parameters}, model),
             parameters,
-            {target: weight_sha256(weights[target]) if target in weights else "" for target in chosen},
+            {target: checksums.get(target, "") for target in chosen},
         )
         found._known.update({target: content_key(weight) for target, weight in weights.items()})
         return found
