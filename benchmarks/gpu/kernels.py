@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks import tensor_cores
 from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
 from lasertri.ops.kernels.diagonal import diagonal
@@ -59,7 +60,7 @@ def _factored(device: torch.device, blocks: int, rows: int, columns: int, dtype:
     single = dtype if dtype == torch.bfloat16 else torch.float32
     yield Case(
         "gram, FP32", name, lambda: gram(a, compute=single, precision=FP32), lambda: a.float() @ a.float().mT,
-        product / 2, a.nbytes + squares / 2, arithmetic(single, FP32), 1e-4,
+        product / 2, a.nbytes + squares / 2, arithmetic(single, FP32), _allowed(single, columns),
     )  # fmt: skip
     yield Case(
         "diagonal, two sides", name, lambda: diagonal(basis, a, coordinates.mT),
@@ -84,7 +85,7 @@ def _factored(device: torch.device, blocks: int, rows: int, columns: int, dtype:
             lambda left=left, right=right: plain.incremental_products(left, right, ranks, dtype),
             2.0 * blocks * rows * max(ranks) * columns,
             out.nbytes + (left.nbytes + right.nbytes) * max(ranks) / rows,
-            arithmetic(compute, FP32), max(4 * unit, 1e-5 if compute == torch.float32 else 1e-12),
+            arithmetic(compute, FP32), max(4 * unit, _allowed(compute, max(ranks))),
         )  # fmt: skip
 
 
@@ -103,6 +104,11 @@ def _activations(device: torch.device, tokens: int, rows: int) -> Iterator[Case]
         out.nbytes + (coordinates.nbytes + basis.nbytes) * max(ranks) / rows,
         FP32, 4 * torch.finfo(torch.bfloat16).eps,
     )  # fmt: skip
+
+
+def _allowed(compute: torch.dtype, terms: int) -> float:
+    """Relative to the largest value, for sums of so many products."""
+    return 1e-12 if compute == torch.float64 else 2 * tensor_cores.error(arithmetic(compute, FP32), terms)
 
 
 def _written(

@@ -45,9 +45,12 @@ def _why_not_triton(device: torch.device) -> str | None:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return None if major >= 8 else f"its kernels need compute capability 8.0, this device has {major}.{minor}"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return "its kernels are compiled for CUDA devices (TRITON_INTERPRET=1 interprets them, for tests)"
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "its kernels are compiled for CUDA devices (TRITON_INTERPRET=1 interprets them, for tests)"
+    numpy = importlib.metadata.version("numpy")
+    if version is not None and TorchVersion(version) < "3.7" and TorchVersion(numpy) >= "2.4":
+        return f"the interpreter of triton {version} fails with numpy {numpy}; install 'numpy<2.4', or triton 3.7"
+    return None
 
 
 @dataclass(frozen=True)

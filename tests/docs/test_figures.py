@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tensor_cores
 from pages import ROOT
 
 RESULTS = ROOT / "benchmarks/results"
@@ -120,3 +121,17 @@ def test_recipes_of_a_step():
     for name, cells in table("docs/benchmarks.md", "| recipe").items():
         tasks = ("translation_en-fr", "antonyms", "counterfact")
         assert cells == [measured.get((task, RECIPES[name]), "") for task in tasks]
+
+
+def test_kernels_are_compiled_in_as_many_ways_as_the_page_says():
+    record = json.loads((RESULTS / "kernel_resources.json").read_text(encoding="utf-8"))
+    assert f"in {record['specialisations']:,} ways" in (ROOT / "docs/extension.md").read_text(encoding="utf-8")
+    assert record["faulty"] == 0
+
+
+def test_what_tensor_cores_lose_is_what_the_model_says():
+    found = table("docs/extension.md", "| terms")
+    names = {"`tf32`": "tf32", "`tf32x3`": "tf32x3", "products of BF16 values": "half"}
+    assert found.keys() == names.keys()
+    for name, cells in found.items():
+        assert cells == [f"{tensor_cores.error(names[name], terms):.0e}" for terms in (32, 128, 512, 1024, 4096)]

@@ -2,6 +2,7 @@
 
 import oracle
 import pytest
+import tensor_cores
 import torch
 from spectra import gapped, gaussian, power_law, spiked, stacked
 from torch.nn.functional import linear
@@ -41,6 +42,8 @@ def test_ops_are_those_on_the_cpu(shape, dtype, backend):
     exact = linear(x.double(), expected, bias.double())
     edited = linear(x, expected.to(dtype), bias)
     allowed = 2 * max(float((edited - exact).norm()), 1e-13 * float(exact.norm()))
+    if (backend, dtype) == ("triton", torch.float32):  # tensor cores cut off where plain torch rounds
+        allowed = max(allowed, tensor_cores.error("tf32x3", max(ranks)) * float(exact.norm()))
     assert float((outputs.cpu() - exact).norm()) <= allowed
 
 

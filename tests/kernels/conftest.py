@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lasertri.ops.backends import BACKENDS
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not (INTERPRETED or torch.cuda.is_available()):
     collect_ignore_glob = ["test_*.py"]
+elif INTERPRETED and (obstacle := BACKENDS["triton"].why_not(torch.device("cpu"))):
+    raise pytest.UsageError(f"no kernel can be interpreted: {obstacle}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,8 +7,10 @@ from torch import Tensor
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 HALF = (torch.bfloat16, torch.float16)
-# Interpreted, FP32 products are FP32 whatever is asked for. On a GPU TF32 keeps 10 bits of each operand.
-PRECISIONS = {"ieee": 4.0, "tf32x3": 16.0, "tf32": 2.0**14}
+# Interpreted, FP32 products are FP32 whatever is asked for. On a GPU TF32 keeps 10 bits of each operand, and tensor
+# cores cut off what they add: `test_errors.py` has these from a model of them.
+PRECISIONS = {"ieee": 4.0, "tf32x3": 64.0, "tf32": 2.0**14}
+HALF_PRODUCTS = 16.0
 
 
 def assert_close(

@@ -50,6 +50,22 @@ def test_a_triton_that_will_not_do_is_said(monkeypatch):
         choose_backend("triton", CPU)
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "fails"),
+    [("3.6.0", "2.3.5", False), ("3.6.0", "2.4.0", True), ("3.6.0", "2.5.0", True), ("3.7.0", "2.5.0", False)],
+)
+def test_an_interpreter_that_numpy_breaks_is_said(triton, numpy, fails, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib.metadata, "version", {"triton": triton, "numpy": numpy}.__getitem__)
+    obstacle = BACKENDS["triton"].why_not(CPU)
+    assert obstacle == (
+        f"the interpreter of triton {triton} fails with numpy {numpy}; install 'numpy<2.4', or triton 3.7"
+        if fails
+        else None
+    )
+
+
 def test_a_device_that_no_backend_serves_is_an_error_saying_which_do():
     with pytest.raises(LasertriError, match="on a CPU or CUDA device, got mps"):
         choose_backend("auto", torch.device("mps"))

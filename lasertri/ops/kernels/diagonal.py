@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lasertri.ops.kernels.launch import Launch, accumulator_type, arithmetic_constants
-from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.tiles import Tiles, choose_tiles
 from lasertri.ops.kernels.widen import widened
 
 
@@ -48,7 +48,7 @@ def launch(
     batch, rows, columns = matrix.shape
     ranks = left.shape[-1]
     if tiles is None:
-        tiles = choose_tiles(compute, precision, rows, ranks, columns, capability_of(matrix.device))
+        tiles = choose_tiles(compute, precision, rows, ranks, columns, [left, matrix, right])
     row_tiles = triton.cdiv(rows, tiles.rows)
     partial = matrix.new_empty(row_tiles, batch, ranks, dtype=accumulator_type(compute))
     return Launch(

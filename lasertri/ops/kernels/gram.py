@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lasertri.ops.kernels.launch import Launch, accumulator_type, arithmetic_constants
-from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.tiles import Tiles, choose_tiles
 from lasertri.ops.kernels.widen import widened
 
 
@@ -37,7 +37,7 @@ def launch(
     """The launch that `gram` makes; `tiles` other than the table's are for tuning."""
     batch, rows, columns = matrix.shape
     if tiles is None:
-        tiles = choose_tiles(compute, precision, rows, rows, columns, capability_of(matrix.device))
+        tiles = choose_tiles(compute, precision, rows, rows, columns, [matrix])
     side = min(tiles.rows, tiles.columns)  # square tiles, so that half of them are the mirror of the other half
     count = triton.cdiv(rows, side)
     out = matrix.new_empty(batch, rows, rows, dtype=accumulator_type(compute))

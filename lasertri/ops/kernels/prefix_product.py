@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lasertri.ops.kernels.launch import INTERPRETED, Launch, arithmetic_constants
-from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.tiles import Tiles, choose_tiles
 from lasertri.ops.kernels.widen import widened
 
 
@@ -61,7 +61,7 @@ def launch(
     """The launch that `prefix_product` makes; `tiles` other than the table's are for tuning."""
     count, batch, rows, columns = out.shape
     if tiles is None:
-        tiles = choose_tiles(compute, precision, rows, columns, left.shape[-1], capability_of(left.device))
+        tiles = choose_tiles(compute, precision, rows, columns, left.shape[-1], [left, right, out])
     added = left.new_empty(1, 1) if bias is None else bias
     return Launch(
         _prefix_product,

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lasertri.ops.kernels.launch import INTERPRETED, Launch, arithmetic_constants
-from lasertri.ops.kernels.tiles import Tiles, capability_of, choose_tiles
+from lasertri.ops.kernels.tiles import Tiles, choose_tiles
 from lasertri.ops.kernels.widen import widened
 
 
@@ -58,7 +58,7 @@ def launch(
     batch, rows, columns = out.shape
     ranks = left.shape[-1]
     if tiles is None:
-        tiles = choose_tiles(compute, precision, rows, columns, ranks, capability_of(left.device))
+        tiles = choose_tiles(compute, precision, rows, columns, ranks, [left, right, base, out])
     return Launch(
         _scaled_product,
         batch * triton.cdiv(rows, tiles.rows) * triton.cdiv(columns, tiles.columns),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lasertri.errors import LasertriError
 
@@ -32,14 +34,27 @@ class Tiles:
 
 
 # By the arithmetic of the products, then by the oldest compute capability they are for. The same for every kernel, as
-# each is one tile product with another ending. FP64 and TF32 run on tensor cores, "ieee" FP32 on none. They are the
-# largest tried for which no Triton from 3.6 to 3.9 spills a register; no GPU has timed them.
+# each is one tile product with another ending. TF32 and halves run on tensor cores, and FP64 where there are any for it
+# (not on 86, 89 and 120), "ieee" FP32 on none. They are the largest tried at which no thread runs out of registers
+# (`benchmarks/kernel_resources.py`); no GPU has timed them.
 TABLE = {
-    "float64": {80: Tiles(64, 64, 16, 4, 3), 90: Tiles(128, 64, 16, 8, 3)},
+    "float64": {
+        80: Tiles(128, 64, 16, 8, 3),
+        86: Tiles(64, 64, 16, 8, 3),
+        90: Tiles(128, 64, 16, 8, 3),
+        120: Tiles(64, 64, 16, 8, 3),
+    },
     "ieee": {80: Tiles(64, 32, 16, 4, 3)},
-    "tf32x3": {80: Tiles(64, 32, 32, 4, 3), 90: Tiles(64, 128, 32, 8, 3)},
-    "tf32": {80: Tiles(128, 128, 32, 8, 3)},
+    "tf32x3": {80: Tiles(64, 32, 32, 4, 3), 90: Tiles(64, 128, 32, 8, 3), 120: Tiles(64, 32, 32, 4, 3)},
+    "tf32": {80: Tiles(128, 128, 32, 8, 3), 100: Tiles(128, 64, 32, 8, 3)},
     "half": {80: Tiles(128, 128, 32, 8, 3), 90: Tiles(128, 128, 64, 8, 3)},
+}
+# Instead of these where operands are not aligned: each element is then loaded by an address of its own, in registers.
+UNALIGNED = {
+    "float64": Tiles(64, 64, 16, 8, 3),
+    "tf32x3": Tiles(64, 32, 32, 4, 3),
+    "tf32": Tiles(64, 64, 32, 8, 3),
+    "half": Tiles(64, 64, 32, 4, 3),
 }
 
 
@@ -52,24 +67,39 @@ def arithmetic(compute: torch.dtype, precision: str) -> str:
     return precision if compute == torch.float32 else "half"
 
 
-def largest_tiles(compute: torch.dtype, precision: str, capability: tuple[int, int]) -> Tiles:
+def aligned(*operands: Tensor) -> bool:
+    """Whether sizes, strides other than 1 and first elements let a kernel load and store 16 bytes at once."""
+    return all(
+        operand.storage_offset() * operand.itemsize % 16 == 0
+        and all(size % 16 == 0 for size in operand.shape[-2:])
+        and all(stride == 1 or stride % 16 == 0 for stride in operand.stride())
+        for operand in operands
+    )
+
+
+def largest_tiles(compute: torch.dtype, precision: str, capability: tuple[int, int], *, aligned: bool = True) -> Tiles:
     """Tiles for products of this arithmetic, if they are large.
 
     Args:
         compute: type that the operands are multiplied in.
         precision: of FP32 products, one of `PRECISIONS`.
         capability: of the device, such as (9, 0); an unknown newer one is served as the newest known.
+        aligned: whether all operands are, as `aligned` says.
     """
-    known = TABLE[arithmetic(compute, precision)]
+    name = arithmetic(compute, precision)
+    if not aligned and name in UNALIGNED:
+        return UNALIGNED[name]
+    known = TABLE[name]
     major, minor = capability
     return known[max((c for c in known if c <= 10 * major + minor), default=min(known))]
 
 
 def choose_tiles(
-    compute: torch.dtype, precision: str, rows: int, columns: int, inner: int, capability: tuple[int, int]
+    compute: torch.dtype, precision: str, rows: int, columns: int, inner: int, operands: Sequence[Tensor]
 ) -> Tiles:
-    """Tiles for a product `[rows, inner] @ [inner, columns]`; the other arguments are those of `largest_tiles`."""
-    return largest_tiles(compute, precision, capability).fitted(rows, columns, inner)
+    """Tiles for a product `[rows, inner] @ [inner, columns]` of these operands, on the device where they are."""
+    capability = capability_of(operands[0].device)
+    return largest_tiles(compute, precision, capability, aligned=aligned(*operands)).fitted(rows, columns, inner)
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
