@@ -33,7 +33,7 @@ from lasertri.search.strategies import distinct
 from lasertri.search.trials import run_trials
 from lasertri.support.timing import Clock
 
-MOST = (6, 12, 24, 48, 96)
+MOST = (8, 16, 32, 64)
 RUINED = 0.5  # nats by which a ruinous candidate raises the loss
 
 

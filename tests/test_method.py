@@ -560,7 +560,7 @@ def right_answers(model, tokenizer, samples):
 
 @pytest.mark.parametrize("kind", ["truncate", "step", "shrink"])
 def test_where_nothing_can_help_a_search_ends_and_says_so(kind, model, tokenizer, samples, tmp_path, monkeypatch):
-    for name in ("lasertri.method.ranked", "lasertri.search.step_search.gather_tokens"):
+    for name in ("lasertri.method.ranked", "lasertri.search.step_search.gather_parts"):
         monkeypatch.setattr(name, lambda *_, **__: pytest.fail("searched"))
     monkeypatch.setattr("lasertri.search.outlook.SURE", 100.0)
     own = right_answers(model, tokenizer, samples)

@@ -68,7 +68,7 @@ STRATEGIES = {
     "clustering-100-grads-std-eval": Strategy("100", "standard", several_blocks=True),
     # the paper's 9 ratios and ρ = 0, and a gated MLP's third matrix
     DEFAULT: Strategy(
-        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out"), most=24
+        "100", "100", several_blocks=True, ratios=(*LASER_RATIOS, 0.0), roles=("fc_in", "fc_up", "fc_out"), most=32
     ),
     "optimal-clustering": Strategy("100", "100", several_blocks=True, clustered=True),
 }
