@@ -1,19 +1,22 @@
 """How many candidates are worth a trial: `python -m benchmarks.bench_candidates`.
 
 The search's own five targets of every task are tried at every ρ and K, without a race. The record keeps what each
-candidate promised beside what it did. The table shows what is lost by trying those alone that promise most.
+candidate promised beside what it did. The table shows what is lost by trying those alone that promise most. With
+--whitened the factors are whitened by the inputs of the calibration samples, as `compress` has them of a text.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.bench_edits import CALIBRATION, HELD_OUT
 from benchmarks.edits.rows import Row, Rows
@@ -22,14 +25,17 @@ from benchmarks.record import RESULTS, machine_record
 from lasertri import load_model, load_tokenizer
 from lasertri.data.split import split_samples
 from lasertri.edit.truncation import Truncation
+from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.measurement import Measurement
 from lasertri.model.preserve import preserved
+from lasertri.model.targets import Target
 from lasertri.search.decision import decide
 from lasertri.search.problem import Problem, prepare
 from lasertri.search.ranking import foretold, ranked
 from lasertri.search.settings import Settings
 from lasertri.search.strategies import distinct
+from lasertri.search.tokens import Room, gather_tokens
 from lasertri.search.trials import run_trials
 from lasertri.support.timing import Clock
 
@@ -37,10 +43,27 @@ MOST = (8, 16, 32, 64)
 RUINED = 0.5  # nats by which a ruinous candidate raises the loss
 
 
-def measured(problem: Problem) -> Row:
+def with_whitened_factors(problem: Problem, targets: Sequence[Target]) -> Problem:
+    """The same, where a rank k is that whose outputs for the calibration samples differ least."""
+    model, samples = problem.model, problem.calibration
+    layers = [target.linear_layer(model) for target in targets]
+    tokens = gather_tokens(model, layers, samples.loss_batches(range(len(samples))), Room())
+
+    def moment(target: Target) -> Tensor:
+        rows = torch.cat(tokens[layers[targets.index(target)]].inputs).double()
+        return rows.mT @ rows
+
+    factors = FactorStore(model, targets, problem.settings.blocks, budget=4 << 30, inputs=moment)
+    return replace(problem, factors=factors)
+
+
+def measured(problem: Problem, whitened: bool) -> Row:
     """Every candidate of the targets chosen, and held out the winner among so many of the most promising."""
-    model, settings, factors = problem.model, problem.settings, problem.factors
+    model, settings = problem.model, problem.settings
     ranking = list(ranked(problem, problem.targets, Clock()))
+    if whitened:
+        problem = with_whitened_factors(problem, ranking[: settings.count])
+    factors = problem.factors
     grid = settings.plan.candidates(ranking, count=settings.count, block_counts=settings.blocks, ratios=settings.ratios)
     candidates = distinct(list(grid))
     seconds = {}
@@ -109,6 +132,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder of the tasks, see benchmarks/edits/tasks.py.")],
     tasks: Annotated[str, typer.Option(help="Which, in this order.")] = ",".join(TASKS),
     seeds: Annotated[str, typer.Option(help="Of the split.")] = "0",
+    whitened: Annotated[bool, typer.Option("--whitened", help="Whiten the factors.")] = False,
     out: Annotated[Path, typer.Option(help="Record, one JSON row a line.")] = RESULTS / "bench_candidates.jsonl",
 ) -> None:
     """Measure and record what the record lacks."""
@@ -117,7 +141,8 @@ def main(
     tokenizer, rows = load_tokenizer(model), Rows(out)
     for seed in map(int, seeds.split(",")):
         for name in tasks.split(","):
-            key = {"model": model.name, "task": name, "seed": seed, "method": "truncate", "dtype": "float32"}
+            key = {"model": model.name, "task": name, "seed": seed, "dtype": "float32"}
+            key["method"] = "truncate, whitened" if whitened else "truncate"
             if key not in rows:
                 loaded = load_model(model, dtype="float32") if loaded is None else loaded
                 samples = TASKS[name].samples(data)
@@ -126,8 +151,8 @@ def main(
                 given = {"held_out": split.held_out, "tokenizer": tokenizer}
                 problem = prepare(loaded, split.calibration, settings, **given)
                 with preserved(loaded):
-                    rows.append(key | measured(problem) | {"machine": machine_record()})
-            typer.echo(f"{name}, seed {seed}: {table(rows[key])}")
+                    rows.append(key | measured(problem, whitened) | {"machine": machine_record()})
+            typer.echo(f"{key['method']}, {name}, seed {seed}: {table(rows[key])}")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,10 @@ def adapt(
                 once(lambda: preflight(problem))
             with told_to(callback if number() == 0 else None):
                 found = _found(problem, SEARCHES[problem.settings.edit], _name(samples))
-                tell("result", **found.to_dict())
+                try:
+                    tell("result", **found.to_dict())
+                except Exception:  # what was found is not lost for it
+                    logger.warning("the callback failed at the result", exc_info=True)
             return found
 
 
@@ -292,14 +295,13 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
             compat=settings.svd == "laser-compat",
         )
     )
-    candidates = distinct(fitting(requested))
-    factors.retain(candidate.factors_key for candidate in candidates)
+    different = distinct(fitting(requested))
+    factors.retain(candidate.factors_key for candidate in different)
     with clock("factor"):
-        candidates = together(lambda: factorable(problem, candidates))
-    if strategy.most is not None and settings.score == "fisher" and settings.race:
-        with clock("score"):
-            candidates = promising(problem, candidates, strategy.most)
-        factors.retain(candidate.factors_key for candidate in candidates)
+        candidates = factorable(problem, different)
+    with clock("score"):
+        candidates = promising(problem, candidates)
+    factors.retain(candidate.factors_key for candidate in candidates)
     layers = 1 + max(target.layer for target in problem.targets)
     announce_trials(candidates, layers, problem.calibration, seconds, settings)
 
@@ -321,7 +323,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     accepted = decision.accepted
     edit = None if accepted is None else Truncation.build(accepted.candidate, model, factors)
-    return Round(ranking, len(requested), trials, decision, edit)
+    return Round(ranking, len(requested), trials, decision, edit, len(different))
 
 
 SEARCHES = {"truncate": search_truncations, "step": search_step, "shrink": search_shrink}

@@ -113,7 +113,7 @@ class Origin:
             if not checksum and not quantised:
                 raise LasertriError(
                     f"expected the model quantised as it was when the step was made{origin}, but {target} is not; "
-                    "load it as it was then"
+                    "load it from Python as it was then, as the model card shows"
                 )
             if checksum:
                 target.require_plain(model)

@@ -129,7 +129,7 @@ class FactorStore:
         lacking = set[Target]().union(*everyones(set(missing)))
         missing = [target for target in wanted if target in lacking]
         for group in self._factoring.alike(missing):
-            kept_bytes, size = _kept_bytes(group[0], blocks), self._batch_size(group[0], blocks)
+            kept_bytes, size = _kept_bytes(group[0], blocks), min(everyones(self._batch_size(group[0], blocks)))
             free = min(everyones(max(0, self.budget.free)))
             group = group[: free // kept_bytes]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]

@@ -33,6 +33,11 @@ def pissa_init(self: Any, adapter_name: str, init_lora_weights: str) -> None:
     if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise LasertriError(f"expected a weight in float32, float16 or bfloat16 for PiSSA, got {weight.dtype}")
     matrix = transpose(weight.data, self.fan_in_fan_out)
+    if rank > min(matrix.shape):
+        raise LasertriError(
+            f"expected r of at most {min(matrix.shape)} for a matrix {list(matrix.shape)}, got r={rank}; lower it, or "
+            "give this layer its own in rank_pattern"
+        )
     found = lowrank_blocks(matrix, rank=rank, precision="float32")
     # in the weight's dtype, which peft rounds them to: what they lack then stays in the weight
     left, right = ((side / scaling**0.5).to(weight.dtype) for side in (found.left, found.right[0]))

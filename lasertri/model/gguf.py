@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".gguf"
 EXPECTED = "a GGUF file, or USER/REPOSITORY/FILE.gguf on the hub"
 SCALING = re.compile(r"rope_freqs|rope_factors|rope\.scaling\.factor")
-PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+PART = re.compile(r"-\d{5}-of-(?!00001\.)\d{5}\.gguf$")
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -95,6 +95,8 @@ def _local(name: str | Path, revision: str | None) -> Path:
         raise LasertriError(
             f"{name}: expected a whole GGUF file, got a part of one; join them by llama-gguf-split --merge"
         )
+    if not str(name).endswith(SUFFIX):  # which transformers looks for as it is written
+        raise LasertriError(f"{name}: expected a name that ends in {SUFFIX}; rename it")
     path = Path(name).absolute()
     if path.is_file():
         return path

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import METHOD
@@ -25,7 +26,8 @@ def quantisation(config: Any) -> str | None:
     if described is None:
         return None
     fields = described if isinstance(described, dict) else vars(described)
-    method = fields.get("quant_method") or type(described).__name__
+    named = "a method that it does not name" if isinstance(described, dict) else type(described).__name__
+    method = fields.get("quant_method") or named
     method = getattr(method, "value", method)  # Transformers' own are of an enumeration
     return None if method == METHOD else method
 
@@ -42,14 +44,18 @@ def is_plain(parameter: Tensor) -> bool:
 def is_quantised(module: nn.Module) -> bool:
     """Whether it is a linear layer that keeps its weight otherwise than as numbers `[outputs, inputs]`.
 
-    A subclass of `nn.Linear`, or one whose weight is of another kind (bitsandbytes, torchao, quanto, FP8); or a module
-    of its own with integers in it (GPTQ, AWQ, HQQ).
+    An `nn.Linear` whose weight is of another kind (bitsandbytes, torchao, quanto, FP8), or a module of its own with
+    integers in place of a weight (GPTQ, AWQ, HQQ).
     """
     if isinstance(module, nn.Linear):
         weight = module._parameters.get("weight")
         return weight is not None and not is_plain(weight) and not hasattr(weight, "device_mesh")  # as a DTensor has
     features = (getattr(module, name, None) for name in ("in_features", "out_features"))
-    if isinstance(module, FactoredLinear) or not all(type(count) is int for count in features):
+    inputs, outputs = features
+    if isinstance(module, FactoredLinear) or type(inputs) is not int or type(outputs) is not int:
+        return False
+    weight = module._parameters.get("weight")
+    if weight is not None and is_plain(weight) and weight.shape == (outputs, inputs):  # its integers are a mask, say
         return False
     own = itertools.chain(module._parameters.values(), module._buffers.values())
     return any(tensor is not None and not tensor.is_floating_point() for tensor in own)
@@ -136,7 +142,12 @@ class _Passed(torch.autograd.Function):
         return ctx.output.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, delta: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.inputs is None:
+            raise LasertriError(
+                "expected one backward pass through quantised layers, got a second; run the model again"
+            )
         found = _own_gradient(ctx.output, ctx.inputs, delta)
         if found is None:
             weight = _columns(ctx.module, ctx.call, ctx.inputs)

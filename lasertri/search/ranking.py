@@ -39,9 +39,13 @@ def ranked(problem: Problem, targets: Sequence[Target], clock: Clock) -> dict[Ta
     return {targets[number]: score for number, score in sorted(best, key=lambda item: -item[1])}
 
 
-def promising(problem: Problem, candidates: Sequence[Candidate], most: int) -> list[Candidate]:
-    """So many of those that promise most, each at its own K: where rows are split otherwise a ρ may do harm."""
-    if len(candidates) <= most:
+def promising(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that promise most, each at its own K, as many as a race of the strategy has: elsewhere a ρ may do harm.
+
+    All where they do not race, or nothing is forecast.
+    """
+    most, settings = problem.settings.plan.most, problem.settings
+    if most is None or len(candidates) <= most or not settings.race or settings.score != "fisher":
         return list(candidates)
     [promise] = _record(problem, "promise", lambda: [foretold(problem, candidates, "promise")])
     logger.info("%d of %d candidates are tried: the others promise less", most, len(candidates))
@@ -50,13 +54,15 @@ def promising(problem: Problem, candidates: Sequence[Candidate], most: int) -> l
 
 def factorable(problem: Problem, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those whose targets can be factored, or need not be; a warning tells of the others."""
+    keys = [candidate.factors_key for candidate in candidates if not candidate.compat]
 
     def find() -> list[Tensor]:
-        keys = (candidate.factors_key for candidate in candidates if not candidate.compat)
-        usable = set(problem.factors.usable(keys))
+        for blocks in dict.fromkeys(blocks for _, blocks, dimension in keys if dimension is None):
+            problem.factors.prepare(dict.fromkeys(target for target, own, _ in keys if own == blocks), blocks)
+        usable = together(lambda: set(problem.factors.usable(keys)))
         return [torch.tensor([c.compat or c.factors_key in usable for c in candidates])]
 
-    [found] = problem.journal.of("factors", find)
+    [found] = _record(problem, "factors", find)
     return list(itertools.compress(candidates, found.tolist()))
 
 

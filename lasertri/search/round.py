@@ -26,6 +26,7 @@ class Round:
         trials: every measured candidate.
         decision: the accepted or the best rejected trial, and the joint test.
         edit: the accepted edit, or None.
+        different: number of different edits among those requested, where not all of them were tried.
         side_effects: what it does, with the edits before it, to a causal language model's predictions on neutral
             text; of one that was refused for them too.
     """
@@ -35,6 +36,7 @@ class Round:
     trials: Sequence[Trial] | Sequence[Fit] = field(repr=False)
     decision: Decision[Any]
     edit: Edit | None
+    different: int | None = None
     side_effects: SideEffects | None = None
 
     @classmethod
@@ -59,7 +61,7 @@ class Round:
             "confirmation": None if confirmed is None else confirmed.to_dict(),
             "candidates": {
                 "requested": self.requested,
-                "distinct": len({trial.candidate.effect for trial in self.trials}),
+                "distinct": len(self.trials) if self.different is None else self.different,
                 "measured": len(self.trials),
                 "finished": sum(trial.finished for trial in self.trials),
             },

@@ -13,7 +13,8 @@ from benchmarks import bench_candidates as bench
 
 
 @pytest.mark.slow
-def test_every_candidate_is_tried_and_the_winner_among_all_is_the_best(folder, tmp_path):
+@pytest.mark.parametrize("options", [(), ("--whitened",)])
+def test_every_candidate_is_tried_and_the_winner_among_all_is_the_best(folder, tmp_path, options):
     tasks = tmp_path / "small_tasks"
     tasks.mkdir()
     rows = (
@@ -23,10 +24,10 @@ def test_every_candidate_is_tried_and_the_winner_among_all_is_the_best(folder, t
     (tasks / "sentiment.jsonl").write_text("\n".join(rows))
     record = tmp_path / "rows.jsonl"
     for _ in range(2):
-        run_benchmark(
-            "bench_candidates", "--model", folder, "--data", tmp_path, "--tasks", "sentiment", "--out", record
-        )
+        named = ("--model", folder, "--data", tmp_path, "--tasks", "sentiment", "--out", record)
+        run_benchmark("bench_candidates", *named, *options)
         [row] = map(json.loads, record.read_text(encoding="utf-8").splitlines())
+    assert row["method"] == ("truncate, whitened" if options else "truncate")
     trials = row["trials"]
     assert len({(trial["target"], trial["blocks"], trial["rho"]) for trial in trials}) == len(trials)
     assert list(row["winners"]) == [*map(str, bench.MOST), str(len(trials))]

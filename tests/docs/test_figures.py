@@ -123,6 +123,33 @@ def test_recipes_of_a_step():
         assert cells == [measured.get((task, RECIPES[name]), "") for task in tasks]
 
 
+def test_how_many_candidates_are_worth_a_trial():
+    found, tasks = table("docs/benchmarks.md", "ruinous, of all"), TASKS.values()
+    measured = {row["task"]: row for row in rows("bench_candidates.jsonl") if row["method"] == "truncate"}
+    assert sorted(TASKS[name] for name in found) == sorted(task for task in tasks if task in measured)
+    for name, (before, *winners, ruinous) in found.items():
+        row = measured[TASKS[name]]
+        figures = [row["held_out"], *row["winners"].values()]
+        assert [before, *winners] == [f"{100 * each['accuracy']:.1f} %, {each['loss']:.2f}" for each in figures]
+        trials = sorted(row["trials"], key=lambda trial: -trial["promise"])
+        ruined = [trial["loss"] > row["baseline"]["loss"] + 0.5 for trial in trials]
+        assert ruinous == f"{sum(ruined)} of {len(ruined)}"
+        assert not any(ruined[:32])
+
+
+def test_how_fast_a_start_of_pissa_is():
+    record = json.loads((RESULTS / "bench_pissa.json").read_text(encoding="utf-8"))
+    measured = {(" × ".join(map(str, row["shape"])), row["route"]): row for row in record["rows"]}
+    for shape, (_, drawn, ours) in table("docs/benchmarks.md", "full SVD").items():
+        for cell, route in ((drawn, "peft, pissa_niter_4"), (ours, "lasertri")):
+            ratio, excess = map(float, cell.split(", "))
+            row = measured[shape, route]
+            assert (ratio, excess) == (
+                pytest.approx(row["beside peft"], abs=0.00501),
+                pytest.approx(row["excess"], rel=0.5),
+            )
+
+
 def test_kernels_are_compiled_in_as_many_ways_as_the_page_says():
     record = json.loads((RESULTS / "kernel_resources.json").read_text(encoding="utf-8"))
     assert f"in {record['specialisations']:,} ways" in (ROOT / "docs/extension.md").read_text(encoding="utf-8")

@@ -50,6 +50,13 @@ def test_a_wide_matrix_is_split_at_its_leading_components(monkeypatch):
     torch.testing.assert_close(left[:292], values[8:], rtol=1e-4, atol=0)
 
 
+def test_a_rank_beyond_the_matrix_is_refused(monkeypatch):
+    monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
+    config = LoraConfig(target_modules=["0"], r=13, init_lora_weights="pissa")
+    with pytest.raises(LasertriError, match=r"r of at most 12 for a matrix \[20, 12\], got r=13; lower it"):
+        get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 20)), config)
+
+
 def test_a_weight_in_fp64_is_refused_as_peft_does(monkeypatch):
     monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
     with pytest.raises(LasertriError, match="float32, float16 or bfloat16"):

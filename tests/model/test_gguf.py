@@ -118,6 +118,8 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(file, tmp_path, monkeypatc
         "cut.gguf": r"cut\.gguf: its header cannot be used: .*; download it again",
         "text.gguf": r"a GGUF file that transformers reads, got .*text\.gguf",
         "none.gguf": "found no file",
+        "TINY.GGUF": r"expected a name that ends in \.gguf; rename it",
+        "tiny-00001-of-00001.gguf": "found no file",
         "tiny-00001-of-00003.gguf": "a part of one; join them by llama-gguf-split",
     }.items():
         with pytest.raises(LasertriError, match=said) as caught:

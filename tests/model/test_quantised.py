@@ -26,6 +26,10 @@ def test_what_is_quantised_is_told_from_what_is_not():
     assert is_quantised(Int8Linear(nn.Linear(4, 6)))
     assert is_quantised(Packed(16, 8))
     assert not any(map(is_quantised, (nn.Linear(4, 6), Conv1D(4, 6), nn.Bilinear(2, 3, 4), nn.Embedding(3, 4))))
+    masked = nn.Bilinear(2, 3, 4)  # of a kind of its own
+    masked.in_features, masked.out_features, masked.weight = 3, 4, nn.Parameter(torch.ones(4, 3))
+    masked.register_buffer("mask", torch.ones(4, 3, dtype=torch.bool))
+    assert not is_quantised(masked)
     assert quantisation(make_model("llama").config) is None
     model = quantise(make_model("llama", dtype=torch.bfloat16))
     assert computing_dtype(model) == torch.bfloat16
@@ -85,3 +89,12 @@ def test_bitsandbytes_is_kept_from_packing_weights_for_the_cpu():
     model[0].weight.quant_state = type("QuantState", (), {"packing_format_for_cpu": True})()
     with pytest.raises(LasertriError, match="got 0, which bitsandbytes packed for this CPU .*; load the model again"):
         keep_unpacked(model)
+
+
+def test_a_second_backward_pass_is_refused():
+    model = nn.Sequential(Int8Linear(nn.Linear(3, 4), next(iter(KERNELS))))
+    with differentiable(model):
+        loss = model(torch.ones(2, 3, requires_grad=True)).sum()
+        loss.backward(retain_graph=True)
+        with pytest.raises(LasertriError, match="one backward pass through quantised layers"):
+            loss.backward()

@@ -26,16 +26,18 @@ def test_candidates_that_promise_most_are_tried_each_by_its_own_forecast(monkeyp
         return torch.tensor(promise, dtype=torch.float64)
 
     monkeypatch.setattr("lasertri.search.ranking.foretold", foretold)
+    settings = SimpleNamespace(plan=SimpleNamespace(most=3), race=True, score="fisher")
     for _ in range(2):
         with Journal.open(tmp_path, "search") as journal:
-            chosen = promising(SimpleNamespace(journal=journal), candidates, 3)
+            chosen = promising(SimpleNamespace(journal=journal, settings=settings), candidates)
         assert chosen == [Candidate(ONE, 4, 0.9), Candidate(ONE, 4, 0.5), Candidate(OTHER, 1, 0.9)]
     assert told == [candidates]  # once
-    assert promising(SimpleNamespace(), candidates, 8) == candidates
+    settings.plan.most = len(candidates)
+    assert promising(SimpleNamespace(settings=settings), candidates) == candidates
 
 
 def test_which_can_be_factored_is_found_once_and_lasers_own_are_not_looked_at(tmp_path):
-    asked = []
+    asked, prepared = [], []
 
     def usable(keys):
         asked.extend(keys)
@@ -47,11 +49,13 @@ def test_which_can_be_factored_is_found_once_and_lasers_own_are_not_looked_at(tm
         Candidate(OTHER, 1, 0.5, compat=True),
     ]
     with Journal.open(tmp_path, "search") as journal:
-        problem = SimpleNamespace(factors=SimpleNamespace(usable=usable), journal=journal)
+        factors = SimpleNamespace(usable=usable, prepare=lambda *batch: prepared.append(batch))
+        problem = SimpleNamespace(factors=factors, journal=journal)
         assert factorable(problem, candidates) == [first, third]
     with Journal.open(tmp_path, "search") as journal:
         assert factorable(SimpleNamespace(journal=journal), candidates) == [first, third]
     assert asked == [(ONE, 1, None), (OTHER, 1, None)]
+    assert [(list(targets), blocks) for targets, blocks in prepared] == [([ONE, OTHER], 1)]  # together
 
 
 def result(model, tokenizer, **options):
@@ -67,4 +71,5 @@ def test_the_whole_grid_is_tried_without_a_race_or_a_forecast_or_by_the_papers_s
 
 def test_the_default_tries_what_promises_most(model, tokenizer):
     found = result(model, tokenizer)
-    assert len(found.trials) == STRATEGIES[DEFAULT].most < found.requested
+    counts = found.to_dict()["candidates"]
+    assert counts["measured"] == STRATEGIES[DEFAULT].most < counts["distinct"] < counts["requested"]

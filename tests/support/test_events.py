@@ -50,6 +50,18 @@ def test_what_the_function_raises_ends_the_search_and_leaves_the_model_as_it_was
     tell("phase", phase="nobody listens")
 
 
+def test_what_it_raises_at_the_result_loses_nothing(model, caplog):
+    def refuse(event):
+        if event["event"] == "result":
+            raise OSError("the tracker is gone")
+
+    options = {"tokenizer": make_tokenizer(), "accept": "best", "progress": False}
+    result = adapt(model, samples(), callback=refuse, **options)
+    assert result.edits
+    assert "the callback failed at the result" in caplog.text
+    assert "the tracker is gone" in caplog.text
+
+
 def test_what_is_no_function_is_refused(model):
     with pytest.raises(LasertriError, match="expected a function of one event as callback, got 'wandb'"):
         adapt(model, samples(), tokenizer=make_tokenizer(), callback="wandb")
