@@ -135,6 +135,11 @@ def test_how_many_candidates_are_worth_a_trial():
         ruined = [trial["loss"] > row["baseline"]["loss"] + 0.5 for trial in trials]
         assert ruinous == f"{sum(ruined)} of {len(ruined)}"
         assert not any(ruined[:32])
+    whitened = {row["task"]: row for row in rows("bench_candidates.jsonl") if row["method"] == "truncate, whitened"}
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    for task in ("counterfact", "antonyms"):
+        winner = whitened[task]["winners"]["32"]
+        assert f"{100 * winner['accuracy']:.1f} %, {winner['loss']:.2f}" in page.partition("whitened by the layers")[2]
 
 
 def test_how_fast_a_start_of_pissa_is():
