@@ -54,7 +54,7 @@ def test_its_adapter_is_measured_saved_and_found_again(quantised, tmp_path):
     assert (beside - logits(quantised)).abs().max() > 0.1
     loaded = PeftModel.from_pretrained(copy.deepcopy(quantised), tmp_path / "adapted")
     torch.testing.assert_close(logits(loaded), beside, rtol=0, atol=1e-5)
-    with pytest.raises(LasertriError, match="expected the model quantised as it was .* is not; load it from Python as it was then"):
+    with pytest.raises(LasertriError, match="expected the model quantised as it was .* is not; load it from Python"):
         edit.applied(make_model("llama")).__enter__()
     with pytest.raises(LasertriError, match="load the unquantised checkpoint"):
         edit.apply(quantised)
