@@ -38,9 +38,7 @@ from lasertri.ops.triton import halves_fp64
 
 # What one program may have of a multiprocessor's shared memory, by compute capability (CUDA C++ Programming Guide,
 # "Technical Specifications per Compute Capability").
-SHARED_KIB = {
-    capability: size * 1024 for capability, size in {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}.items()
-}
+SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 REGISTERS = 255  # of one thread
 TENSOR_MEMORY = 512  # columns that one program may have
 FP64_TENSOR_CORES = (80, 90)  # those whose tensor cores multiply FP64 faster than their other units do
