@@ -7,6 +7,7 @@ candidate promised beside what it did. The table shows what is lost by trying th
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,11 +20,13 @@ import typer
 from torch import Tensor, nn
 
 from benchmarks.bench_edits import CALIBRATION, HELD_OUT
+from benchmarks.bench_truncations import rank_correlation
 from benchmarks.edits.rows import Row, Rows
 from benchmarks.edits.tasks import TASKS
 from benchmarks.record import RESULTS, machine_record
 from lasertri import load_model, load_tokenizer
 from lasertri.data.split import split_samples
+from lasertri.edit.candidate import Candidate
 from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import evaluate
@@ -74,15 +77,20 @@ def measured(problem: Problem, whitened: bool) -> Row:
     baseline, trials = run_trials(model, candidates, problem.calibration, factors, settings)
     seconds["trials"] = time.process_time() - start
     order = np.argsort([-value for value in promise], kind="stable")
-    winners = {}
+    winners: dict[int, dict[str, object]] = {}
+
+    @functools.cache  # several have one winner
+    def held_out(candidate: Candidate) -> dict[str, float]:
+        with Truncation.build(candidate, model, factors).applied(model):
+            return _figures(evaluate(model, problem.held_out))
+
     for most in (*(most for most in MOST if most < len(trials)), len(trials)):
         chosen = [trials[n] for n in sorted(order[:most])]
         decision = decide(chosen, baseline, problem.calibration.groups)
         winner = decision.accepted or decision.rejected
         assert winner is not None
-        with Truncation.build(winner.candidate, model, factors).applied(model):
-            after = evaluate(model, problem.held_out)
-        winners[most] = winner.candidate.to_dict() | {"p_value": decision.p_value} | _figures(after)
+        named = winner.candidate.to_dict() | {"p_value": decision.p_value}
+        winners[most] = named | held_out(winner.candidate)
     return {
         "baseline": _figures(baseline),
         "held_out": _figures(evaluate(model, problem.held_out)),
@@ -109,12 +117,12 @@ def _figures(measurement: Measurement) -> dict[str, float]:
 def table(row: Row) -> str:
     """By how many are tried: the best found on the calibration samples, how many are ruinous, the winner held out."""
     trials = sorted(row["trials"], key=lambda trial: -trial["promise"])
-    ranks = [np.argsort(np.argsort([trial[name] for trial in trials])) for name in ("promise", "loss")]
+    promise, loss = (np.array([trial[name] for trial in trials]) for name in ("promise", "loss"))
     before, held_out = row["baseline"], row["held_out"]
     lines = [
-        f"{len(trials)} candidates, rank correlation of promise and loss {-np.corrcoef(*ranks)[0, 1]:.2f}; as it is "
-        f"{100 * before['accuracy']:.0f} %, {before['loss']:.3f}, held out {100 * held_out['accuracy']:.1f} %, "
-        f"{held_out['loss']:.3f}",
+        f"{len(trials)} candidates, rank correlation of promise and loss {rank_correlation(promise, -loss):.2f}; "
+        f"as it is {100 * before['accuracy']:.0f} %, {before['loss']:.3f}, "
+        f"held out {100 * held_out['accuracy']:.1f} %, {held_out['loss']:.3f}",
         "tried  best accuracy  lowest loss  ruinous   p   winner held out",
     ]
     for most, winner in row["winners"].items():

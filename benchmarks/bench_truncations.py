@@ -120,7 +120,7 @@ def table(rows: Sequence[Row]) -> str:
         first = _least(foretold, layer)
         order = np.argsort(first, kind="stable")
         regrets = (best[order[:count]].min() - best.min() for count in (1, 5))
-        cells = (_rank_correlation(foretold, change), _rank_correlation(first, best), *regrets)
+        cells = (rank_correlation(foretold, change), rank_correlation(first, best), *regrets)
         lines.append(f"{name:30} {cells[0]:10.2f} {cells[1]:7.2f} {cells[2]:9.3f} {cells[3]:9.3f}")
     return "\n".join(lines)
 
@@ -129,7 +129,7 @@ def _least(values: np.ndarray, layer: np.ndarray) -> np.ndarray:
     return np.array([values[layer == i].min() for i in range(layer.max() + 1)])
 
 
-def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(*(np.argsort(np.argsort(values, kind="stable")) for values in (one, other)))[0, 1])
 
 

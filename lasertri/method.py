@@ -121,7 +121,7 @@ def adapt(
             with told_to(callback if number() == 0 else None):
                 found = _found(problem, SEARCHES[problem.settings.edit], _name(samples))
                 try:
-                    tell("result", **found.to_dict())
+                    tell("result", found.to_dict)
                 except Exception:  # what was found is not lost for it
                     logger.warning("the callback failed at the result", exc_info=True)
             return found

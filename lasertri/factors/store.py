@@ -129,9 +129,9 @@ class FactorStore:
         lacking = set[Target]().union(*everyones(set(missing)))
         missing = [target for target in wanted if target in lacking]
         for group in self._factoring.alike(missing):
-            kept_bytes, size = _kept_bytes(group[0], blocks), min(everyones(self._batch_size(group[0], blocks)))
-            free = min(everyones(max(0, self.budget.free)))
-            group = group[: free // kept_bytes]  # the others are made when they are asked for
+            room = everyones((self._batch_size(group[0], blocks), max(0, self.budget.free)))
+            size, free = map(min, zip(*room, strict=True))
+            group = group[: free // _kept_bytes(group[0], blocks)]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]
             for made in shared(batches, functools.partial(self._made_here, blocks, processes() > 1)):
                 for target, factors in made:

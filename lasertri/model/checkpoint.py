@@ -143,9 +143,8 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
         if whole:
             _save_in_part(model, directory)
         devices = {parameter.device for parameter in model.parameters()}
-        if not hasattr(model, "save_pretrained") or _factored(model) or len(devices) > 1:
-            return model
-        if any(map(is_quantised, model.modules())):
+        others = _factored(model) or any(map(is_quantised, model.modules()))
+        if not hasattr(model, "save_pretrained") or others or len(devices) > 1:
             return model
         own.config.save_pretrained(directory)
         built = _built(model, directory)

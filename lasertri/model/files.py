@@ -26,12 +26,13 @@ from lasertri.support.shown import LONGEST, reason, shown
 LFS = b"version https://git-lfs"
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZERS = re.compile(r"tokenizer|vocab|merges|special_tokens|added_tokens|\.model$")  # names of a tokenizer's files
+MODEL = "a hub id, a folder with a Hugging Face model or a GGUF file"
 COMPUTED = re.compile(r"(inv_freq|masked_bias|position_ids|attn\.bias|attention\.bias)$")  # buffers of old checkpoints
 
 
 def local_folder(name: str | Path, revision: str | None = None) -> Path | None:
     """The folder itself, or where the hub's files are kept once they were downloaded."""
-    check_path("a hub id, a folder with a Hugging Face model or a GGUF file", name)
+    check_path(MODEL, name)
     if Path(name).is_dir():
         return Path(name)
     try:
@@ -134,10 +135,10 @@ def changed_since(model: nn.Module, base: str, revision: str | None = None) -> s
             own = next((key for key in (name, prefix + name) if key in parameters), None)
             if own is None or not path.exists():
                 continue
-            if path not in opened:
-                opened[path] = stack.enter_context(safe_open(path, "pt"))
             if not is_plain(parameters[own]):  # quantised as it was loaded
                 continue
+            if path not in opened:
+                opened[path] = stack.enter_context(safe_open(path, "pt"))
             parameter = parameters[own].detach().cpu()
             if not torch.equal(parameter, opened[path].get_tensor(name).to(parameter.dtype)):
                 return own

@@ -14,7 +14,7 @@ from transformers.utils.hub import extract_commit_hash
 from transformers.utils.import_utils import is_gguf_available
 
 from lasertri.errors import LasertriError
-from lasertri.model.files import config_fields
+from lasertri.model.files import MODEL, config_fields
 from lasertri.support.paths import check_path
 from lasertri.support.shown import reason
 
@@ -46,21 +46,24 @@ def read_from(name: str | Path, revision: str | None) -> tuple[str | Path, dict[
     Raises:
         LasertriError: there is no such file, or nothing that reads it.
     """
-    check_path("a hub id, a folder with a Hugging Face model or a GGUF file", name)
+    check_path(MODEL, name)
     if not is_gguf(name):
         return name, {"revision": revision}
     path = _local(name, revision)
     return path.parent, {"gguf_file": str(path)}  # of a name alone transformers looks into the working directory first
 
 
-def made_plain(model: PreTrainedModel, name: str | Path, revision: str | None) -> None:
+def made_plain(model: PreTrainedModel, name: str | Path, path: str) -> None:
     """Take off the mark of quantisation, under which nothing is saved, and say where it came from.
 
     A scaling of positions, which transformers passes over for most architectures, is warned of.
+
+    Args:
+        name: that was asked for.
+        path: of the file itself.
     """
     from gguf import GGUFReader
 
-    path = _local(name, revision)
     reader = GGUFReader(path)
     kinds = {value for field, value in config_fields(model.config.to_dict()) if field.endswith("rope_type")}
     scaling = [own for own in (*reader.fields, *(tensor.name for tensor in reader.tensors)) if SCALING.search(own)]
@@ -74,7 +77,7 @@ def made_plain(model: PreTrainedModel, name: str | Path, revision: str | None) -
     if quantizer is not None:
         quantizer.remove_quantization_config(model)
     model.config._name_or_path = str(name)
-    model.config._commit_hash = extract_commit_hash(str(path), None)
+    model.config._commit_hash = extract_commit_hash(path, None)
 
 
 def dequantising() -> dict[str, Any]:

@@ -110,7 +110,7 @@ def load_model(
             place, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     if is_gguf(name):
-        made_plain(model, name, revision)
+        made_plain(model, name, options["gguf_file"])
     _require_all(name, report)
     _say_unused(name, model, report, revision)
     keep_unpacked(model)

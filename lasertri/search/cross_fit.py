@@ -193,5 +193,5 @@ class CrossFit:
             scores.astype(float) - self.scores,
             relief(self.losses, losses),
         )
-        tell("trial", **fit.to_dict())
+        tell("trial", fit.to_dict)
         return fit

@@ -46,7 +46,7 @@ class Round:
 
     def told(self) -> Self:
         """Itself, once whoever follows the search was told what was decided."""
-        tell("round", **{name: what for name, what in self.to_dict().items() if name not in ("scores", "trials")})
+        tell("round", lambda: {key: own for key, own in self.to_dict().items() if key not in ("scores", "trials")})
         return self
 
     def to_dict(self) -> dict[str, Any]:

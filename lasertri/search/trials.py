@@ -46,16 +46,18 @@ def run_trials(
     plan = plan_trials(model, candidates, samples, factors, journal)
     readings = TrialReadings.empty(samples, len(candidates))
     alive, seen, seconds = list(range(len(candidates))), list[int](), np.zeros(len(candidates))
-    seen_by: dict[int, list[int]] = {}
+    trials: dict[int, Trial] = {}
     total = samples.work * len(candidates)
 
-    def trial(i: int) -> Trial:
-        chosen = sorted(seen_by[i])
+    def end(i: int) -> None:
+        """What the samples seen say of a candidate that sees no more."""
+        chosen = sorted(seen)
         measurement = readings.edited[i].measurement(chosen, normalize=settings.normalize)
         beside, _ = readings.beside[i].outcomes(chosen, normalize=settings.normalize)
         gain = np.zeros(len(samples))
         gain[chosen] = measurement.correct.astype(float) - beside
-        return Trial(candidates[i], measurement, float(seconds[i]), gain)
+        trials[i] = Trial(candidates[i], measurement, float(seconds[i]), gain)
+        tell("trial", trials[i].to_dict)
 
     with tqdm(total=total, desc="trials", unit="entry", disable=not settings.progress) as bar:
         for part in parts:
@@ -64,17 +66,16 @@ def run_trials(
             for found in in_each(tried):
                 readings.update(range(len(candidates)), found)
             seconds[alive] += (journal.now() - start) / len(alive)
-            seen_by |= dict.fromkeys(alive, seen)
             if len(seen) < len(samples):
                 racing, alive = alive, survivors(alive, readings, seen, samples.groups, settings)
                 for i in sorted({*racing} - {*alive}):
-                    tell("trial", **trial(i).to_dict())
+                    end(i)
                 factors.retain(candidates[i].factors_key for i in alive)
         bar.update(total - bar.n)
     readings.baseline.check()
     for i in alive:
-        tell("trial", **trial(i).to_dict())
-    return readings.baseline.measurement(normalize=settings.normalize), list(map(trial, range(len(candidates))))
+        end(i)
+    return readings.baseline.measurement(normalize=settings.normalize), [trials[i] for i in range(len(candidates))]
 
 
 def _tried(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from lasertri.errors import RAISED_IN_ALL, LasertriError, ProcessLostError
+from lasertri.support.ambient import within
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -80,13 +81,13 @@ def shared_by(group: Any) -> Iterator[None]:
         Exception: what left it in the first process in which something did.
     """
     if group is None:
-        with _in_team(None):
+        with within(_team, None):
             yield
         return
     warnings, logger = _Warnings(), logging.getLogger(__package__.partition(".")[0])
     logger.addHandler(warnings)
     try:
-        with _in_team(_Team(group, warnings)):
+        with within(_team, _Team(group, warnings)):
             failure: Exception | None = None
             try:
                 yield
@@ -98,15 +99,6 @@ def shared_by(group: Any) -> Iterator[None]:
                 raise failure
     finally:
         logger.removeHandler(warnings)
-
-
-@contextmanager
-def _in_team(team: _Team | None) -> Iterator[None]:
-    token = _team.set(team)
-    try:
-        yield
-    finally:
-        _team.reset(token)
 
 
 def processes() -> int:
@@ -139,7 +131,7 @@ def in_each(run: Callable[[], Found]) -> list[Found]:
     found: Any = None
     failure: Exception | None = None
     try:
-        with _in_team(None):
+        with within(_team, None):
             found = run()
     except Exception as error:
         failure = error

@@ -25,7 +25,7 @@ class Clock:
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         heed_interrupts()
-        tell("phase", phase=phase)
+        tell("phase", lambda: {"phase": phase})
         start = self.now()
         try:
             yield
