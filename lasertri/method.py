@@ -195,8 +195,11 @@ def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], da
     edits = [found.edit for found in rounds if found.edit is not None]
     with clock("held-out"):
         compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)
-        on_calibration = compare(  # as in trials
-            problem.calibration, may_fail=True, journal=problem.journal.under("calibration")
+        on_calibration = compare(
+            problem.calibration,
+            baseline=rounds[0].baseline,
+            may_fail=True,  # as in trials
+            journal=problem.journal.under("calibration"),
         )
         try:
             with memory_told("the samples held out"):
@@ -278,7 +281,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
         unedited, problem.calibration.groups, settings, confirmed=problem.confirm is not None
     )
     if hopeless is not None:
-        return Round.untried(hopeless)
+        return Round.untried(unedited, hopeless)
     seconds = clock.last
 
     # score
@@ -323,7 +326,7 @@ def truncate(problem: Problem, targets: Sequence[Target], clock: Clock) -> Round
 
     accepted = decision.accepted
     edit = None if accepted is None else Truncation.build(accepted.candidate, model, factors)
-    return Round(ranking, len(requested), trials, decision, edit, len(different))
+    return Round(unedited, ranking, len(requested), trials, decision, edit, len(different))
 
 
 SEARCHES = {"truncate": search_truncations, "step": search_step, "shrink": search_shrink}

@@ -37,6 +37,7 @@ class Comparison:
         edits: Sequence[Edit],
         samples: Samples,
         *,
+        baseline: Measurement | None = None,
         normalize: bool = False,
         may_fail: bool = False,
         progress: bool = False,
@@ -45,19 +46,21 @@ class Comparison:
         """Evaluate the model, then the model with these edits, if there are any.
 
         Args:
+            baseline: the model's measurement, where that is known already.
             may_fail: of the edited model, see `evaluate`.
             journal: of these edits.
 
         Raises:
             NotFiniteError: a model gave NaN.
         """
-        baseline = evaluate(
-            model,
-            samples,
-            normalize=normalize,
-            progress="baseline" if progress else None,
-            journal=journal.under("baseline"),
-        )
+        if baseline is None:
+            baseline = evaluate(
+                model,
+                samples,
+                normalize=normalize,
+                progress="baseline" if progress else None,
+                journal=journal.under("baseline"),
+            )
         if not edits:
             return cls(baseline)
         with journal.under("edited").within(all_applied(edits, model)) as here:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from lasertri.edit.edit import Edit
+from lasertri.measure.measurement import Measurement
 from lasertri.measure.side_effects import SideEffects
 from lasertri.model.targets import Target
 from lasertri.search.cross_fit import Fit
@@ -20,6 +21,7 @@ class Round:
     """What one round found.
 
     Attributes:
+        baseline: of all calibration samples, the model as the round found it.
         ranking: score of every target, highest first, the papers' or the decrease foretold in nats; 0 where all are
             tried.
         requested: number of candidates asked for; some are the same edit.
@@ -31,6 +33,7 @@ class Round:
             text; of one that was refused for them too.
     """
 
+    baseline: Measurement
     ranking: dict[Target, float] = field(repr=False)
     requested: int
     trials: Sequence[Trial] | Sequence[Fit] = field(repr=False)
@@ -40,9 +43,9 @@ class Round:
     side_effects: SideEffects | None = None
 
     @classmethod
-    def untried(cls, reason: str) -> Self:
+    def untried(cls, baseline: Measurement, reason: str) -> Self:
         """A round that ended before anything was tried."""
-        return cls({}, 0, [], Decision(None, None, None, reason), None)
+        return cls(baseline, {}, 0, [], Decision(None, None, None, reason), None)
 
     def told(self) -> Self:
         """Itself, once whoever follows the search was told what was decided."""

@@ -89,7 +89,7 @@ def search_values(
     settings, fit = problem.settings, cross_fit(problem, clock)
     hopeless = no_step_can_help(fit.baseline, settings)
     if hopeless is not None:
-        return Round.untried(hopeless).told()
+        return Round.untried(fit.baseline, hopeless).told()
     announce_sizes(1, len(problem.calibration), clock.last, settings)
     with clock("factor"):
         targets = problem.targets if prepare is None else prepare()
@@ -101,7 +101,7 @@ def search_values(
         decision = decided(problem, fit, fits)
     accepted = decision.accepted
     edit = None if accepted is None else averaged(edits, accepted.candidate.size)
-    return Round({}, len(fits), fits, decision, edit).told()
+    return Round(fit.baseline, {}, len(fits), fits, decision, edit).told()
 
 
 def _slopes(

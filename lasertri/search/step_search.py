@@ -44,7 +44,7 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     fit = cross_fit(problem, clock)
     hopeless = no_step_can_help(fit.baseline, settings)
     if hopeless is not None:
-        return [Round.untried(hopeless).told()]
+        return [Round.untried(fit.baseline, hopeless).told()]
     announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
     made = made_of_tokens(problem, fit, directions, functools.partial(_steepest, fit, settings), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
@@ -56,7 +56,7 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
         if decision.accepted is not None:
             chosen = decision.accepted.candidate
             edit = averaged(steps[chosen.direction], chosen.size).known_by(problem.model, merge=settings.merge)
-    return [Round({}, len(fits), fits, decision, edit).told()]
+    return [Round(fit.baseline, {}, len(fits), fits, decision, edit).told()]
 
 
 def _fits(fit: CrossFit, steps: Mapping[str, Sequence[Step]]) -> list[Fit]:
