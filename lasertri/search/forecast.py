@@ -9,10 +9,12 @@ harm, in layers that a few enormous activations pass through.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lasertri.edit.candidate import Candidate
@@ -20,7 +22,9 @@ from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import of_all
 from lasertri.measure.protocol import Advance, SampleBatch, Samples
 from lasertri.model.targets import Target
-from lasertri.ops import linear_blocks
+from lasertri.ops import BlockFactors
+from lasertri.ops.blocks import block_ranks
+from lasertri.ops.full_fp32 import full_fp32
 from lasertri.search.scoring import Scorer
 from lasertri.search.tokens import Taken, batch_tokens
 from lasertri.search.trial import by_target
@@ -28,7 +32,7 @@ from lasertri.support.journal import NOTHING, Journal, Record
 from lasertri.support.memory import as_memory_allows
 from lasertri.support.sharing import Share, everyones, in_each, share, shared, together
 
-TOKENS = 512  # whose outputs under all ratios are held at once
+TOKENS = 1024  # that are contracted with a target's singular vectors at once
 
 
 @torch.no_grad()
@@ -188,22 +192,39 @@ class _Changes:
 def _along(
     model: nn.Module, candidates: Sequence[Candidate], inputs: Tensor, deltas: Tensor, factors: FactorStore
 ) -> Tensor:
-    """δ_t·e_t of every candidate of one target and every token, `[candidates, T]`, FP64 on the CPU."""
+    """δ_t·e_t of every candidate of one target and every token, `[candidates, T]`, FP64 on the CPU.
+
+    e_t is −Σ uᵢ σᵢ vᵢ·x_t over the singular values that go, so what any rank changes is a sum over the last ones.
+    """
     target = candidates[0].target
     weight = target.view(target.parameter(model))
     wide = torch.promote_types(weight.dtype, torch.float32)
     inputs, deltas = inputs.to(wide), deltas.to(wide)
-    unedited = torch.linalg.vecdot(inputs @ weight.to(wide).mT, deltas)
     along = torch.zeros(len(candidates), len(inputs), dtype=torch.float64)
     for blocks in {candidate.blocks for candidate in candidates}:
         mine = [n for n, candidate in enumerate(candidates) if candidate.blocks == blocks]
-        outputs = linear_blocks(
-            inputs,
-            weight,
-            ratios=[candidates[n].ratio for n in mine],
-            factors=factors.of(target, blocks),
-            projected=factors.projected(target, blocks),
-            backend=factors.backend,
-        )
-        along[mine] = (torch.linalg.vecdot(outputs, deltas) - unedited).double().cpu()
+        own, projected = factors.of(target, blocks), factors.projected(target, blocks)
+        last = F.pad(_contracted(weight, inputs, deltas, own, projected).flip(-1).cumsum(-1), (1, 0))
+        kept, _ = block_ranks(own.lengths, None, [candidates[n].ratio for n in mine])
+        gone = own.sigma.shape[-1] - torch.tensor(kept, device=last.device)
+        along[mine] = -last[:, torch.arange(blocks, device=last.device), gone].sum(-1).mT.double().cpu()
     return along
+
+
+def _contracted(
+    weight: Tensor, inputs: Tensor, deltas: Tensor, factors: BlockFactors, projected: Tensor | None
+) -> Tensor:
+    """(δ_t·uᵢ) σᵢ (vᵢ·x_t) of every token and every singular value of every block, `[T, K, r]`."""
+    rows = [slice(*ends) for ends in itertools.pairwise(factors.partition.offsets)]
+    basis = factors.basis.to(inputs.dtype)
+    with full_fp32(inputs.device):
+        if projected is None:  # U is known, and σᵢ vᵢ·x = uᵢ·A x
+            outputs = inputs @ weight.to(inputs.dtype).mT
+            sides = [
+                [part[:, own] @ u[: own.stop - own.start] for part in (outputs, deltas)]
+                for own, u in zip(rows, basis, strict=True)
+            ]
+        else:  # V is known, and σᵢ uᵢ = A vᵢ
+            made = projected.to(inputs.dtype)
+            sides = [[inputs @ v, deltas[:, own] @ made[own]] for own, v in zip(rows, basis, strict=True)]
+    return torch.stack([left * right for left, right in sides], dim=1)
