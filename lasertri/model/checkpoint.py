@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from lasertri.errors import LasertriError
@@ -189,7 +190,7 @@ def _built(model: Any, directory: Path) -> Any:
     """What the configuration describes, without weights, once it is known to have the tensors that are in memory."""
     advice = "no checkpoint of it would load; change model.config, or load the model again"
     kind = _class_of(model)
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), no_init_weights():
         built: Any = kind(type(model.config).from_pretrained(directory))
     built.tie_weights()  # which moving its parameters to where they have no values has undone
     own = model.state_dict()
