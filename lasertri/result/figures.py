@@ -218,12 +218,11 @@ def spectrum(shown: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     lowest = LEAST * max(max(values) for values in shown["values"].values())
     for name, values in shown["values"].items():
-        given = name in ("before", "weight")
         drawn = [value if value >= lowest else math.nan for value in values]
-        look = {"color": "soft", "linestyle": "--", "linewidth": 1.2} if given else {"color": "s1", "linewidth": 2.2}
-        look |= {"color": LIGHT[look["color"]], "zorder": 3 if given else 2}
-        marker = "o" if len(values) == 1 else ""
-        axes.plot(shown["places"], drawn, marker=marker, markersize=4.5, **look)
+        look: dict[str, Any] = {"color": LIGHT["s1"], "linewidth": 2.2, "marker": ".", "markersize": 4}
+        if name in ("before", "weight"):
+            look = {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--", "zorder": 3}
+        axes.plot(shown["places"], drawn, **look)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
