@@ -23,6 +23,11 @@
 #define LASERTRI_HOST_DEVICE
 #endif
 
+// Where the op is registered. Of a kernel of the hub each build has a name of its own.
+#ifndef TORCH_EXTENSION_NAME
+#define TORCH_EXTENSION_NAME lasertri
+#endif
+
 namespace lasertri {
 
 using torch::headeronly::ScalarType;

@@ -192,6 +192,8 @@ def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], da
         rounds = search(problem, clock)
     with clock("side effects"):
         rounds = with_side_effects(problem, rounds)
+    with clock("spectra"):
+        rounds = [found.with_spectra(problem.model) for found in rounds]
     edits = [found.edit for found in rounds if found.edit is not None]
     with clock("held-out"):
         compare = functools.partial(Comparison.of, problem.model, edits, normalize=problem.settings.normalize)

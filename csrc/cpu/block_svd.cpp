@@ -193,6 +193,6 @@ std::tuple<Tensor, Tensor, Tensor> factor_blocks(Tensor blocks, std::string meth
 }  // namespace
 }  // namespace lasertri
 
-STABLE_TORCH_LIBRARY_IMPL(lasertri, CPU, library) {
+STABLE_TORCH_LIBRARY_IMPL(TORCH_EXTENSION_NAME, CPU, library) {
   library.impl("factor_blocks", TORCH_BOX(&lasertri::factor_blocks));
 }

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from lasertri.data.files import parsed_json
+from lasertri.edit.spectrum import Spectrum
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.targets import Target
@@ -70,6 +71,10 @@ class Edit(ABC):
     @abstractmethod
     def save(self, directory: str | Path) -> None:
         """Write the edit alone, with `lasertri_config.json` to say what it is."""
+
+    def singular_values(self, model: nn.Module) -> list[Spectrum]:
+        """Those of the matrices that it changes most, as far as they are soon had; the model is without the edit."""
+        return []
 
     def check(self, model: nn.Module, directory: Path, batch: SampleBatch) -> None:  # noqa: B027 (most need none)
         """Whether what was saved, read back by whoever will read it, gives what was measured.

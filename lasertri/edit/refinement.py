@@ -55,6 +55,9 @@ class Refinement(Shrink):
         """How it is named in reports."""
         return self._step(1.0).to_dict()
 
+    def _values(self, target: Target, model: nn.Module) -> Tensor:
+        return self.spectra[target][1]
+
     def _step(self, kept: float) -> Step:
         """U (kept · 1 + s − 1) Σ Vᵀ, as √ of it on both sides."""
         factors = {}

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin
 from lasertri.edit.reading import checked, described, field_of, read_tensors, targets_of
+from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import Target
-from lasertri.ops import Partition, block_svd, scale_blocks
+from lasertri.ops import BlockFactors, Partition, block_svd, scale_blocks
 from lasertri.ops.blocks import lengths
 from lasertri.version import __version__
 
@@ -109,6 +110,13 @@ class Shrink(Edit):
             changes[target] = checked(path, str(target), own, shape)
         return cls(size, changes, origin=origin)
 
+    def singular_values(self, model: nn.Module) -> list[Spectrum]:
+        """See `Edit`; those whose values change most, each as a share of itself."""
+        scales = {target: 1 + change.cpu().clamp(-1, 1) for target, change in self.changes.items()}
+        order = sorted(scales, key=lambda target: float((scales[target] - 1).square().mean()), reverse=True)
+        known = {target: self._values(target, model).cpu() for target in order[:MOST]}
+        return [Spectrum.before_and_after(target, own, scales[target] * own) for target, own in known.items()]
+
     def to_dict(self) -> dict[str, object]:
         """How it is named in reports."""
         return {"kind": "shrink", "direction": "singular values", "rank": None, "size": self.size}
@@ -116,6 +124,14 @@ class Shrink(Edit):
     def _scaled(self, target: Target, model: nn.Module) -> Tensor:
         weight = target.view(target.parameter(model))
         change = self.changes[target].to(weight.device)
-        blocks = len(change)
-        known = block_svd(weight, blocks=blocks) if self.store is None else self.store.of(target, blocks)
-        return scale_blocks(weight, (1 + change).clamp(0, 2), factors=known, precision="float32")
+        return scale_blocks(weight, (1 + change).clamp(0, 2), factors=self._factors(target, model), precision="float32")
+
+    def _values(self, target: Target, model: nn.Module) -> Tensor:
+        """The singular values that the changes are of."""
+        return self._factors(target, model).sigma
+
+    def _factors(self, target: Target, model: nn.Module) -> BlockFactors:
+        blocks = len(self.changes[target])
+        if self.store is not None:
+            return self.store.of(target, blocks)
+        return block_svd(target.view(target.parameter(model)), blocks=blocks)

@@ -15,10 +15,13 @@ from lasertri.edit.adapter import WEIGHTS_NAME, check_adapter, read_adapter, wri
 from lasertri.edit.edit import CONFIG_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin, as_parameters
 from lasertri.edit.reading import described, field_of, targets_of
+from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
+from lasertri.ops import lowrank_blocks
+from lasertri.ops.pairs import singular
 from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
@@ -161,6 +164,21 @@ class Step(Edit):
             origin = Origin.from_dict(field_of(config, "origin", dict), targets)
         return cls(direction, rank, size, read_adapter(directory, targets, origin), origin=origin)
 
+    def singular_values(self, model: nn.Module) -> list[Spectrum]:
+        """See `Edit`; as many of the weight as the step has, which are found without the others."""
+        sizes = {target: _change(target, pair, model) for target, pair in self.factors.items()}
+        spectra = []
+        for target in sorted(sizes, key=lambda own: sizes[own], reverse=True)[:MOST]:
+            left, right = self.factors[target]
+            values = {"step": singular(left, right)[1][None]}
+            if not target.is_quantised(model):
+                weight = target.view(target.parameter(model))
+                precision = "float64" if weight.dtype == torch.float64 else "float32"
+                known = lowrank_blocks(weight, rank=values["step"].shape[1], precision=precision)
+                values = {"weight": known.sigma, **values}
+            spectra.append(Spectrum.of(target, sizes[target] if "weight" in values else None, values))
+        return spectra
+
     def to_dict(self) -> dict[str, object]:
         """How it is named in reports."""
         kind = "refine" if self.direction == REFINED else "step"
@@ -171,3 +189,14 @@ class Step(Edit):
         weight, (left, right) = target.view(stored), (side.to(stored.device) for side in self.factors[target])
         change = left @ right
         return (weight + change).to(weight.dtype)  # added in the wider dtype of the two
+
+
+def _change(target: Target, factors: tuple[Tensor, Tensor], model: nn.Module) -> float:
+    """Norm of what is added to a layer, as a share of its weight's; of a quantised one the norm alone."""
+    left, right = (side.double() for side in factors)
+    added = float(((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0).sqrt())
+    if target.is_quantised(model):
+        return added
+    weight = target.part(target.parameter(model))
+    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+    return added / (float(norm) or 1.0)

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -19,6 +19,7 @@ from lasertri import ops
 from lasertri.edit.candidate import Candidate
 from lasertri.edit.edit import CONFIG_NAME, FACTORS_NAME, Edit, replaced, write_config
 from lasertri.edit.reading import checked, described, field_of, read_tensors
+from lasertri.edit.spectrum import Spectrum
 from lasertri.errors import LasertriError
 from lasertri.factored.exchange import factored, linear_at
 from lasertri.factored.layer import FactoredLinear
@@ -45,6 +46,7 @@ class Truncation(Edit):
         candidate: which matrix, how many blocks, which ratio.
         left, right: per block `[b, k]` and `[k, n]`, FP32 (FP64 for an FP64 weight); a block of rank 0 is zero.
         order: rows of the weight in the order of the blocks' rows; None for consecutive blocks.
+        sigma: singular values of the weight's blocks `[K, r]`, where they are known.
         weight_dtype, weight_sha256: of the base weight as it is stored.
         base, revision: where the base model came from, for the reader.
     """
@@ -57,17 +59,18 @@ class Truncation(Edit):
     base: str = ""
     revision: str | None = None
     order: Tensor | None = None
+    sigma: Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def build(cls, candidate: Candidate, model: nn.Module, factors: FactorStore) -> Truncation:
         """Truncate a target's weight to the candidate's ranks."""
         stored = candidate.target.parameter(model)
-        weight, order = candidate.target.view(stored), None
+        weight, order, sigma = candidate.target.view(stored), None, None
         if candidate.compat:
             pairs = [laser_factors(weight, candidate.ranks[0])]
         else:
             known = factors.of(*candidate.factors_key)
-            order = known.partition.order
+            order, sigma = known.partition.order, known.sigma
             pairs = list(truncated_factors(weight, known, candidate.ranks))
         dtype = torch.promote_types(stored.dtype, torch.float32)
         left, right = ([side.to(dtype).cpu().contiguous() for side in sides] for sides in zip(*pairs, strict=True))
@@ -81,6 +84,7 @@ class Truncation(Edit):
             getattr(config, "_name_or_path", ""),
             getattr(config, "_commit_hash", None),
             None if order is None else order.cpu(),
+            None if sigma is None else sigma.cpu(),
         )
 
     @property
@@ -91,6 +95,15 @@ class Truncation(Edit):
     def to_dict(self) -> dict[str, object]:
         """How it is named in reports."""
         return self.candidate.to_dict()
+
+    def singular_values(self, model: nn.Module) -> list[Spectrum]:
+        """See `Edit`."""
+        if self.sigma is None:
+            return []
+        ranks = torch.tensor(self.candidate.ranks)
+        after = self.sigma.where(torch.arange(self.sigma.shape[1]) < ranks[:, None], 0)
+        ends = {place for rank in self.candidate.ranks for place in (rank, rank + 1)}
+        return [Spectrum.before_and_after(self.candidate.target, self.sigma, after, ends)]
 
     @property
     def weight(self) -> Tensor:

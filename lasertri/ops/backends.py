@@ -72,7 +72,7 @@ class Backend:
     @property
     def module(self) -> ModuleType:
         """Imported when first used: some import what others can do without."""
-        return importlib.import_module(f"lasertri.ops.{self.name}")
+        return importlib.import_module(f"{__package__}.{self.name}")
 
     def why_not(self, device: torch.device) -> str | None:
         """Why it cannot run on a device, or None where it can."""

@@ -1,6 +1,7 @@
 """The compiled extension: its op, whether it was built and can run, and loading it when first asked for.
 
-`_cpu.so` and `_cuda.so` lie in the package folder where `setup.py` built them. Importing lasertri loads neither.
+`_cpu.so` and `_cuda.so` lie in the package folder where `setup.py` built them. A kernel of the hub has one library at
+most, for its own backend, with the kernel's name. Importing loads none.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from lasertri.errors import LasertriError
+from lasertri.ops.namespace import NAMESPACE
 
 FOLDER = Path(__file__).parent.parent
 BUILD = "LASERTRI_BUILD_CUDA=1 pip install --no-build-isolation --no-deps -e ."
+if NAMESPACE != "lasertri":  # a kernel of the hub
+    BUILD = "load a build of this kernel that has it"
 OLDEST_TORCH = "2.10"  # whose stable ABI csrc/ keeps to
 
 torch.library.define(
-    "lasertri::factor_blocks",
+    f"{NAMESPACE}::factor_blocks",
     "(Tensor blocks, str method, bool fp64, int workspace) -> (Tensor basis, Tensor sigma, Tensor status)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -37,7 +41,7 @@ def _fake_factors(blocks: Tensor, method: str, fp64: bool, workspace: int) -> tu
     )
 
 
-torch.library.register_fake("lasertri::factor_blocks", _fake_factors)
+torch.library.register_fake(f"{NAMESPACE}::factor_blocks", _fake_factors)
 
 
 def factor_blocks(blocks: Tensor, method: str, fp64: bool, workspace: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +63,7 @@ def factor_blocks(blocks: Tensor, method: str, fp64: bool, workspace: int) -> tu
     obstacle = why_not(blocks.device)
     if obstacle:
         raise LasertriError(f"the extension cannot run on {blocks.device}: {obstacle}")
-    return torch.ops.lasertri.factor_blocks(blocks, method, fp64, workspace)
+    return getattr(torch.ops, NAMESPACE).factor_blocks(blocks, method, fp64, workspace)
 
 
 @functools.cache
@@ -81,7 +85,7 @@ def build_status() -> dict[str, str]:
 
 
 def _obstacle(kind: str) -> str | None:
-    path = FOLDER / f"_{kind}.so"
+    path = FOLDER / (f"{NAMESPACE}.abi3.so" if NAMESPACE.startswith(f"_lasertri_{kind}_") else f"_{kind}.so")
     if not path.exists():
         alone = kind == "cuda" and (FOLDER / "_cpu.so").exists()
         return f"the extension was {'built without its CUDA library' if alone else 'not built'}; {BUILD}"

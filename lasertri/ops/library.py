@@ -19,10 +19,11 @@ from lasertri.ops.blocks import BlockError, Side, equal_blocks, gather, heights,
 from lasertri.ops.converging import solvers_named
 from lasertri.ops.finite import all_finite, check_finite
 from lasertri.ops.full_fp32 import full_fp32
+from lasertri.ops.namespace import NAMESPACE
 
 P = ParamSpec("P")
 R = TypeVar("R")
-LIBRARY = torch.library.Library("lasertri", "FRAGMENT")  # the ops are there for as long as it is
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")  # the ops are there for as long as it is
 
 
 def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -36,8 +37,8 @@ def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
         schema = torch.library.infer_schema(body, mutates_args=(), op_name=name)
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
         LIBRARY.impl(name, torch.no_grad()(solvers_named()(body)), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"lasertri::{name}", fake, lib=LIBRARY)
-        return getattr(torch.ops.lasertri, name).default
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+        return getattr(getattr(torch.ops, NAMESPACE), name).default
 
     return registered
 

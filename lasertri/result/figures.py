@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from lasertri.result.summary import loss_change, loss_of
 
@@ -44,6 +44,7 @@ STYLE: dict[Any, Any] = {
     **{"axes.edgecolor": LIGHT["soft"], "axes.facecolor": "none", "grid.color": LIGHT["line"]},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
 }
+LEAST = 1e-3  # of the largest value: smaller singular values are not drawn
 WIDTH = 3.7  # inches: what a telephone shows unscaled
 
 
@@ -208,6 +209,33 @@ def _size_panel(result: dict[str, Any], name: str, baseline: float | None) -> tu
 def directions(result: dict[str, Any]) -> list[str]:
     """Those that were tried, in their order."""
     return list(dict.fromkeys(trial["direction"] for trial in result["trials"]))
+
+
+@matplotlib.rc_context(STYLE)
+def spectrum(shown: dict[str, Any]) -> Figure:
+    """Singular values of one matrix, largest first: dashed those that it had, and those that the edit makes."""
+    figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
+    axes = figure.subplots()
+    lowest = LEAST * max(max(values) for values in shown["values"].values())
+    for name, values in shown["values"].items():
+        drawn = [value if value >= lowest else math.nan for value in values]
+        look: dict[str, Any] = {"color": LIGHT["s1"], "linewidth": 2.2, "marker": ".", "markersize": 4}
+        if name in ("before", "weight"):
+            look = {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--", "zorder": 3}
+        axes.plot(shown["places"], drawn, **look)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.tick_params(labelsize=8)
+    axes.set_title(_end(shown["target"], 44))
+    axes.set_xlabel("singular values, from the largest" + _share(shown["change"]))
+    axes.grid(axis="y")
+    return figure
+
+
+def _share(change: float | None) -> str:
+    return "" if change is None else f"\nchange: {100 * change:.2g} % of the matrix’s norm"
 
 
 @matplotlib.rc_context(STYLE)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLOOR = ("baseline", "gradient", "score")  # phases: the samples once forward, and once forward and backward
 
-AFTERWARDS = ("side effects", "held-out")  # phases that measure what was found
+AFTERWARDS = ("side effects", "spectra", "held-out")  # phases that measure what was found
 
 
 def report_obstacle() -> str | None:
@@ -43,6 +43,9 @@ def render(result: dict[str, Any]) -> str:
     else:
         pictures = {"sizes": figures.sizes(result)}
         legend = figures.series(figures.directions(result))
+    shown = [spectrum for found in (result, *result["further"]) if found["edit"] for spectrum in found["spectra"]]
+    if shown:
+        pictures["spectra"] = [figures.spectrum(each) for each in shown]
     if result["held_out"] and result["held_out"]["interval"]:
         pictures["difference"] = figures.differences({"": result["held_out"]})
     return page(
@@ -56,6 +59,8 @@ def render(result: dict[str, Any]) -> str:
         nats=nats,
         questions=questions(result),
         aside="" if result["side_effects"] is None else aside([result, *result["further"]]),
+        shown=shown,
+        weights=_weights(result, shown),
         legend=legend,
         given=_given(result["settings"]),
         floor=_floor(result["seconds_by_phase"]),
@@ -91,6 +96,18 @@ def page(template: str, pictures: dict[str, list[Figure]], **values: Any) -> str
         for name, figures in pictures.items()
     }
     return environment.get_template(template).render(palette=PALETTE, markers=MARKERS, **drawn, **values)
+
+
+def _weights(result: dict[str, Any], shown: list[dict[str, Any]]) -> str:
+    """Whose singular values are shown."""
+    matrices = result["matrices"]
+    whole = "" if len(shown) == matrices else f", for the {len(shown)} of {matrices} that change most"
+    if any("step" in each["values"] for each in shown):
+        return f"The singular values of what is added to a matrix, beside the largest of its own{whole}."
+    if result["edit"] is not None and result["edit"]["kind"] == "refine":
+        return f"The singular values of what the adapter adds to a matrix, before and after{whole}."
+    parts = "; over blocks of rows, their root mean square" if any(each["blocks"] > 1 for each in shown) else ""
+    return f"The singular values of a matrix, before and after{whole}{parts}."
 
 
 def _given(settings: dict[str, Any]) -> list[str]:

@@ -118,7 +118,7 @@ def prepare(
     require_editable(model, quantised=beside)
     keep_unpacked(model)
     if objective is None:
-        tokenizer = _tokenizer(model, tokenizer)
+        tokenizer = tokenizer_of(model, tokenizer)
     encode = _encoder(model, tokenizer, objective, settings)
     strategy = settings.plan
     asked = None if objective is not None else cast("EncodedSamples", encode(given[:1])).asked
@@ -183,7 +183,7 @@ def _neutral(model: Any, tokenizer: Any) -> EncodedText | None:
     return EncodedText(text, model=model, tokenizer=tokenizer)
 
 
-def _tokenizer(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+def tokenizer_of(model: Any, given: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     """A language model's tokenizer, its own if none is given."""
     if not hasattr(model, "config") or output_head(model) is None:
         raise LasertriError(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from torch import nn
+
 from lasertri.edit.edit import Edit
+from lasertri.edit.spectrum import Spectrum
+from lasertri.errors import NotConvergedError
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.side_effects import SideEffects
 from lasertri.model.targets import Target
@@ -14,6 +19,8 @@ from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
 from lasertri.search.trial import Trial
 from lasertri.support.events import tell
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Round:
         different: number of different edits among those requested, where not all of them were tried.
         side_effects: what it does, with the edits before it, to a causal language model's predictions on neutral
             text; of one that was refused for them too.
+        spectra: singular values of the matrices that it changes most.
     """
 
     baseline: Measurement
@@ -41,6 +49,7 @@ class Round:
     edit: Edit | None
     different: int | None = None
     side_effects: SideEffects | None = None
+    spectra: Sequence[Spectrum] = ()
 
     @classmethod
     def untried(cls, baseline: Measurement, reason: str) -> Self:
@@ -49,8 +58,17 @@ class Round:
 
     def told(self) -> Self:
         """Itself, once whoever follows the search was told what was decided."""
-        tell("round", lambda: {key: own for key, own in self.to_dict().items() if key not in ("scores", "trials")})
+        long = ("scores", "spectra", "trials")
+        tell("round", lambda: {key: own for key, own in self.to_dict().items() if key not in long})
         return self
+
+    def with_spectra(self, model: nn.Module) -> Self:
+        """Itself, with its edit's singular values where they can be had."""
+        try:
+            return self if self.edit is None else replace(self, spectra=self.edit.singular_values(model))
+        except NotConvergedError as error:  # what was found is not lost for it
+            logger.warning("no singular values are shown: %s", error)
+            return self
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON."""
@@ -61,6 +79,7 @@ class Round:
             "p_value": self.decision.p_value,
             "reason": self.decision.reason,
             "side_effects": None if self.side_effects is None else self.side_effects.to_dict(),
+            "spectra": [own.to_dict() for own in self.spectra],
             "confirmation": None if confirmed is None else confirmed.to_dict(),
             "candidates": {
                 "requested": self.requested,

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -52,6 +53,9 @@ def folder(tmp_path, monkeypatch):
 )
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, folder):
     furnish(folder)
+    if page.stem == "extension":
+        pytest.importorskip("kernels", reason="pip install 'lasertri[dev]'")
+        subprocess.run([sys.executable, "-m", "hub_kernel.make", folder / "lasertri-kernel"], cwd=ROOT, check=True)
     names = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         exec(compile("\n" * block.line + block.text, page, "exec"), names)
@@ -101,7 +105,7 @@ def test_the_files_and_modules_of_a_page_exist(page):
     text = page.read_text(encoding="utf-8")
     for name in {found for code in inline_code(page) for found in FILE.findall(code)} - NOT_OURS:
         assert (ROOT / name).exists() or "/" not in name, name
-    for module in re.findall(r"python -m ((?:benchmarks|lasertri)[\w.]*)", text):
+    for module in re.findall(r"python -m ((?:benchmarks|hub_kernel|lasertri)[\w.]*)", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
     for script in re.findall(r"python ((?:benchmarks|examples)/\w+\.py)", text):

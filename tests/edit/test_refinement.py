@@ -61,9 +61,13 @@ def test_what_moves_is_the_singular_values_alone(tmp_path):
     changes = {target: torch.tensor([-0.5, -3.0, 4.0]) for target in given.targets}
     edit = Refinement(1.0, changes, spectra=spectra_of(given))
     whole = edit.adapter(model)
+    shown = {one.target: one.values for one in edit.singular_values(model)}
     for target, (left, right) in given.factors.items():
         u, sigma, vh = torch.linalg.svd(left.double() @ right.double(), full_matrices=False)
         expected = (u[:, :3] * sigma[:3] * torch.tensor([0.5, 0.0, 2.0])) @ vh[:3]
+        if str(target) in shown:
+            assert shown[str(target)]["before"] == pytest.approx(sigma[:3].tolist(), rel=1e-3)
+            assert shown[str(target)]["after"] == pytest.approx([float(sigma[0]) / 2, 0, 2 * float(sigma[2])], rel=1e-3)
         left, right = whole.factors[target]
         torch.testing.assert_close(left.double() @ right.double(), expected, rtol=0, atol=1e-6)
     with given.beside(model), edit.beside(model):

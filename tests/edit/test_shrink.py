@@ -146,3 +146,20 @@ def test_damaged_files_are_refused(tmp_path):
     config.write_text(json.dumps(described | {"size": 9.0}))
     with pytest.raises(LasertriError, match="changed after it was written"):
         Edit.load(tmp_path)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_those_that_change_most_are_shown_before_and_after(blocks):
+    model = make_model("gpt2")
+    shrink = make_shrink(model, blocks, spread=1.5, stored=False)
+    found = shrink.singular_values(model)
+    moved = {target: change.clamp(-1, 1).square().mean() for target, change in shrink.changes.items()}
+    assert [one.target for one in found] == [str(target) for target in sorted(moved, key=moved.get, reverse=True)[:3]]
+    for one in found:
+        target = next(target for target in shrink.targets if str(target) == one.target)
+        weight = target.view(target.parameter(model)).detach().double()
+        after = scaled(weight, shrink.changes[target])
+        assert one.change == pytest.approx(float((after - weight).norm() / weight.norm()), rel=1e-4)
+        for name, matrix in (("before", weight), ("after", after)):
+            squares = sum(value**2 for value in one.values[name])
+            assert blocks * squares == pytest.approx(float(matrix.square().sum()), rel=1e-3)

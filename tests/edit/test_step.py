@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from stand_in_quantised import quantise
 from stepping import a_step, encoded
 from tiny import make_model
 from torch import nn
@@ -223,3 +224,29 @@ def test_of_a_bf16_experts_step_is_added_what_its_weight_can_hold_as_peft_does_i
                 found = nn.functional.linear(x, stack[0])
             assert torch.equal(found, (x.float() @ merged.mT).bfloat16().expand(1, 80))
             assert (found == 0).all() == lost
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), [("gpt2", torch.float32), ("mixtral", torch.bfloat16)])
+def test_what_is_added_is_shown_beside_the_weights_it_changes_most(architecture, dtype):
+    model = make_model(architecture)
+    step = a_step(model, architecture)
+    model = model.to(dtype)
+    weights = {target: target.view(target.parameter(model)).detach().double() for target in step.targets}
+    changes = {target: float(added.norm() / weights[target].norm()) for target, added in products(step).items()}
+    found, order = step.singular_values(model), sorted(changes, key=changes.get, reverse=True)
+    assert [one.target for one in found] == [str(target) for target in order[:3]]
+    for one in found:
+        target = next(target for target in step.targets if str(target) == one.target)
+        assert one.change == pytest.approx(changes[target], rel=1e-4)
+        for name, matrix in (("weight", weights[target]), ("step", products(step)[target].double())):
+            expected = torch.linalg.svdvals(matrix)[: len(one.places)]
+            known = torch.tensor(one.values[name]).double()
+            torch.testing.assert_close(known, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
+
+
+def test_of_a_quantised_weight_the_step_is_shown_alone():
+    model = make_model("llama")
+    step = a_step(model, "llama")
+    for one in step.singular_values(quantise(model)):
+        assert one.change is None
+        assert [*one.values] == ["step"]

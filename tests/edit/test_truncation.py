@@ -166,3 +166,28 @@ def test_rank_zero_blocks_are_saved_too(model, tmp_path):
     make_edit(model, blocks=8, ratio=0.0).save(tmp_path)
     assert not Edit.load(tmp_path).weight.any()
     assert len(safetensors.torch.load_file(tmp_path / FACTORS_NAME)) == 16
+
+
+@pytest.mark.parametrize("options", [{}, {"clustered": True}])
+def test_its_singular_values_are_the_weights_up_to_the_rank_of_every_block(model, options):
+    edit = make_edit(model, **options)
+    target = edit.candidate.target
+    weight = target.view(target.parameter(model)).double()
+    [found] = edit.singular_values(model)
+    blocks = weight.split([len(left) for left in edit.left]) if edit.order is None else [
+        weight[rows] for rows in edit.order.split([len(left) for left in edit.left])
+    ]  # fmt: skip
+    for name, ranks in (("before", [99] * 3), ("after", edit.candidate.ranks)):
+        squares = torch.zeros(min(max(map(len, blocks)), weight.shape[1]), dtype=torch.float64)
+        for block, rank in zip(blocks, ranks, strict=True):
+            values = torch.linalg.svdvals(block)[:rank]
+            squares[: len(values)] += values.square()
+        expected = (squares / 3).sqrt()[: len(found.places)]
+        torch.testing.assert_close(torch.tensor(found.values[name]).double(), expected, rtol=1e-3, atol=1e-6)
+    assert found.change == pytest.approx(float((weight - edit.weight).norm() / weight.norm()), rel=1e-4)
+
+
+def test_of_an_edit_that_was_read_they_are_unknown(model, tmp_path):
+    make_edit(model).save(tmp_path)
+    assert Edit.load(tmp_path).singular_values(model) == []
+    assert make_edit(model, blocks=1, compat=True).singular_values(model) == []

@@ -1,13 +1,14 @@
-"""A PiSSA start by lasertri: the best components in the adapter, the rest in the weight, the model as it was."""
+"""Adapters that start as PiSSA and LoRA-GA define it, and a model that still gives what it gave."""
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, LoraGAConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
-from tiny import make_model
+from tiny import make_model, make_samples, make_tokenizer
 
 from lasertri import LasertriError
-from lasertri.integrations.peft import pissa_init
+from lasertri.integrations.peft import lora_ga, pissa_init
+from lasertri.language.samples import EncodedSamples
 
 TOKENS = torch.arange(12).reshape(2, 6)
 
@@ -61,3 +62,77 @@ def test_a_weight_in_fp64_is_refused_as_peft_does(monkeypatch):
     monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
     with pytest.raises(LasertriError, match="float32, float16 or bfloat16"):
         started("gptj", torch.float64)
+
+
+def along_gradient(targets, *, r=3, start=None, **options):
+    ga = {"init_lora_weights": "lora_ga", "lora_ga_config": LoraGAConfig(**(start or {}))}
+    return LoraConfig(target_modules=targets, r=r, lora_alpha=7, **ga, **options)
+
+
+def mean_gradient(model, name, samples, tokenizer):
+    """Of minus the log-probability of the right answers, by plain autograd, of a weight `[outputs, inputs]`."""
+    encoded, weight = EncodedSamples(samples, model=model, tokenizer=tokenizer), model.get_submodule(name).weight
+    loss = sum(batch.loss(model) for batch in encoded.gold_batches()) / len(samples)
+    [gradient] = torch.autograd.grad(loss, weight)
+    return gradient.double().mT if "Conv1D" in type(model.get_submodule(name)).__name__ else gradient.double()
+
+
+def onto(columns):
+    """The projection onto what they span."""
+    q = torch.linalg.qr(columns).Q
+    return q @ q.mT
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "start", "a", "b"),
+    [
+        ("llama", "model.layers.1.mlp.down_proj", {}, slice(0, 3), slice(3, 6)),
+        ("gptj", "transformer.h.0.mlp.fc_in", {"direction": "A2rBr", "scale": "unit"}, slice(3, 6), slice(0, 3)),
+        ("gpt2", "transformer.h.1.mlp.c_proj", {"scale": "unit"}, slice(0, 3), slice(3, 6)),
+    ],
+)
+def test_lora_ga_starts_with_the_gradients_singular_vectors(architecture, name, start, a, b):
+    model, tokenizer, samples = make_model(architecture), make_tokenizer(architecture), make_samples(12)
+    u, sigma, vh = torch.linalg.svd(mean_gradient(model, name, samples, tokenizer), full_matrices=False)
+    config = along_gradient([name.rpartition(".")[2]], start=start, fan_in_fan_out=architecture == "gpt2")
+    layer = lora_ga(model, config, samples, tokenizer=tokenizer).base_model.model.get_submodule(name)
+    right, left = layer.lora_A["default"].weight.double(), layer.lora_B["default"].weight.double()
+    torch.testing.assert_close(onto(right.mT), onto(vh[a].mT), rtol=0, atol=1e-3)
+    torch.testing.assert_close(onto(left), onto(u[:, b]), rtol=0, atol=1e-3)
+    scale = 1.0 if start else len(u) ** 0.25 / 16**0.5
+    torch.testing.assert_close(left.norm(dim=0), scale * sigma[b], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_lora_ga_the_model_gives_what_it_gave(dtype):
+    model, untouched = make_model("llama", dtype=dtype), make_model("llama", dtype=dtype)
+    config = along_gradient("all-linear", rank_pattern={"q_proj": 5}, start={"scale": "weight_svd"})
+    adapted = lora_ga(model, config, make_samples(12), tokenizer=make_tokenizer())
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(adapted(TOKENS).logits, untouched(TOKENS).logits, rtol=0, atol=100 * step)
+    with adapted.disable_adapter():
+        assert not torch.allclose(adapted(TOKENS).logits, untouched(TOKENS).logits, rtol=0, atol=100 * step)
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert {layer.r["default"] for layer in layers} == {3, 5}
+    assert not [layer for layer in layers if hasattr(layer.get_base_layer(), "_peft_loraga_grad")]
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name for name in trained)
+    assert len(trained) == 2 * len(layers)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("llama", LoraConfig(target_modules="all-linear"), "expected a LoraConfig with init_lora_weights='lora_ga'"),
+        ("llama", along_gradient("all-linear", r=9), r"expected r of at most \d for .*, got r=9; lower it"),
+        ("llama", along_gradient(["embed_tokens"]), "expected linear layers alone for LoRA-GA, got model.embed_tokens"),
+        ("mixtral", along_gradient("all-linear"), "expected linear layers alone for LoRA-GA, got model.layers.0.mlp"),
+    ],
+)
+def test_what_lora_ga_cannot_start_is_refused_and_the_model_left_as_it_was(architecture, config, message):
+    model, untouched = make_model(architecture), make_model(architecture)
+    with pytest.raises(LasertriError, match=message):
+        lora_ga(model, config, make_samples(12), tokenizer=make_tokenizer())
+    before = dict(untouched.named_parameters())
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [*before]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

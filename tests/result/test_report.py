@@ -10,7 +10,7 @@ import pytest
 from lasertri import LasertriError, adapt
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples
-from lasertri.result.figures import LIGHT, PALETTE, SERIES, curves, heat_map, series
+from lasertri.result.figures import LIGHT, PALETTE, SERIES, curves, heat_map, series, spectrum
 from lasertri.result.report import render
 from lasertri.result.summary import summarize
 
@@ -45,7 +45,7 @@ def test_every_part_is_drawn_in_one_self_contained_file(result, accepted):
         result = result | {"edit": None, "rejected": trial, "calibration": nothing, "held_out": nothing, "flips": None}
     page = render(result)
     targets = {trial["target"] for trial in result["trials"]}
-    assert page.count("<svg") == 1 + len(targets) + (2 if accepted else 0)
+    assert page.count("<svg") == 1 + len(targets) + (3 if accepted else 0)
     for text in (
         "Before and after",
         "Score of every matrix",
@@ -67,11 +67,12 @@ def test_of_a_step_every_size_is_drawn_and_no_empty_heat_map(stepped, accepted):
         rejected = {"edit": None, "rejected": stepped["trials"][0], "matrices": 0, "flips": None}
         stepped = stepped | rejected | {"calibration": nothing, "held_out": nothing}
     page = render(stepped)
-    assert page.count("<svg") == (4 if accepted else 2)
+    assert page.count("<svg") == (6 if accepted else 2)
     assert "Every size" in page
     assert "Score of every matrix" not in page
     assert ('"headline">No edit<' in page) is not accepted
     assert ("flatter" in page) is accepted
+    assert ("In the weights" in page) is accepted
 
 
 def test_a_size_that_ruins_the_model_has_no_loss_to_draw(stepped):
@@ -180,6 +181,26 @@ def test_what_a_race_dropped_is_hollow_with_the_samples_it_saw(result):
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == LIGHT["page"]]
     assert [text.get_text() for text in axes.texts] == ["10"]
     assert [line.get_ydata() for line in hollow] == [second["accuracy"]]
+
+
+def test_singular_values_are_drawn_as_far_as_they_are_of_a_size_that_shows():
+    values = {"before": [4.0, 2.0, 1.0], "after": [4.0, 1.0, 0.0]}
+    [axes] = spectrum({"target": "h.0.fc", "change": 0.31, "places": [1, 2, 9], "values": values}).axes
+    before, after = axes.lines
+    assert (before.get_linestyle(), after.get_linestyle()) == ("--", "-")
+    assert list(before.get_xdata()) == [1, 2, 9]
+    np.testing.assert_array_equal(after.get_ydata(), [4.0, 1.0, np.nan])
+    assert axes.get_xlabel().endswith("change: 31 % of the matrix’s norm")
+
+
+def test_whose_singular_values_are_shown_is_said(result, stepped):
+    page = render(stepped)
+    assert ("what is added to a matrix, beside the largest of its own" in page) is (stepped["edit"]["kind"] == "step")
+    assert "that change most" not in page
+    assert "for the 2 of 9 that change most" in render(stepped | {"matrices": 9})
+    assert "before and after; over blocks of rows, their root mean square" in render(result)
+    refined = stepped | {"edit": stepped["edit"] | {"kind": "refine"}, "spectra": result["spectra"]}
+    assert "what the adapter adds to a matrix, before and after" in render(refined)
 
 
 def test_pictures_have_text_to_select_and_colours_of_the_page(result):
