@@ -28,6 +28,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
+from lasertri.model.parallel import holders, mesh_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -101,7 +102,12 @@ def adapt(
     """
     if callback is not None and not callable(callback):
         raise LasertriError(f"expected a function of one event as callback, got {shown(callback)}")
-    with shared_by(group):
+    mesh = mesh_of(model) if isinstance(model, nn.Module) else None
+    if mesh is not None and group is not None:
+        raise LasertriError(
+            "expected no group with a model that tensor parallelism spreads over processes, which share it; leave it out"
+        )
+    with holders(mesh) as parts, shared_by(group or parts, sharded=mesh is not None):
         problem = together(
             lambda: prepare(
                 model,
@@ -216,7 +222,7 @@ def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], da
         settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
-        probe=problem.first.batches()[0],
+        probe=problem.first.batches()[0] if mesh_of(problem.model) is None else None,  # which the first has alone
         asked=problem.asked,
         files=problem.files,
         samples=problem.held_out,

@@ -17,6 +17,7 @@ from lasertri.edit.origin import Origin, as_parameters
 from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
+from lasertri.model.parallel import here, low_rank, sides_here
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.support.memory import as_memory_allows
@@ -90,9 +91,9 @@ class Step(Edit):
         if self.origin is not None:
             self.origin.require(model)
         for target in self.factors:
-            target.require_plain(model)
+            target.require_plain(model, sharded=True)
         for target in self.factors:
-            target.write(target.parameter(model), self._merged(target, model))
+            target.write(here(target.parameter(model)), self._merged(target, model))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -122,7 +123,8 @@ class Step(Edit):
                 weight = target.view(target.parameter(model)).to(dtype)
                 added = inputs.to(dtype) @ ((weight + left @ right).to(output.dtype).to(dtype) - weight).mT
             else:
-                added = (inputs.to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
+                shards, features = target.shards(model), output.shape[-1]
+                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), features, shards)
             return (output.to(dtype) + added).to(output.dtype)
 
         with led(model, self.targets, add):
@@ -167,7 +169,8 @@ class Step(Edit):
         return {"kind": kind, "direction": self.direction, "rank": self.rank, "size": self.size}
 
     def _merged(self, target: Target, model: nn.Module) -> Tensor:
+        """The weight with the step, or this process's part of it."""
         stored = target.parameter(model)
-        weight, (left, right) = target.view(stored), (side.to(stored.device) for side in self.factors[target])
-        change = left @ right
+        left, right = sides_here(*(side.to(stored.device) for side in self.factors[target]), stored)
+        weight, change = target.view(here(stored)), left @ right
         return (weight + change).to(weight.dtype)  # added in the wider dtype of the two

@@ -32,8 +32,9 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
-from lasertri.model.quantised import keep_unpacked
-from lasertri.model.targets import Target, find_linear_layers, find_targets
+from lasertri.model.parallel import WHOLE, mesh_of
+from lasertri.model.quantised import keep_unpacked, quantisation
+from lasertri.model.targets import Target, find_linear_layers, find_targets, has_experts
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
@@ -116,6 +117,9 @@ def prepare(
         raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
     require_editable(model, quantised=beside)
+    sharded = mesh_of(model) is not None
+    if sharded:
+        _require_shardable(model, settings, journal)
     keep_unpacked(model)
     if objective is None:
         tokenizer = _tokenizer(model, tokenizer)
@@ -133,7 +137,9 @@ def prepare(
         targets = find_targets(model, settings.targets, roles=strategy.roles)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, quantised=beside)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside)
+        if sharded:
+            _require_known_sides(model, targets)
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
@@ -156,6 +162,37 @@ def prepare(
         files=files_of([*given, *(others or [])]),
     )
     return replace(problem, journal=open_journal(journal, lambda: problem.content, cache, resume=resume))
+
+
+def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path | None) -> None:
+    """Refuse what is not done with a model that processes hold parts of."""
+    kind = "a merged step" if settings.merge else settings.edit
+    if settings.edit != "step" or settings.merge:
+        raise LasertriError(
+            f"expected edit='step', without merge, for a model that tensor parallelism spreads over processes, got "
+            f"{kind}; leave it at that, or {WHOLE}"
+        )
+    if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
+        what = "experts" if has_experts(model) else "quantised weights"
+        raise LasertriError(
+            f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
+            f"{what}; {WHOLE}"
+        )
+    if journal is not None:
+        raise LasertriError(
+            "expected no journal for a model that tensor parallelism spreads over processes: they could not go on "
+            "from where it was together; leave it out"
+        )
+
+
+def _require_known_sides(model: nn.Module, targets: Sequence[Target]) -> None:
+    """Refuse a whole layer in a sharded model that transformers hooks: what passes it may be a part of its gradient."""
+    for target in targets:
+        if target.shards(model) is None and "forward" in vars(model.get_submodule(target.module)):
+            raise LasertriError(
+                f"expected {target} to be sharded by rows or columns, or alike in all processes, got one of another "
+                f"style of transformers'; name other targets (--targets), or {WHOLE}"
+            )
 
 
 def _split(

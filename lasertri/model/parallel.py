@@ -1,0 +1,172 @@
+"""Models whose weights are sharded: every process holds a part of each (transformers' tensor parallelism).
+
+A layer's weight is then a `DTensor`. Where its rows are divided, a process is given all of the layer's inputs and has
+its own part of the outputs; where its columns are, its own part of the inputs, and all outputs once they are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import DeviceMesh, ProcessGroup
+from torch.distributed.tensor import DTensor, Partial, Shard
+
+from lasertri.errors import LasertriError
+
+WHOLE = "load the whole model (device_map where one device does not hold it)"
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of it alone."""
+    return isinstance(tensor, DTensor)
+
+
+def is_divided(tensor: Tensor) -> bool:
+    """Whether it is sharded along one dimension, in one piece for each process."""
+    return isinstance(tensor, DTensor) and [type(own) for own in tensor.placements] == [Shard]
+
+
+def here(tensor: Tensor) -> Tensor:
+    """This process's part of a weight, or all of one that is not sharded; shares memory."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a weight; all processes must ask for it."""
+    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def in_all_parts(stored: Tensor, holds: bool) -> bool:
+    """Whether something holds in all processes that have a part of a weight."""
+    if not isinstance(stored, DTensor):
+        return holds
+    every: list[bool] = [holds] * stored.device_mesh.size()
+    dist.all_gather_object(every, holds, group=stored.device_mesh.get_group())
+    return all(every)
+
+
+def part_like(stored: Tensor, weight: Tensor) -> Tensor:
+    """Of a whole weight what this process would hold if it were divided as another; all if that is not sharded."""
+    if not isinstance(stored, DTensor):
+        return weight
+    [placement] = stored.placements
+    return _part(weight, placement.dim, stored.device_mesh)
+
+
+def all_features(side: Tensor, features: int, shards: Tensor | None) -> Tensor:
+    """A layer's inputs or outputs `[…, features]`, of which this process may have its part alone."""
+    if not isinstance(shards, DTensor) or side.shape[-1] == features:
+        return side
+    shape = (*side.shape[:-1], features)
+    parts = DTensor.from_local(
+        side.contiguous(),
+        shards.device_mesh,
+        [Shard(side.dim() - 1)],
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=torch.empty(shape, device="meta").stride(),
+    )
+    return parts.full_tensor()
+
+
+def sides_here(left: Tensor, right: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors `[m, r]` and `[r, n]`, of which the product is this process's part of theirs."""
+    if not isinstance(stored, DTensor):
+        return left, right
+    [placement], mesh = stored.placements, stored.device_mesh
+    if placement.is_shard(0):
+        return _part(left, 0, mesh), right
+    return left, _part(right, 1, mesh)
+
+
+def low_rank(inputs: Tensor, left: Tensor, right: Tensor, features: int, shards: Tensor | None) -> Tensor:
+    """`inputs @ (left @ right).mT`, of whose inputs and outputs this process may have its part alone.
+
+    Args:
+        features: how many outputs it has.
+    """
+    if not isinstance(shards, DTensor):
+        return (inputs @ right.mT) @ left.mT
+    mesh = shards.device_mesh
+    if inputs.shape[-1] < right.shape[1]:
+        partial = inputs @ _part(right, 1, mesh).mT
+        inner = DTensor.from_local(partial, mesh, [Partial()], run_check=False).full_tensor()
+    else:
+        inner = inputs @ right.mT
+    return inner @ (_part(left, 0, mesh) if features < len(left) else left).mT
+
+
+def _part(tensor: Tensor, dim: int, mesh: DeviceMesh) -> Tensor:
+    """This process's, divided as a `DTensor` is: as by `torch.chunk`, the last may have less or none."""
+    parts, mine = tensor.chunk(mesh.size(), dim), mesh.get_local_rank()
+    return parts[mine] if mine < len(parts) else tensor.narrow(dim, 0, 0)
+
+
+def require_whole(name: str, tensor: Tensor) -> None:
+    """Refuse a sharded weight.
+
+    Raises:
+        LasertriError: it is one.
+    """
+    if is_sharded(tensor):
+        raise LasertriError(
+            f"expected {name} whole, got a DTensor, of which every process holds a part; of such a model adapt finds a "
+            f"step (edit='step', without merge); for all else {WHOLE}"
+        )
+
+
+def require_shards(name: str, tensor: Tensor) -> None:
+    """Refuse a sharded weight but one whose rows, or whose columns, are divided in one piece for each process.
+
+    Raises:
+        LasertriError: it is sharded otherwise.
+    """
+    if isinstance(tensor, DTensor) and not (tensor.dim() == 2 and is_divided(tensor)):
+        raise LasertriError(
+            f"expected {name} divided by rows or by columns, got {list(map(str, tensor.placements))}; name other "
+            f"targets (--targets), or {WHOLE}"
+        )
+
+
+def mesh_of(model: nn.Module) -> DeviceMesh | None:
+    """The processes that hold parts of a model; None for a whole one.
+
+    Raises:
+        LasertriError: it is sharded otherwise than by tensor parallelism, or by a transformers that hides it.
+    """
+    own: Any = model
+    size = getattr(own, "_tp_size", None) or 1
+    meshes = {parameter.device_mesh for parameter in model.parameters() if isinstance(parameter, DTensor)}
+    if not meshes:
+        if size > 1:
+            raise LasertriError(
+                "expected a model sharded by transformers 5.17 or later, which says what its parts are of; upgrade "
+                "transformers (and peft, to 0.21)"
+            )
+        return None
+    [mesh, *others] = meshes
+    if others or mesh.ndim != 1 or mesh.size() != size:
+        raise LasertriError(
+            "expected a model that tensor parallelism alone spreads over processes (tp_plan='auto'), got one sharded "
+            f"in another way, or in several (FSDP?); load it with tp_plan='auto' alone, or {WHOLE}"
+        )
+    return mesh
+
+
+@contextmanager
+def holders(mesh: DeviceMesh | None) -> Iterator[ProcessGroup | None]:
+    """Within, a group by which the processes of a mesh can tell each other other things than tensors of the model."""
+    if mesh is None:
+        yield None
+        return
+    ranks = dist.get_process_group_ranks(mesh.get_group())
+    group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    try:
+        yield group
+    finally:
+        dist.destroy_process_group(group)
