@@ -28,7 +28,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
-from lasertri.model.parallel import holders, mesh_of
+from lasertri.model.parallel import mesh_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -105,9 +105,10 @@ def adapt(
     mesh = mesh_of(model) if isinstance(model, nn.Module) else None
     if mesh is not None and group is not None:
         raise LasertriError(
-            "expected no group with a model that tensor parallelism spreads over processes, which share it; leave it out"
+            "expected no group for a model that tensor parallelism spreads over processes, which are one "
+            "by that; leave it out"
         )
-    with holders(mesh) as parts, shared_by(group or parts, sharded=mesh is not None):
+    with shared_by(group if mesh is None else mesh.get_group(), sharded=mesh is not None):
         problem = together(
             lambda: prepare(
                 model,

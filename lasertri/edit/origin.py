@@ -112,8 +112,9 @@ class Origin:
         for target, checksum in self.sha256.items():
             try:
                 quantised = target.is_quantised(model)
-                sharded = not quantised and target.shards(model) is not None
-                if quantised or sharded:
+                shards = None if quantised else target.shards(model)
+                shape: tuple[int, ...]
+                if quantised or shards is not None:
                     shape = target.whole_shape(model)
                 else:
                     shape = tuple(target.view(target.parameter(model)).shape)

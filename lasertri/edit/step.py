@@ -171,6 +171,7 @@ class Step(Edit):
     def _merged(self, target: Target, model: nn.Module) -> Tensor:
         """The weight with the step, or this process's part of it."""
         stored = target.parameter(model)
-        left, right = sides_here(*(side.to(stored.device) for side in self.factors[target]), stored)
+        left, right = (side.to(stored.device) for side in self.factors[target])
+        left, right = sides_here(left, right, stored)
         weight, change = target.view(here(stored)), left @ right
         return (weight + change).to(weight.dtype)  # added in the wider dtype of the two

@@ -6,14 +6,12 @@ its own part of the outputs; where its columns are, its own part of the inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh, ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from lasertri.errors import LasertriError
@@ -33,12 +31,12 @@ def is_divided(tensor: Tensor) -> bool:
 
 def here(tensor: Tensor) -> Tensor:
     """This process's part of a weight, or all of one that is not sharded; shares memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a weight; all processes must ask for it."""
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
 
 
 def in_all_parts(stored: Tensor, holds: bool) -> bool:
@@ -54,8 +52,7 @@ def part_like(stored: Tensor, weight: Tensor) -> Tensor:
     """Of a whole weight what this process would hold if it were divided as another; all if that is not sharded."""
     if not isinstance(stored, DTensor):
         return weight
-    [placement] = stored.placements
-    return _part(weight, placement.dim, stored.device_mesh)
+    return _part(weight, _dim(stored), stored.device_mesh)
 
 
 def all_features(side: Tensor, features: int, shards: Tensor | None) -> Tensor:
@@ -78,10 +75,9 @@ def sides_here(left: Tensor, right: Tensor, stored: Tensor) -> tuple[Tensor, Ten
     """Two factors `[m, r]` and `[r, n]`, of which the product is this process's part of theirs."""
     if not isinstance(stored, DTensor):
         return left, right
-    [placement], mesh = stored.placements, stored.device_mesh
-    if placement.is_shard(0):
-        return _part(left, 0, mesh), right
-    return left, _part(right, 1, mesh)
+    if _dim(stored) == 0:
+        return part_like(stored, left), right
+    return left, part_like(stored, right)
 
 
 def low_rank(inputs: Tensor, left: Tensor, right: Tensor, features: int, shards: Tensor | None) -> Tensor:
@@ -99,6 +95,11 @@ def low_rank(inputs: Tensor, left: Tensor, right: Tensor, features: int, shards:
     else:
         inner = inputs @ right.mT
     return inner @ (_part(left, 0, mesh) if features < len(left) else left).mT
+
+
+def _dim(stored: DTensor) -> int:
+    """Along which dimension a divided weight is: 0, its rows, or 1, its columns."""
+    return 0 if stored.placements[0].is_shard(0) else 1
 
 
 def _part(tensor: Tensor, dim: int, mesh: DeviceMesh) -> Tensor:
@@ -156,17 +157,3 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
             f"in another way, or in several (FSDP?); load it with tp_plan='auto' alone, or {WHOLE}"
         )
     return mesh
-
-
-@contextmanager
-def holders(mesh: DeviceMesh | None) -> Iterator[ProcessGroup | None]:
-    """Within, a group by which the processes of a mesh can tell each other other things than tensors of the model."""
-    if mesh is None:
-        yield None
-        return
-    ranks = dist.get_process_group_ranks(mesh.get_group())
-    group = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-    try:
-        yield group
-    finally:
-        dist.destroy_process_group(group)
