@@ -80,7 +80,8 @@ def adapt(
 
     Args:
         model: a language model (causal, masked or an encoder-decoder), or a hub id or folder to load it from;
-             with an objective any module.
+             with an objective any module. Of one that tensor parallelism spreads over processes (`tp_plan`) every
+             process holds a part, and calls this function with the same arguments.
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file; with an
             objective any objects that its functions take.
         held_out: other samples to report on; by default part of `samples` is held out.

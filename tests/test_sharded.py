@@ -43,9 +43,10 @@ def sharded(folder, group):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, distributed_config=parts).eval()
 
 
-def values(model):
-    """The weights' bits, as far as they are here."""
-    return {name: here(parameter).detach().clone() for name, parameter in model.named_parameters()}
+def state(model):
+    """What the modules have, and the weights, as far as they are here."""
+    weights = {name: here(parameter).detach().clone() for name, parameter in model.named_parameters()}
+    return {path: set(vars(module)) for path, module in model.named_modules()}, weights
 
 
 @torch.no_grad()
@@ -56,9 +57,10 @@ def answers(model):
 def found(group, folder, options, output):
     """What is found and written, and what the model gives before, after and with the edit, read again."""
     model = AutoModelForCausalLM.from_pretrained(folder).eval() if group is None else sharded(folder, group)
-    weights, before = values(model), answers(model)
+    (attributes, weights), before = state(model), answers(model)
     result = adapt(model, make_samples(48), tokenizer=make_tokenizer("llama"), **OPTIONS, **options)
-    untouched = all(torch.equal(weights[name], own) for name, own in values(model).items())
+    attributes_now, weights_now = state(model)
+    untouched = attributes_now == attributes and all(torch.equal(weights[name], weights_now[name]) for name in weights)
     if group is None or dist.get_rank(group) == 0:
         result.save(output)
     if group is not None:
@@ -116,7 +118,7 @@ def test_processes_with_parts_of_a_model_find_what_one_finds_with_all_of_it(tmp_
 
 
 REFUSED = {
-    "shrink": "expected edit='step', without merge, .* got shrink; leave it at that, or load the whole model",
+    "shrink": "expected edit='step', without merge, .* got shrink; leave edit and merge out, or load the whole model",
     "merge": "expected edit='step', without merge, .* got a merged step",
     "journal": "expected no journal for a model that tensor parallelism spreads over processes",
     "group": "expected no group for a model that tensor parallelism spreads over processes",

@@ -170,7 +170,7 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
     if settings.edit != "step" or settings.merge:
         raise LasertriError(
             f"expected edit='step', without merge, for a model that tensor parallelism spreads over processes, got "
-            f"{kind}; leave it at that, or {WHOLE}"
+            f"{kind}; leave edit and merge out, or {WHOLE}"
         )
     if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
         what = "experts" if has_experts(model) else "quantised weights"
