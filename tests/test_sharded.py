@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from transformers import AutoModelForCausalLM
 
 from lasertri import adapt
 from lasertri.edit.edit import Edit
+from lasertri.edit.origin import Origin
 from lasertri.errors import LasertriError
 from lasertri.model.parallel import here
-from lasertri.model.targets import find_targets
+from lasertri.model.targets import find_linear_layers, find_targets
+from lasertri.support.sharing import shared_by
 
 pytestmark = [
     pytest.mark.slow,
@@ -117,18 +120,39 @@ def test_processes_with_parts_of_a_model_find_what_one_finds_with_all_of_it(tmp_
     assert origins[1].base == str(folder)
 
 
+def changed(group, folder):
+    """Where a model came from, before and after one process changes its part."""
+    model = sharded(folder, group)
+    targets = find_linear_layers(model, beside=True)
+    with shared_by(group, sharded=True):
+        origin = Origin.of(model, targets)
+    if dist.get_rank(group) == 1:
+        here(targets[0].parameter(model))[0, 0] += 1
+    with pytest.raises(LasertriError, match="has other values or another dtype"):
+        origin.require(model)
+    with shared_by(group, sharded=True):
+        return origin.base, Origin.of(model, targets).base
+
+
+def test_a_change_of_one_part_is_seen_in_all_processes(tmp_path):
+    make_model("llama").save_pretrained(tmp_path)
+    assert team(2, "test_sharded", "changed", tmp_path) == 2 * [(str(tmp_path), "")]
+
+
 REFUSED = {
     "shrink": "expected edit='step', without merge, .* got shrink; leave edit and merge out, or load the whole model",
     "merge": "expected edit='step', without merge, .* got a merged step",
     "journal": "expected no journal for a model that tensor parallelism spreads over processes",
     "group": "expected no group for a model that tensor parallelism spreads over processes",
     "experts": "expected plain linear layers .* got one with experts",
+    "gathered": "expected layers in the styles colwise and rowwise, .* got model.layers.0.mlp.gate_up_proj in 'colwi",
     "FSDP": "expected a model that tensor parallelism alone spreads over processes",
+    "peft": "expected peft 0.21.1 or later",
     "truncation": "expected model.layers.0.mlp.gate_proj.weight whole, got a DTensor, of which every process holds a",
 }
 
 
-def refused(group, folder, experts):
+def refused(group, folder, experts, gathered):
     """What is said of all that is not done."""
     model, tokenizer, said = sharded(folder, group), make_tokenizer("llama"), {}
     asked = {
@@ -137,6 +161,7 @@ def refused(group, folder, experts):
         "journal": (model, {"journal": "journal"}),
         "group": (model, {"group": group}),
         "experts": (sharded(experts, group), {}),
+        "gathered": (sharded(gathered, group), {}),
         "FSDP": (fully_shard(make_model("llama")), {}),
     }
     for kind, (own, options) in asked.items():
@@ -145,13 +170,17 @@ def refused(group, folder, experts):
         said[kind] = str(raised.value)
     with pytest.raises(LasertriError) as raised:
         find_targets(model)
-    return said | {"truncation": str(raised.value)}
+    said["truncation"] = str(raised.value)
+    with patch("importlib.metadata.version", lambda _: "0.21.0"), pytest.raises(LasertriError) as raised:
+        adapt(model, make_samples(48), tokenizer=tokenizer, **OPTIONS)
+    return said | {"peft": str(raised.value)}
 
 
 def test_what_is_not_done_with_parts_of_a_model_is_refused_in_a_sentence(tmp_path):
-    for name in ("llama", "qwen3_moe"):
-        make_model(name).save_pretrained(tmp_path / name)
-    for said in team(2, "test_sharded", "refused", tmp_path / "llama", tmp_path / "qwen3_moe"):
+    folders = [tmp_path / name for name in ("llama", "qwen3_moe", "phi3")]
+    for folder in folders:
+        make_model(folder.name).save_pretrained(folder)
+    for said in team(2, "test_sharded", "refused", *folders):
         assert said.keys() == REFUSED.keys()
         for kind, sentence in said.items():
             assert re.match(REFUSED[kind], sentence), sentence

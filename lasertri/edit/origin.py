@@ -185,6 +185,7 @@ def _base(model: nn.Module) -> str:
         changed = changed_since(model, base, getattr(config, "_commit_hash", None))
     except (LasertriError, OSError, SafetensorError):  # of files that were changed since they were loaded
         changed = "what can be read"
+    changed = next((found for found in everyones(changed) if found is not None), None)  # in another process's part
     if changed is None:
         return base
     logger.warning(

@@ -123,8 +123,7 @@ class Step(Edit):
                 weight = target.view(target.parameter(model)).to(dtype)
                 added = inputs.to(dtype) @ ((weight + left @ right).to(output.dtype).to(dtype) - weight).mT
             else:
-                shards, features = target.shards(model), output.shape[-1]
-                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), features, shards)
+                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), target.shards(model))
             return (output.to(dtype) + added).to(output.dtype)
 
         with led(model, self.targets, add):

@@ -52,14 +52,16 @@ def part_like(stored: Tensor, weight: Tensor) -> Tensor:
     """Of a whole weight what this process would hold if it were divided as another; all if that is not sharded."""
     if not isinstance(stored, DTensor):
         return weight
-    return _part(weight, _dim(stored), stored.device_mesh)
+    mesh, dim = stored.device_mesh, _dim(stored)
+    parts, mine = weight.chunk(mesh.size(), dim), mesh.get_local_rank()  # which is how a `DTensor` is divided
+    return parts[mine] if mine < len(parts) else weight.narrow(dim, 0, 0)
 
 
-def all_features(side: Tensor, features: int, shards: Tensor | None) -> Tensor:
-    """A layer's inputs or outputs `[…, features]`, of which this process may have its part alone."""
-    if not isinstance(shards, DTensor) or side.shape[-1] == features:
+def all_features(side: Tensor, dim: int, shards: Tensor | None) -> Tensor:
+    """All of a layer's outputs (dimension 0 of its weight) or inputs (1), of which this process may have its part."""
+    if not isinstance(shards, DTensor) or _dim(shards) != dim:
         return side
-    shape = (*side.shape[:-1], features)
+    shape = (*side.shape[:-1], shards.shape[dim])
     parts = DTensor.from_local(
         side.contiguous(),
         shards.device_mesh,
@@ -71,41 +73,27 @@ def all_features(side: Tensor, features: int, shards: Tensor | None) -> Tensor:
     return parts.full_tensor()
 
 
-def sides_here(left: Tensor, right: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+def sides_here(left: Tensor, right: Tensor, shards: Tensor | None) -> tuple[Tensor, Tensor]:
     """Two factors `[m, r]` and `[r, n]`, of which the product is this process's part of theirs."""
-    if not isinstance(stored, DTensor):
-        return left, right
-    if _dim(stored) == 0:
-        return part_like(stored, left), right
-    return left, part_like(stored, right)
-
-
-def low_rank(inputs: Tensor, left: Tensor, right: Tensor, features: int, shards: Tensor | None) -> Tensor:
-    """`inputs @ (left @ right).mT`, of whose inputs and outputs this process may have its part alone.
-
-    Args:
-        features: how many outputs it has.
-    """
     if not isinstance(shards, DTensor):
-        return (inputs @ right.mT) @ left.mT
-    mesh = shards.device_mesh
-    if inputs.shape[-1] < right.shape[1]:
-        partial = inputs @ _part(right, 1, mesh).mT
-        inner = DTensor.from_local(partial, mesh, [Partial()], run_check=False).full_tensor()
-    else:
-        inner = inputs @ right.mT
-    return inner @ (_part(left, 0, mesh) if features < len(left) else left).mT
+        return left, right
+    if _dim(shards) == 0:
+        return part_like(shards, left), right
+    return left, part_like(shards, right)
+
+
+def low_rank(inputs: Tensor, left: Tensor, right: Tensor, shards: Tensor | None) -> Tensor:
+    """`inputs @ (left @ right).mT`, of whose inputs or outputs this process has its part, as the layer has."""
+    left, right = sides_here(left, right, shards)
+    inner = inputs @ right.mT
+    if isinstance(shards, DTensor) and _dim(shards) == 1:
+        inner = DTensor.from_local(inner, shards.device_mesh, [Partial()], run_check=False).full_tensor()
+    return inner @ left.mT
 
 
 def _dim(stored: DTensor) -> int:
     """Along which dimension a divided weight is: 0, its rows, or 1, its columns."""
     return 0 if stored.placements[0].is_shard(0) else 1
-
-
-def _part(tensor: Tensor, dim: int, mesh: DeviceMesh) -> Tensor:
-    """This process's, divided as a `DTensor` is: as by `torch.chunk`, the last may have less or none."""
-    parts, mine = tensor.chunk(mesh.size(), dim), mesh.get_local_rank()
-    return parts[mine] if mine < len(parts) else tensor.narrow(dim, 0, 0)
 
 
 def require_whole(name: str, tensor: Tensor) -> None:
@@ -147,7 +135,7 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
         if size > 1:
             raise LasertriError(
                 "expected a model sharded by transformers 5.17 or later, which says what its parts are of; upgrade "
-                "transformers (and peft, to 0.21)"
+                "transformers"
             )
         return None
     [mesh, *others] = meshes

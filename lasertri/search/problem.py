@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +44,8 @@ from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
+
+STYLES, PEFT = ("colwise", "rowwise"), Version("0.21.1")  # of tensor parallelism, and which loads adapters in them
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def prepare(
     else:
         targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside)
         if sharded:
-            _require_known_sides(model, targets)
+            _require_known_styles(model, targets)
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
@@ -178,6 +183,8 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
             f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
             f"{what}; {WHOLE}"
         )
+    if importlib.util.find_spec("peft") and Version(importlib.metadata.version("peft")) < PEFT:
+        raise LasertriError(f"expected peft {PEFT} or later, which loads an adapter for parts of layers; upgrade peft")
     if journal is not None:
         raise LasertriError(
             "expected no journal for a model that tensor parallelism spreads over processes: they could not go on "
@@ -185,13 +192,14 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
         )
 
 
-def _require_known_sides(model: nn.Module, targets: Sequence[Target]) -> None:
-    """Refuse a whole layer in a sharded model that transformers hooks: what passes it may be a part of its gradient."""
+def _require_known_styles(model: Any, targets: Sequence[Target]) -> None:
+    """Refuse layers that are not simply divided, or whole: what passes them may be something else than their sides."""
     for target in targets:
-        if target.shards(model) is None and "forward" in vars(model.get_submodule(target.module)):
+        style = model.tp_plan.get(target.module, model.tp_plan.get(re.sub(r"\b\d+\b", "*", target.module)))
+        if style not in (None, *STYLES):
             raise LasertriError(
-                f"expected {target} to be sharded by rows or columns, or alike in all processes, got one of another "
-                f"style of transformers'; name other targets (--targets), or {WHOLE}"
+                f"expected layers in the styles {' and '.join(STYLES)}, which peft knows, got {target} in "
+                f"{shown(style)}; name other targets (--targets), or {WHOLE}"
             )
 
 

@@ -300,8 +300,8 @@ def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scal
     kept: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by view: inputs, which tokens, those of them
 
     def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
-        (outputs, features), shards = target.shape, target.shards(model)
-        inputs, delta = all_features(inputs, features, shards), all_features(delta, outputs, shards)
+        shards = target.shards(model)
+        inputs, delta = all_features(inputs, 1, shards), all_features(delta, 0, shards)
         axis, places = len(delta), delta.shape[:-1].numel()
         inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
         used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads
