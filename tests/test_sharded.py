@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 from lasertri import adapt
 from lasertri.edit.edit import Edit
 from lasertri.edit.origin import Origin
+from lasertri.edit.step import Step
 from lasertri.errors import LasertriError
 from lasertri.model.parallel import here
 from lasertri.model.targets import find_linear_layers, find_targets
@@ -171,6 +172,12 @@ def refused(group, folder, experts, gathered):
     with pytest.raises(LasertriError) as raised:
         find_targets(model)
     said["truncation"] = str(raised.value)
+    with pytest.raises(LasertriError) as raised:
+        target = find_linear_layers(asked["gathered"][0], "gate_up", beside=True)[0]
+        Step("plain", 1, 1.0, {target: (torch.zeros(80, 1), torch.zeros(1, 16))}).beside(
+            asked["gathered"][0]
+        ).__enter__()
+    assert str(raised.value) == said["gathered"]
     with patch("importlib.metadata.version", lambda _: "0.21.0"), pytest.raises(LasertriError) as raised:
         adapt(model, make_samples(48), tokenizer=tokenizer, **OPTIONS)
     return said | {"peft": str(raised.value)}

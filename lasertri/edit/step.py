@@ -17,7 +17,7 @@ from lasertri.edit.origin import Origin, as_parameters
 from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
-from lasertri.model.parallel import here, low_rank, sides_here
+from lasertri.model.parallel import here, low_rank, require_styles, sides_here
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.support.memory import as_memory_allows
@@ -113,6 +113,7 @@ class Step(Edit):
 
         Of an expert's, only what rounding to the weight's dtype leaves of it: peft adds it to the weight.
         """
+        require_styles(model, [target.module for target in self.targets])
         rounded = as_parameters(self.targets, model)
         sides = {target: [side.to(target.device(model)) for side in pair] for target, pair in self.factors.items()}
 

@@ -6,6 +6,8 @@ its own part of the outputs; where its columns are, its own part of the inputs, 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from lasertri.errors import LasertriError
+from lasertri.support.shown import shown
 
+STYLES = ("colwise", "rowwise")  # of transformers' plans
 WHOLE = "load the whole model (device_map where one device does not hold it)"
 
 
@@ -145,3 +149,19 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
             f"in another way, or in several (FSDP?); load it with tp_plan='auto' alone, or {WHOLE}"
         )
     return mesh
+
+
+def require_styles(model: nn.Module, modules: Iterable[str]) -> None:
+    """Refuse layers of a sharded model that are not simply divided, or whole.
+
+    Raises:
+        LasertriError: what is given to one, or given by it, is something else than by `STYLES`.
+    """
+    own: Any = model
+    for path in modules if mesh_of(model) is not None else ():
+        style = own.tp_plan.get(path, own.tp_plan.get(re.sub(r"\b\d+\b", "*", path)))
+        if style not in (None, *STYLES):
+            raise LasertriError(
+                f"expected layers in the styles {' and '.join(STYLES)}, which peft knows, got {path} in "
+                f"{shown(style)}; name other targets (--targets), or {WHOLE}"
+            )

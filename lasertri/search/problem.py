@@ -6,7 +6,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
-from lasertri.model.parallel import WHOLE, mesh_of
+from lasertri.model.parallel import WHOLE, mesh_of, require_styles
 from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.model.targets import Target, find_linear_layers, find_targets, has_experts
 from lasertri.search.scoring import scoring_blocks
@@ -45,7 +44,7 @@ from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
 
-STYLES, PEFT = ("colwise", "rowwise"), Version("0.21.1")  # of tensor parallelism, and which loads adapters in them
+PEFT = Version("0.21.1")  # which loads adapters for parts of layers
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def prepare(
     else:
         targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside)
         if sharded:
-            _require_known_styles(model, targets)
+            require_styles(model, [target.module for target in targets])
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
@@ -190,17 +189,6 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
             "expected no journal for a model that tensor parallelism spreads over processes: they could not go on "
             "from where it was together; leave it out"
         )
-
-
-def _require_known_styles(model: Any, targets: Sequence[Target]) -> None:
-    """Refuse layers that are not simply divided, or whole: what passes them may be something else than their sides."""
-    for target in targets:
-        style = model.tp_plan.get(target.module, model.tp_plan.get(re.sub(r"\b\d+\b", "*", target.module)))
-        if style not in (None, *STYLES):
-            raise LasertriError(
-                f"expected layers in the styles {' and '.join(STYLES)}, which peft knows, got {target} in "
-                f"{shown(style)}; name other targets (--targets), or {WHOLE}"
-            )
 
 
 def _split(
