@@ -172,11 +172,11 @@ def refused(group, folder, experts, gathered):
     with pytest.raises(LasertriError) as raised:
         find_targets(model)
     said["truncation"] = str(raised.value)
-    with pytest.raises(LasertriError) as raised:
-        target = find_linear_layers(asked["gathered"][0], "gate_up", beside=True)[0]
-        Step("plain", 1, 1.0, {target: (torch.zeros(80, 1), torch.zeros(1, 16))}).beside(
-            asked["gathered"][0]
-        ).__enter__()
+    other = asked["gathered"][0]
+    target = find_linear_layers(other, "gate_up", beside=True)[0]
+    step = Step("plain", 1, 1.0, {target: (torch.zeros(80, 1), torch.zeros(1, 16))})
+    with pytest.raises(LasertriError) as raised, step.beside(other):
+        pass
     assert str(raised.value) == said["gathered"]
     with patch("importlib.metadata.version", lambda _: "0.21.0"), pytest.raises(LasertriError) as raised:
         adapt(model, make_samples(48), tokenizer=tokenizer, **OPTIONS)
