@@ -28,6 +28,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
+from lasertri.model.parallel import mesh_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -79,7 +80,8 @@ def adapt(
 
     Args:
         model: a language model (causal, masked or an encoder-decoder), or a hub id or folder to load it from;
-             with an objective any module.
+             with an objective any module. Of one that tensor parallelism spreads over processes (`tp_plan`) every
+             process holds a part, and calls this function with the same arguments.
         samples: what to adapt to: `Sample`s, rows with the same fields, or a jsonl, csv or parquet file; with an
             objective any objects that its functions take.
         held_out: other samples to report on; by default part of `samples` is held out.
@@ -101,7 +103,13 @@ def adapt(
     """
     if callback is not None and not callable(callback):
         raise LasertriError(f"expected a function of one event as callback, got {shown(callback)}")
-    with shared_by(group):
+    mesh = mesh_of(model) if isinstance(model, nn.Module) else None
+    if mesh is not None and group is not None:
+        raise LasertriError(
+            "expected no group for a model that tensor parallelism spreads over processes, which are one "
+            "by that; leave it out"
+        )
+    with shared_by(group if mesh is None else mesh.get_group(), sharded=mesh is not None):
         problem = together(
             lambda: prepare(
                 model,
@@ -221,7 +229,7 @@ def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], da
         settings=problem.settings,
         environment=environment(),
         seconds=clock.seconds,
-        probe=problem.first.batches()[0],
+        probe=problem.first.batches()[0] if mesh_of(problem.model) is None else None,  # which the first has alone
         asked=problem.asked,
         files=problem.files,
         samples=problem.held_out,

@@ -216,7 +216,7 @@ def how_far_off(model: nn.Module, folder: Path, expected: Tensor, batch: SampleB
 def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
     """Within, the model with the folder's adapter as plain peft reads it; afterwards its own modules are back."""
     peft = require_peft()
-    own = set(vars(model))
+    own = [(module, set(vars(module))) for module in model.modules()]
     kept = ("_modules", "_parameters", "_forward_hooks", "_forward_pre_hooks")
     before = [(getattr(module, name), dict(getattr(module, name))) for module in model.modules() for name in kept]
     try:
@@ -228,5 +228,6 @@ def as_peft_loads_it(model: nn.Module, folder: Path) -> Iterator[nn.Module]:
         for entries, own_entries in before:  # also where peft gave up halfway
             entries.clear()
             entries.update(own_entries)
-        for name in set(vars(model)) - own:  # peft leaves its configuration behind
-            delattr(model, name)
+        for module, names in own:  # peft leaves its configuration behind, and how a layer is sharded
+            for name in set(vars(module)) - names:
+                delattr(module, name)

@@ -10,14 +10,16 @@ from types import NoneType
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lasertri.edit.reading import field_of
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.files import changed_since
+from lasertri.model.parallel import here, in_all_parts, is_sharded, whole
 from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import content_key, weight_sha256
+from lasertri.support.sharing import everyones, number, processes
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -56,9 +58,13 @@ class Origin:
         """
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
-        weights = {target: target.part(target.parameter(model)) for target in chosen if not target.is_quantised(model)}
-        with ThreadPoolExecutor() as pool:  # hashlib lets the others run meanwhile
-            checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
+        stored = {target: target.parameter(model) for target in chosen if not target.is_quantised(model)}
+        weights = {target: target.part(here(parameter)) for target, parameter in stored.items()}
+        if any(map(is_sharded, stored.values())):
+            checksums = _of_shards(stored)
+        else:
+            with ThreadPoolExecutor() as pool:  # hashlib lets the others run meanwhile
+                checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
         found = cls(
             _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
@@ -106,7 +112,12 @@ class Origin:
         for target, checksum in self.sha256.items():
             try:
                 quantised = target.is_quantised(model)
-                shape = target.whole_shape(model) if quantised else tuple(target.view(target.parameter(model)).shape)
+                shards = None if quantised else target.shards(model)
+                shape: tuple[int, ...]
+                if quantised or shards is not None:
+                    shape = target.whole_shape(model)
+                else:
+                    shape = tuple(target.view(target.parameter(model)).shape)
             except (AttributeError, IndexError, RuntimeError) as error:  # no such parameter, or no matrix
                 raise LasertriError(f"expected a model with {target}, a target of the edit, but it has none") from error
             origin = f" ({shown(self.base)})" if self.base else ""
@@ -116,7 +127,7 @@ class Origin:
                     "load it from Python as it was then, as the model card shows"
                 )
             if checksum:
-                target.require_plain(model)
+                target.require_plain(model, sharded=True)
             if shape != target.shape or not (quantised or self._has(target, model, checksum)):
                 raise LasertriError(
                     f"expected the weights that the edit was made of{origin}, but {target} of this model has other "
@@ -125,13 +136,24 @@ class Origin:
 
     def _has(self, target: Target, model: nn.Module, checksum: str) -> bool:
         """Whether a weight has this checksum."""
-        stored = target.part(target.parameter(model))
-        key = content_key(stored)
-        if self._known.get(target) != key:
-            if weight_sha256(stored) != checksum:
+        parameter = target.parameter(model)
+        key = content_key(target.part(here(parameter)))
+        if not in_all_parts(parameter, self._known.get(target) == key):
+            if weight_sha256(target.part(whole(parameter))) != checksum:
                 return False
             self._known[target] = key
         return True
+
+
+def _of_shards(stored: Mapping[Target, Tensor]) -> dict[Target, str]:
+    """Checksums of weights that processes hold parts of: one whole at a time, each hashed by one of them."""
+    found = {}
+    for i, (target, parameter) in enumerate(stored.items()):
+        weight = whole(parameter)
+        if i % processes() == number():
+            found[target] = weight_sha256(weight)
+    each = everyones(found)
+    return {target: each[i % len(each)][target] for i, target in enumerate(stored)}
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:
@@ -163,6 +185,7 @@ def _base(model: nn.Module) -> str:
         changed = changed_since(model, base, getattr(config, "_commit_hash", None))
     except (LasertriError, OSError, SafetensorError):  # of files that were changed since they were loaded
         changed = "what can be read"
+    changed = next((found for found in everyones(changed) if found is not None), None)  # in another process's part
     if changed is None:
         return base
     logger.warning(

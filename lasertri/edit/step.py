@@ -18,6 +18,7 @@ from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
+from lasertri.model.parallel import here, low_rank, require_styles, sides_here
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.ops import lowrank_blocks
@@ -93,9 +94,9 @@ class Step(Edit):
         if self.origin is not None:
             self.origin.require(model)
         for target in self.factors:
-            target.require_plain(model)
+            target.require_plain(model, sharded=True)
         for target in self.factors:
-            target.write(target.parameter(model), self._merged(target, model))
+            target.write(here(target.parameter(model)), self._merged(target, model))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -115,6 +116,7 @@ class Step(Edit):
 
         Of an expert's, only what rounding to the weight's dtype leaves of it: peft adds it to the weight.
         """
+        require_styles(model, [target.module for target in self.targets])
         rounded = as_parameters(self.targets, model)
         sides = {target: [side.to(target.device(model)) for side in pair] for target, pair in self.factors.items()}
 
@@ -125,7 +127,7 @@ class Step(Edit):
                 weight = target.view(target.parameter(model)).to(dtype)
                 added = inputs.to(dtype) @ ((weight + left @ right).to(output.dtype).to(dtype) - weight).mT
             else:
-                added = (inputs.to(dtype) @ right.to(dtype).mT) @ left.to(dtype).mT
+                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), target.shards(model))
             return (output.to(dtype) + added).to(output.dtype)
 
         with led(model, self.targets, add):
@@ -185,9 +187,11 @@ class Step(Edit):
         return {"kind": kind, "direction": self.direction, "rank": self.rank, "size": self.size}
 
     def _merged(self, target: Target, model: nn.Module) -> Tensor:
+        """The weight with the step, or this process's part of it."""
         stored = target.parameter(model)
-        weight, (left, right) = target.view(stored), (side.to(stored.device) for side in self.factors[target])
-        change = left @ right
+        left, right = (side.to(stored.device) for side in self.factors[target])
+        left, right = sides_here(left, right, stored)
+        weight, change = target.view(here(stored)), left @ right
         return (weight + change).to(weight.dtype)  # added in the wider dtype of the two
 
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from lasertri.measure.measurement import Measurement
 from lasertri.measure.protocol import Advance, SampleReadings, Samples
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import in_each, processes, share, together
+from lasertri.support.sharing import in_each, share, together
 
 
 @torch.no_grad()
@@ -58,5 +58,5 @@ def read_together(
 
 def of_all(advance: Advance) -> Advance:
     """For a process that reads its share: the others are about as far."""
-    times = processes()
+    times = share().of
     return lambda done: advance(times * done)

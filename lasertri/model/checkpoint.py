@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from lasertri.errors import LasertriError
 from lasertri.factored.checkpoint import describe
 from lasertri.factored.layer import FactoredLinear
+from lasertri.model.parallel import is_sharded
 from lasertri.model.quantised import is_quantised
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.output_folder import OutputFolder
@@ -144,7 +145,7 @@ def rebuilt(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, *, whol
         if whole:
             _save_in_part(model, directory)
         devices = {parameter.device for parameter in model.parameters()}
-        others = _factored(model) or any(map(is_quantised, model.modules()))
+        others = _factored(model) or any(map(is_quantised, model.modules())) or any(map(is_sharded, model.parameters()))
         if not hasattr(model, "save_pretrained") or others or len(devices) > 1:
             return model
         own.config.save_pretrained(directory)

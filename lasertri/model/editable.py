@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.model.parallel import is_sharded, require_shards, require_whole
 from lasertri.model.quantised import is_plain, quantisation
 from lasertri.ops import DTYPES
 from lasertri.support.shown import LONGEST, shown
@@ -118,14 +119,18 @@ def require_present(name: str, parameter: nn.Parameter) -> None:
         )
 
 
-def require_plain(name: str, parameter: nn.Parameter) -> None:
+def require_plain(name: str, parameter: nn.Parameter, *, sharded: bool = False) -> None:
     """Refuse a weight whose values are not simply those of a floating-point tensor.
+
+    Args:
+        sharded: whether it may be sharded by rows or columns.
 
     Raises:
         LasertriError: it is such a one.
     """
     require_present(name, parameter)
-    if not is_plain(parameter):
+    (require_shards if sharded else require_whole)(name, parameter)
+    if not is_plain(parameter) and not (is_sharded(parameter) and parameter.dtype in DTYPES):
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
         raise LasertriError(
             f"expected {name} as a plain tensor in one of {dtypes}, got {type(parameter).__name__} in "

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lasertri.errors import LasertriError
+from lasertri.model.parallel import here, is_divided, part_like
 from lasertri.model.quantised import is_plain
 from lasertri.support.memory import is_out_of_memory
 from lasertri.support.paths import check_path
@@ -135,12 +136,13 @@ def changed_since(model: nn.Module, base: str, revision: str | None = None) -> s
             own = next((key for key in (name, prefix + name) if key in parameters), None)
             if own is None or not path.exists():
                 continue
-            if not is_plain(parameters[own]):  # quantised as it was loaded
+            stored = parameters[own]
+            if not is_plain(stored) and not is_divided(stored):  # quantised as it was loaded
                 continue
             if path not in opened:
                 opened[path] = stack.enter_context(safe_open(path, "pt"))
-            parameter = parameters[own].detach().cpu()
-            if not torch.equal(parameter, opened[path].get_tensor(name).to(parameter.dtype)):
+            parameter, found = here(stored).detach().cpu(), part_like(stored, opened[path].get_tensor(name))
+            if not torch.equal(parameter, found.to(parameter.dtype)):
                 return own
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lasertri.model.parallel import is_sharded
 from lasertri.model.quantised import plain_parts
 from lasertri.support.checksum import tensor_hash, weight_sha256
 
@@ -27,6 +28,7 @@ def identity(model: nn.Module) -> list[object]:
     tensors = [
         (name, part)
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+        if not is_sharded(tensor)  # each process has another part
         for part in plain_parts(tensor)
     ]
     modules = re.sub(r" at 0x[0-9a-f]+", "", repr(model))  # of functions

@@ -17,6 +17,7 @@ from lasertri.errors import LasertriError
 from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import UNQUANTISED, require_editable, require_plain
+from lasertri.model.parallel import is_sharded, require_whole
 from lasertri.model.quantised import computing_dtype, is_linear, is_quantised
 from lasertri.support.parameters import parameter_uses
 from lasertri.support.patterns import target_pattern
@@ -84,8 +85,17 @@ class Target:
         """Whether it is the weight of a quantised layer, which has no numbers to edit."""
         return self.expert is None and is_quantised(model.get_submodule(self.module))
 
-    def require_plain(self, model: nn.Module) -> None:
+    def shards(self, model: nn.Module) -> Tensor | None:
+        """Its parameter where that is sharded, and so what the layer is given or gives; else None."""
+        path, _, name = self.name.rpartition(".")
+        stored = model.get_submodule(path)._parameters.get(name)
+        return stored if stored is not None and is_sharded(stored) else None
+
+    def require_plain(self, model: nn.Module, *, sharded: bool = False) -> None:
         """Refuse it where it is no plain floating-point tensor in memory.
+
+        Args:
+            sharded: whether it may be sharded by rows or columns.
 
         Raises:
             LasertriError: it is not.
@@ -93,7 +103,7 @@ class Target:
         module = model.get_submodule(self.module)
         if self.is_quantised(model) and module._parameters.get("weight") is None:
             raise LasertriError(f"expected plain weights, got {self}, a {type(module).__name__}; {UNQUANTISED}")
-        require_plain(self.name, self.parameter(model))
+        require_plain(self.name, self.parameter(model), sharded=sharded)
 
     def device(self, model: nn.Module) -> torch.device:
         """Where it is."""
@@ -107,6 +117,7 @@ class Target:
 
     def part(self, stored: Tensor) -> Tensor:
         """Its part of the parameter, or of the parameter's gradient, as it is stored; shares memory."""
+        require_whole(self.name, stored)
         matrix = stored.detach() if self.expert is None else stored.detach()[self.expert]
         if self.rows is None:
             return matrix
@@ -186,7 +197,7 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
 
 
 def find_linear_layers(
-    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None, quantised: bool = False
+    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None, beside: bool = False
 ) -> list[Target]:
     """Every linear layer and expert's matrix that may be edited, whole: what several roles share is one target here.
 
@@ -194,12 +205,12 @@ def find_linear_layers(
         pattern: regular expression searched for in `str(target)`; by default all inside the repeated layers, or of a
             module without such all there are.
         roles: which of them by default, those that have one of these; all where none has.
-        quantised: whether they may be quantised.
+        beside: whether all that is made stands beside their weights, which may then be quantised or sharded.
 
     Raises:
-        LasertriError: there is none, or weights are not in memory, or quantised and may not be.
+        LasertriError: there is none, or weights are not in memory, or quantised or sharded and may not be.
     """
-    require_editable(model, quantised=quantised)
+    require_editable(model, quantised=beside)
     matrices = [target for _, target in _matrices(model)]
     found = {(target.name, target.expert): target for target in matrices}
     layers = layer_paths(model)
@@ -222,8 +233,8 @@ def find_linear_layers(
         wanted = "linear layers" if pattern is None else f"linear layers that match {shown(pattern)}"
         raise LasertriError(f"expected {wanted}, got none among {listed(seen) or 'a model without any'}")
     for target in chosen:
-        if not quantised or not target.is_quantised(model):
-            target.require_plain(model)
+        if not beside or not target.is_quantised(model):
+            target.require_plain(model, sharded=beside)
     return chosen
 
 

@@ -17,6 +17,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.model.checkpoint import rebuilt
+from lasertri.model.parallel import here, is_sharded
 from lasertri.model.quantised import is_plain
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
@@ -36,7 +37,7 @@ def preflight(problem: Problem) -> None:
     """
     model = problem.model
     for name, parameter in model.named_parameters():
-        if is_plain(parameter) and not all_finite(parameter):
+        if (is_plain(parameter) or is_sharded(parameter)) and not all_finite(here(parameter)):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     edit = TRIES[problem.settings.edit](problem)
     again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from packaging.version import Version
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -32,14 +34,17 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
-from lasertri.model.quantised import keep_unpacked
-from lasertri.model.targets import Target, find_linear_layers, find_targets
+from lasertri.model.parallel import WHOLE, mesh_of, require_styles
+from lasertri.model.quantised import keep_unpacked, quantisation
+from lasertri.model.targets import Target, find_linear_layers, find_targets, has_experts
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
+
+PEFT = Version("0.21.1")  # which loads adapters for parts of layers
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,9 @@ def prepare(
         raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
     require_editable(model, quantised=beside)
+    sharded = mesh_of(model) is not None
+    if sharded:
+        _require_shardable(model, settings, journal)
     keep_unpacked(model)
     if objective is None:
         tokenizer = tokenizer_of(model, tokenizer)
@@ -133,7 +141,9 @@ def prepare(
         targets = find_targets(model, settings.targets, roles=strategy.roles)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, quantised=beside)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside)
+        if sharded:
+            require_styles(model, [target.module for target in targets])
         if settings.edit == "step" and importlib.util.find_spec("peft"):
             targets = loadable(model, targets)
         counts = [*settings.blocks] or [1]
@@ -156,6 +166,29 @@ def prepare(
         files=files_of([*given, *(others or [])]),
     )
     return replace(problem, journal=open_journal(journal, lambda: problem.content, cache, resume=resume))
+
+
+def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path | None) -> None:
+    """Refuse what is not done with a model that processes hold parts of."""
+    kind = "a merged step" if settings.merge else settings.edit
+    if settings.edit != "step" or settings.merge:
+        raise LasertriError(
+            f"expected edit='step', without merge, for a model that tensor parallelism spreads over processes, got "
+            f"{kind}; leave edit and merge out, or {WHOLE}"
+        )
+    if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
+        what = "experts" if has_experts(model) else "quantised weights"
+        raise LasertriError(
+            f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
+            f"{what}; {WHOLE}"
+        )
+    if importlib.util.find_spec("peft") and Version(importlib.metadata.version("peft")) < PEFT:
+        raise LasertriError(f"expected peft {PEFT} or later, which loads an adapter for parts of layers; upgrade peft")
+    if journal is not None:
+        raise LasertriError(
+            "expected no journal for a model that tensor parallelism spreads over processes: they could not go on "
+            "from where it was together; leave it out"
+        )
 
 
 def _split(

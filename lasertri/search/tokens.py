@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotConvergedError
 from lasertri.measure.protocol import Advance, SampleBatch
 from lasertri.model.calls import Call, led
+from lasertri.model.parallel import all_features
 from lasertri.model.quantised import differentiable
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
@@ -216,8 +217,8 @@ def _found(
             left -= len(piece.entry)
         return found
 
-    for start in range(0, len(batches), processes()):
-        at_once = batches[start : start + processes()]
+    for start in range(0, len(batches), share().of):
+        at_once = batches[start : start + share().of]
         mine = [batch for _, batch in share()(at_once)]
         found = together(functools.partial(run, mine))
         for (part, batch), theirs in zip(at_once, _dealt(found, owner, device), strict=False):
@@ -227,7 +228,7 @@ def _found(
 
 def _dealt(found: list[Sides], owner: Mapping[Target, int], device: torch.device) -> list[list[Sides]]:
     """What every process has found of the layers that are this one's."""
-    if processes() == 1:
+    if share().of == 1:
         return [found]
     parcels = [
         [_moved({target: own for target, own in sides.items() if owner[target] == process}, "cpu") for sides in found]
@@ -299,6 +300,8 @@ def _taken(model: nn.Module, targets: Sequence[Target], batch: SampleBatch, scal
     kept: dict[object, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by view: inputs, which tokens, those of them
 
     def consume(target: Target, inputs: Tensor, delta: Tensor) -> None:
+        shards = target.shards(model)
+        inputs, delta = all_features(inputs, 1, shards), all_features(delta, 0, shards)
         axis, places = len(delta), delta.shape[:-1].numel()
         inputs, delta = inputs.reshape(-1, inputs.shape[-1]), delta.reshape(-1, delta.shape[-1])
         used = delta.any(dim=-1)  # not so of padding, nor of what nothing after the layer reads

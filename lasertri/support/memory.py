@@ -8,16 +8,21 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from lasertri.errors import TooLittleMemoryError
+from lasertri.support.ambient import within
 
 logger = logging.getLogger(__name__)
 
 # of torch's allocators, of the operating system, of C++, of CUDA's libraries
 SIGNS = re.compile("out of memory|can(no|')t allocate memory|not enough memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
+
+TOGETHER = "a batch, which processes with parts of one model run together and so as it is (--batch-size)"
+_undivided: ContextVar[bool] = ContextVar("undivided", default=False)
 
 Part = TypeVar("Part")
 Found = TypeVar("Found")
@@ -27,6 +32,11 @@ def halves(part: Any) -> Sequence[Any]:
     """The two halves of what can be taken apart, such as a list; none of one."""
     middle = len(part) // 2
     return (part[:middle], part[middle:]) if middle else ()
+
+
+def undivided() -> AbstractContextManager[None]:
+    """Within, nothing is made smaller: other processes run the same parts, and would go on with the larger ones."""
+    return within(_undivided, True)
 
 
 def as_memory_allows(
@@ -53,14 +63,14 @@ def as_memory_allows(
         try:
             found = run(waiting[0])
         except (MemoryError, OSError, RuntimeError, TooLittleMemoryError) as error:
-            short = shortage(error, what)
+            short = shortage(error, TOGETHER if _undivided.get() else what)
             if short is None:
                 raise
         if short is None:
             yield waiting.pop(0), found
             continue
         _release()  # here, where the error no longer holds what filled the memory
-        if not smaller(waiting[0]):
+        if _undivided.get() or not smaller(waiting[0]):
             raise short
         logger.info("memory does not hold so much at once: smaller batches follow")
         waiting = [piece for part in waiting for piece in smaller(part) or (part,)]

@@ -2,6 +2,9 @@
 
 All run the same program on the same input, and decide everything alike, because they decide by what was shared. An
 error of one is raised in all, so that none waits for another for ever; what one alone was warned of, the first tells.
+
+Where they hold parts of one model, it runs in all of them together or in none: each runs all batches, and an error,
+which breaks off a run that the others are in, is raised at once.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +22,7 @@ import torch.distributed as dist
 
 from lasertri.errors import RAISED_IN_ALL, LasertriError, ProcessLostError
 from lasertri.support.ambient import within
+from lasertri.support.memory import undivided
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -44,10 +48,11 @@ class _Warnings(logging.Handler):
 
 @dataclass(frozen=True)
 class _Team:
-    """A group of processes, all of which are here."""
+    """A group of processes, all of which are here; `sharded`: each holds a part of the model."""
 
     group: Any
     warnings: _Warnings
+    sharded: bool
 
 
 _team: ContextVar[_Team | None] = ContextVar("team", default=None)
@@ -72,10 +77,13 @@ ALL = Share()
 
 
 @contextmanager
-def shared_by(group: Any) -> Iterator[None]:
+def shared_by(group: Any, *, sharded: bool = False) -> Iterator[None]:
     """Within, work is shared by the processes of a `torch.distributed` group, all of which are here; None: by none.
 
     All leave it together.
+
+    Args:
+        sharded: whether each holds a part of the model.
 
     Raises:
         Exception: what left it in the first process in which something did.
@@ -87,7 +95,10 @@ def shared_by(group: Any) -> Iterator[None]:
     warnings, logger = _Warnings(), logging.getLogger(__package__.partition(".")[0])
     logger.addHandler(warnings)
     try:
-        with within(_team, _Team(group, warnings)):
+        with ExitStack() as stack:
+            stack.enter_context(within(_team, _Team(group, warnings, sharded)))
+            if sharded:
+                stack.enter_context(undivided())
             failure: Exception | None = None
             try:
                 yield
@@ -114,8 +125,9 @@ def number() -> int:
 
 
 def share() -> Share:
-    """This process's."""
-    return Share(number(), processes())
+    """This process's; all of it where each holds a part of the model."""
+    team = _team.get()
+    return ALL if team is None or team.sharded else Share(number(), processes())
 
 
 def in_each(run: Callable[[], Found]) -> list[Found]:
@@ -147,8 +159,9 @@ def together(run: Callable[[], Found]) -> Found:
 
 def shared(items: Sequence[Item], run: Callable[[list[Item]], Found]) -> list[Found]:
     """What `run` gives for every process's share of the items; of an empty share nothing. See `in_each`."""
-    mine = share()(items)
-    return [found for theirs in in_each(lambda: [run(mine)] if mine else []) for found in theirs]
+    mine, dealt = share()(items), share().of == processes()
+    each = in_each(lambda: [run(mine)] if mine else [])
+    return [found for theirs in (each if dealt else each[:1]) for found in theirs]
 
 
 def once(run: Callable[[], Found]) -> Found:
@@ -213,6 +226,8 @@ def everyones(mine: Found, failure: Exception | None = None) -> list[Found]:
         if failure is not None:
             raise failure
         return [mine]
+    if failure is not None and team.sharded:
+        raise failure
     warnings, team.warnings.new = team.warnings.new, []
     said = [None if failure is None else _portable(failure), warnings, mine]
     heard: list[Any] = [None] * processes()

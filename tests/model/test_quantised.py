@@ -39,13 +39,13 @@ def test_what_is_quantised_is_told_from_what_is_not():
 def test_targets_of_a_quantised_model_are_those_of_the_plain_one(architecture):
     plain, quantised = make_model(architecture), quantise(make_model(architecture))
     for roles in (None, MLP_ROLES):
-        assert find_linear_layers(quantised, roles=roles, quantised=True) == find_linear_layers(plain, roles=roles)
+        assert find_linear_layers(quantised, roles=roles, beside=True) == find_linear_layers(plain, roles=roles)
 
 
 def test_layers_of_a_kind_of_their_own_are_targets_too_where_they_may_be():
     plain, quantised = make_model("llama"), quantise(make_model("llama"))
     quantised.model.layers[1].mlp.up_proj = Packed(16, 40)
-    assert find_linear_layers(quantised, quantised=True) == find_linear_layers(plain)
+    assert find_linear_layers(quantised, beside=True) == find_linear_layers(plain)
     for find in (find_linear_layers, find_targets):
         with pytest.raises(LasertriError, match=r"; load the unquantised checkpoint.*only a step, unmerged, can stand"):
             find(quantised)

@@ -8,11 +8,12 @@ import time
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 from team import team
 
 from lasertri.errors import LasertriError, NonFiniteGradientError, ProcessLostError, TooLittleMemoryError
-from lasertri.support.memory import memory_told
+from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.sharing import (
     everyones,
     exchanged,
@@ -125,6 +126,35 @@ def test_a_process_that_ends_is_told_of_in_the_others():
     found, dead = team(2, "support.test_sharing", "failing", "ends")
     assert dead is None
     assert str(found).startswith("expected all processes to go on, but one of them has ended")
+
+
+def sharded(group, fails):
+    """What processes do that hold parts of one model, which they run together."""
+    with shared_by(group, sharded=True):
+        one = number()
+        with pytest.raises(TooLittleMemoryError, match="run together and so as it is"):
+            in_each(lambda: list(as_memory_allows([[1, 2]], lambda _: torch.empty(1 << 50))))
+        ran = list[int]()
+        found = {
+            "share": share()(range(3)),
+            "evaluated": in_each(lambda: ran.append(one) or one),
+            "once": once(lambda: ran.append(one) or 10 + one),
+            "ran": ran,
+        }
+        if fails and one == 1:
+            raise LasertriError("a part is missing")
+        return found | {"told": everyones(one)}
+
+
+def test_processes_with_parts_of_a_model_all_run_all_of_the_work():
+    for rank, found in enumerate(team(2, "support.test_sharing", "sharded", False)):
+        assert found == {"share": [0, 1, 2], "evaluated": [0, 1], "once": 10, "ran": [rank, rank], "told": [0, 1]}
+
+
+def test_what_one_of_them_meets_waits_for_no_other():
+    left, failed = team(2, "support.test_sharing", "sharded", True)
+    assert (type(failed), str(failed)) == (LasertriError, "a part is missing")
+    assert type(left) is ProcessLostError
 
 
 def wary(group):
