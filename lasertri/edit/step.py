@@ -174,7 +174,7 @@ class Step(Edit):
             left, right = self.factors[target]
             values = {"step": singular(left, right)[1][None]}
             if not target.is_quantised(model):
-                weight = target.view(target.parameter(model))
+                weight = target.view(whole(target.parameter(model)))
                 precision = "float64" if weight.dtype == torch.float64 else "float32"
                 known = lowrank_blocks(weight, rank=values["step"].shape[1], precision=precision)
                 values = {"weight": known.sigma, **values}
@@ -201,6 +201,6 @@ def _change(target: Target, factors: tuple[Tensor, Tensor], model: nn.Module) ->
     added = float(((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0).sqrt())
     if target.is_quantised(model):
         return added
-    weight = target.part(target.parameter(model))
+    weight = target.part(whole(target.parameter(model)))
     norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     return added / (float(norm) or 1.0)
