@@ -66,7 +66,8 @@ def compress_command(
     repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model, plain=True)
-    folder.require(sum(p.nbytes for p in loaded.parameters()))
+    size = sum(parameter.nbytes for parameter in loaded.parameters())
+    folder.require(2 * size)  # the new layers are on that disk twice, as they were made and in the checkpoint
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,
@@ -82,6 +83,7 @@ def compress_command(
         progress=settings.progress,
         journal=journal_folder(),
         resume=resume,
+        scratch=folder.near,
     )
     written = None
     try:
