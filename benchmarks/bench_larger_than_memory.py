@@ -33,13 +33,14 @@ from lasertri.data.neutral import neutral_text
 GROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
 OPTIONS = ("--targets", "gate_proj|up_proj", "--keep", "0.8", "--no-progress", "--json", "--device", "cpu")
-WINDOW = 32  # tokens: what a backward pass keeps of them is to a layer what 128 are to one four times as wide
-CHARACTERS = 640  # of text: a token each
+WIDER = 32  # times its width is the MLP's: many bytes, little work
+WINDOW = 16  # tokens: what a backward pass keeps of them is to such a layer what 128 are to one of width 2048
+CHARACTERS = 480  # of text: a token each
 
 
 def main(
-    layers: Annotated[int, typer.Option(help="Layers of the random Llama.")] = 48,
-    width: Annotated[int, typer.Option(help="Its hidden size; the MLP is eight times as wide.")] = 512,
+    layers: Annotated[int, typer.Option(help="Layers of the random Llama.")] = 40,
+    width: Annotated[int, typer.Option(help="Its hidden size; the MLP is 32 times as wide.")] = 256,
     limit: Annotated[int, typer.Option(help="MiB that the command may have.")] = 640,
     budget: Annotated[int, typer.Option(help="Its --memory-budget, MiB.")] = 160,
     folder: Annotated[Path | None, typer.Option(help="On the disk to use; by default one for temporary files.")] = None,
@@ -75,7 +76,7 @@ def make_model(folder: Path, layers: int, width: int) -> int:
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=width,
-        intermediate_size=8 * width,
+        intermediate_size=WIDER * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=WINDOW,

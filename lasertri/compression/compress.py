@@ -101,8 +101,8 @@ def compress(
             killed, with the same model, text, targets and blocks, it goes on there. `Compression.journal.delete()` is
             for when the model is saved.
         resume: where False, it begins anew.
-        scratch: folder on whose disk the new layers of a model on the CPU lie, mapped into memory, as long as they live;
-            by default they are in memory.
+        scratch: folder on whose disk the new layers of a model on the CPU lie, mapped into memory, while they live; by
+            default they are in memory.
 
     Raises:
         LasertriError: an option cannot be used, a weight is not finite, the budget is too small, the text too short, or
@@ -111,6 +111,8 @@ def compress(
     check_options(keep, rank, factors, max_kl)
     if scratch is not None:
         check_path("a folder for new layers", scratch)
+        if not Path(scratch).is_dir():
+            raise LasertriError(f"expected a folder for new layers, found none at {scratch}; make it first")
     if not isinstance(model, nn.Module):
         raise LasertriError(f"expected a model of transformers, got {shown(model)}; load it by load_model")
     if not isinstance(tokenizer, PreTrainedTokenizerBase | None):

@@ -1,4 +1,4 @@
-"""A factored layer whose numbers lie in a file, mapped into memory: the system drops them there and reads them again."""
+"""A factored layer whose numbers lie in a file mapped into memory, which the system can drop and read again."""
 
 from __future__ import annotations
 
