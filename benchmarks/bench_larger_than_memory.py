@@ -35,7 +35,7 @@ MIB = 1 << 20
 OPTIONS = ("--targets", "gate_proj|up_proj", "--keep", "0.8", "--no-progress", "--json", "--device", "cpu")
 WIDER = 32  # times its width is the MLP's: many bytes, little work
 WINDOW = 16  # tokens: what a backward pass keeps of them is to such a layer what 128 are to one of width 2048
-CHARACTERS = 480  # of text: a token each
+CHARACTERS = 240  # of text: a token each
 
 
 def main(
