@@ -1,9 +1,9 @@
 """`lasertri compress` of a model larger than the memory it is given: `python -m benchmarks.bench_larger_than_memory`.
 
 A random Llama is written to disk, and the command run on it, for plain and for whitened factors: once as it is, and
-once with a limit on all of its memory, page cache too, that is below the model's size. What is recorded: the most
-memory that no file stands behind, which is what it needs, what was read from disk, and the time. Both checkpoints must
-be the same, byte for byte.
+once with a limit on all of its memory, page cache too, that is below the model's size. What is recorded, if both checkpoints are the same, byte for byte: the
+most memory that no file stands behind, which is what it needs, what was read from disk, and the time. Rows that the
+record has are left out.
 
 The limit is a control group's (version 1), which takes root; without it the needed memory must stay below the limit.
 """
@@ -27,11 +27,13 @@ import typer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.record import machine_record, write_record
+from benchmarks.edits.rows import Rows
+from benchmarks.record import RESULTS, machine_record
 from lasertri.data.neutral import neutral_text
 
 GROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 1 << 20
+KEY = ("factors", "layers", "width", "limit_MiB", "budget_MiB")
 OPTIONS = ("--targets", "gate_proj|up_proj", "--keep", "0.8", "--no-progress", "--json", "--device", "cpu")
 WIDER = 32  # times its width is the MLP's: many bytes, little work
 WINDOW = 16  # tokens: what a backward pass keeps of them is to such a layer what 128 are to one of width 2048
@@ -44,30 +46,29 @@ def main(
     limit: Annotated[int, typer.Option(help="MiB that the command may have.")] = 640,
     budget: Annotated[int, typer.Option(help="Its --memory-budget, MiB.")] = 160,
     folder: Annotated[Path | None, typer.Option(help="On the disk to use; by default one for temporary files.")] = None,
+    out: Annotated[Path, typer.Option(help="Record, one JSON row a line.")] = RESULTS
+    / "bench_larger_than_memory.jsonl",
 ) -> None:
     """Measure, print and record."""
-    machine, rows = machine_record(), list[dict[str, Any]]()
+    rows = Rows(out, KEY)
     with tempfile.TemporaryDirectory(dir=folder) as place:
         model = Path(place) / "model"
-        size = make_model(model, layers, width)
-        typer.echo(f"model {size / MIB:.0f} MiB, limit {limit} MiB, budget {budget} MiB")
+        size = round(make_model(model, layers, width) / MIB)
+        asked = {"layers": layers, "width": width, "model_MiB": size, "limit_MiB": limit, "budget_MiB": budget}
         for factors in ("plain", "whitened"):
-            made = set[str]()
-            for allowed in (None, limit):
-                out = Path(place) / f"{factors}-{allowed}"
-                forget(model)
-                row = {"factors": factors, "limit_MiB": allowed} | run(model, out, factors, budget, allowed)
-                typer.echo(", ".join(f"{name} {value}" for name, value in row.items()))
-                rows.append(row)
-                made.add(checksum(out))
-            if len(made) > 1:
-                raise SystemExit(f"{factors} factors under the limit are others than without it")
-    figures = {"model_MiB": round(size / MIB), "budget_MiB": budget, "layers": layers, "width": width, "rows": rows}
-    write_record("bench_larger_than_memory", figures, machine=machine)
-    most = max(row["anonymous_MiB"] for row in rows if row["limit_MiB"])
-    if not most < limit < size / MIB:
-        typer.echo(f"{most} MiB of memory were needed for a model of {size / MIB:.0f} MiB", err=True)
-        raise typer.Exit(1)
+            row = {"factors": factors} | asked
+            if row not in rows:
+                machine, made = machine_record(), [Path(place) / f"{factors}-{name}" for name in ("free", "limited")]
+                free = run(model, made[0], factors, budget, None)
+                typer.echo(f"{factors}, no limit: {free}")
+                limited = run(model, made[1], factors, budget, limit)
+                typer.echo(f"{factors}, limited to {limit} MiB: {limited}")
+                if checksum(made[0]) != checksum(made[1]):
+                    raise SystemExit(f"{factors} factors under the limit are others than without it")
+                rows.append(row | {"free": free, "limited": limited, "machine": machine})
+            most = rows[row]["limited"]["anonymous_MiB"]
+            if not most < limit < size:
+                raise SystemExit(f"{most} MiB of memory were needed for a model of {size} MiB, limit {limit} MiB")
 
 
 def make_model(folder: Path, layers: int, width: int) -> int:
@@ -98,6 +99,7 @@ def run(model: Path, out: Path, factors: str, budget: int, allowed: int | None) 
     command = [sys.executable, "-m", "lasertri", "compress", str(model), "-o", str(out), "--factors", factors]
     command += [*OPTIONS, "--memory-budget", str(budget / 1024), "--text", str(model / "text.txt")]
     environment = os.environ | {"LASERTRI_CACHE": str(out.with_suffix(".cache")), "HF_HUB_OFFLINE": "1"}
+    forget(model)
     peak = read = 0
     with group(allowed) as procs, tempfile.TemporaryFile("w+") as said:
         start = time.perf_counter()

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when records come to mean something else
 EVERY = 10.0  # seconds: so much work is lost at most, and no more often is a disk waited for
+HELD = 1 << 24  # bytes: nor do more of them wait in memory
 VERSIONS = ("lasertri", "torch", "transformers")
 
 Record = tuple[Tensor, ...]
@@ -179,7 +180,8 @@ class _Files:
         now = time.perf_counter()
         self._new.append((name, record, now - self._last))
         self._last = now
-        if now - self._written >= EVERY:
+        held = sum(tensor.nbytes for _, waiting, _ in self._new for tensor in waiting)
+        if now - self._written >= EVERY or held >= HELD:
             self.write()
 
     def write(self) -> None:

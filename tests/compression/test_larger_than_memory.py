@@ -8,8 +8,11 @@ import torch
 from mappings import in_a_file
 from marks import slow
 from tiny import make_model, make_tokenizer
+from typer.testing import CliRunner
 
+import lasertri.compression.compress as compression
 from lasertri import LasertriError, compress, load_model
+from lasertri.cli import app
 from lasertri.factored.layer import FactoredLinear
 
 TEXT = " ".join(["yes no a b c d e f g h i j k l m n o p q r s t u v w x y z"] * 20)
@@ -48,6 +51,15 @@ def test_a_folder_for_new_layers_is_looked_at_first(model, tmp_path):
         compress(model, factors="plain", scratch=3)
     with pytest.raises(LasertriError, match=f"expected a folder for new layers, found none at {tmp_path}/nowhere"):
         compress(model, factors="plain", scratch=tmp_path / "nowhere")
+
+
+def test_the_command_has_new_layers_lie_beside_its_output(folder, tmp_path, monkeypatch):
+    places, out = [], tmp_path / "new" / "out"
+    monkeypatch.setattr(compression, "mapped", lambda layer, place: places.append(place) or layer)
+    (tmp_path / "text").write_text(TEXT)
+    command = ["compress", folder, "--text", tmp_path / "text", "--keep", "0.6", "--factors", "plain", "-o", out]
+    assert CliRunner().invoke(app, [*map(str, command)]).exit_code == 0
+    assert set(places) == {tmp_path}
 
 
 GROWTH = """

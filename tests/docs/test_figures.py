@@ -155,6 +155,15 @@ def test_how_fast_a_start_of_pissa_is():
             )
 
 
+def test_what_a_model_larger_than_memory_takes():
+    record = json.loads((RESULTS / "bench_larger_than_memory.json").read_text(encoding="utf-8"))
+    measured = {(row["factors"], row["limit_MiB"]): row for row in record["rows"]}
+    found = table("docs/compress.md", f"| {record['model_MiB']:,} MiB of weights")
+    assert list(found) == [f"{kind}, {limit or 'no limit'}" for kind, limit in measured]
+    for cells, row in zip(found.values(), measured.values(), strict=True):
+        assert cells == [f"{row[name]:,.0f}" for name in ("anonymous_MiB", "read_MiB", "seconds")]
+
+
 def test_kernels_are_compiled_in_as_many_ways_as_the_page_says():
     record = json.loads((RESULTS / "kernel_resources.json").read_text(encoding="utf-8"))
     assert f"in {record['specialisations']:,} ways" in (ROOT / "docs/extension.md").read_text(encoding="utf-8")
