@@ -1,9 +1,9 @@
 """`lasertri compress` of a model larger than the memory it is given: `python -m benchmarks.bench_larger_than_memory`.
 
 A random Llama is written to disk, and the command run on it, for plain and for whitened factors: once as it is, and
-once with a limit on all of its memory, page cache too, that is below the model's size. What is recorded, if both checkpoints are the same, byte for byte: the
-most memory that no file stands behind, which is what it needs, what was read from disk, and the time. Rows that the
-record has are left out.
+once with a limit on all of its memory, page cache too, that is below the model's size. What is recorded, if both
+checkpoints are the same, byte for byte: the most memory that no file stands behind, which is what it needs, what was
+read from disk, and the time. Rows that the record has are left out.
 
 The limit is a control group's (version 1), which takes root; without it the needed memory must stay below the limit.
 """
