@@ -66,8 +66,8 @@ def compress_command(
     repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model, plain=True)
-    size = sum(parameter.nbytes for parameter in loaded.parameters())
-    folder.require(2 * size)  # the new layers are on that disk twice, as they were made and in the checkpoint
+    sizes = [parameter.nbytes * (1 if parameter.is_cuda else 2) for parameter in loaded.parameters()]
+    folder.require(sum(sizes))  # a layer of the CPU is on that disk as it was made, and in the checkpoint
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,

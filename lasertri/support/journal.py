@@ -142,6 +142,7 @@ class _Files:
         self.folder, self.key, self.kept, self.spared = folder, key, kept, 0.0
         self._places: dict[str, _Place] = {}
         self._new: list[tuple[str, Record, float]] = []
+        self._held = 0
         self._written, self._last, self._warned = time.perf_counter(), time.perf_counter(), False
         if not resume:
             self.delete()
@@ -180,8 +181,8 @@ class _Files:
         now = time.perf_counter()
         self._new.append((name, record, now - self._last))
         self._last = now
-        held = sum(tensor.nbytes for _, waiting, _ in self._new for tensor in waiting)
-        if now - self._written >= EVERY or held >= HELD:
+        self._held += sum(tensor.nbytes for tensor in record)
+        if now - self._written >= EVERY or self._held >= HELD:
             self.write()
 
     def write(self) -> None:
@@ -204,11 +205,11 @@ class _Files:
             if not self._warned:
                 logger.warning("%s: expected a folder for a journal, going on without: %s", self.folder, error)
             self._warned = True
-        self._new, self._written = [], time.perf_counter()
+        self._new, self._held, self._written = [], 0, time.perf_counter()
 
     def delete(self) -> None:
         """Forget all, what was left half written too."""
-        self._places, self._new = {}, []
+        self._places, self._new, self._held = {}, [], 0
         for path in self._paths(""):
             with suppress(OSError):
                 path.unlink()
