@@ -66,7 +66,8 @@ def compress_command(
     repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model, plain=True)
-    folder.require(sum(p.nbytes for p in loaded.parameters()))
+    sizes = [parameter.nbytes * (1 if parameter.is_cuda else 2) for parameter in loaded.parameters()]
+    folder.require(sum(sizes))  # a layer of the CPU is on that disk as it was made, and in the checkpoint
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,
@@ -82,6 +83,7 @@ def compress_command(
         progress=settings.progress,
         journal=journal_folder(),
         resume=resume,
+        scratch=folder.near,
     )
     written = None
     try:

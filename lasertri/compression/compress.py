@@ -20,6 +20,7 @@ from lasertri.data.neutral import neutral_text
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
+from lasertri.factored.mapped import mapped
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.journals import open_journal
@@ -35,7 +36,8 @@ from lasertri.ops.finite import all_finite
 from lasertri.ops.pairs import truncated_factors
 from lasertri.ops.reference import gradient_floor
 from lasertri.support.journal import Journal
-from lasertri.support.memory import memory_told
+from lasertri.support.memory import give_back_freed, memory_told
+from lasertri.support.paths import check_path
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,7 @@ def compress(
     progress: bool = True,
     journal: str | Path | None = None,
     resume: bool = True,
+    scratch: str | Path | None = None,
 ) -> Compression:
     """Replace weight matrices of a model, in place, by factors of lower rank. `lasertri.save` writes it.
 
@@ -98,12 +101,18 @@ def compress(
             killed, with the same model, text, targets and blocks, it goes on there. `Compression.journal.delete()` is
             for when the model is saved.
         resume: where False, it begins anew.
+        scratch: folder on whose disk the new layers of a model on the CPU lie, mapped into memory, while they live; by
+            default they are in memory.
 
     Raises:
         LasertriError: an option cannot be used, a weight is not finite, the budget is too small, the text too short, or
             the predictions move by more than `max_kl`.
     """
     check_options(keep, rank, factors, max_kl)
+    if scratch is not None:
+        check_path("a folder for new layers", scratch)
+        if not Path(scratch).is_dir():
+            raise LasertriError(f"expected a folder for new layers, found none at {scratch}; make it first")
     if not isinstance(model, nn.Module):
         raise LasertriError(f"expected a model of transformers, got {shown(model)}; load it by load_model")
     if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
@@ -147,6 +156,7 @@ def compress(
                     logger.warning("%s stays as it is: %s", target, error)
                 else:
                     priced[target] = _priced(own, width, None if worth is None else worth[target])
+                give_back_freed()
                 bar.update()
             layers = list(priced)
             ranks = _ranks(priced, KEEP if keep is None else keep, rank)
@@ -155,8 +165,9 @@ def compress(
             for i, target in enumerate(layers):
                 layer, found[target] = _compressed(model, target, store.of(target, blocks), ranks[target])
                 if layer is not None:
-                    made[target.module] = layer
+                    made[target.module] = layer if scratch is None else mapped(layer, Path(scratch))
                 store.retain((later, blocks, None) for later in layers[i + 1 :])
+                give_back_freed()
                 bar.update()
         measured = None
         if encoded is not None:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when records come to mean something else
 EVERY = 10.0  # seconds: so much work is lost at most, and no more often is a disk waited for
+HELD = 1 << 24  # bytes: nor do more of them wait in memory
 VERSIONS = ("lasertri", "torch", "transformers")
 
 Record = tuple[Tensor, ...]
@@ -141,6 +142,7 @@ class _Files:
         self.folder, self.key, self.kept, self.spared = folder, key, kept, 0.0
         self._places: dict[str, _Place] = {}
         self._new: list[tuple[str, Record, float]] = []
+        self._held = 0
         self._written, self._last, self._warned = time.perf_counter(), time.perf_counter(), False
         if not resume:
             self.delete()
@@ -179,7 +181,8 @@ class _Files:
         now = time.perf_counter()
         self._new.append((name, record, now - self._last))
         self._last = now
-        if now - self._written >= EVERY:
+        self._held += sum(tensor.nbytes for tensor in record)
+        if now - self._written >= EVERY or self._held >= HELD:
             self.write()
 
     def write(self) -> None:
@@ -202,11 +205,11 @@ class _Files:
             if not self._warned:
                 logger.warning("%s: expected a folder for a journal, going on without: %s", self.folder, error)
             self._warned = True
-        self._new, self._written = [], time.perf_counter()
+        self._new, self._held, self._written = [], 0, time.perf_counter()
 
     def delete(self) -> None:
         """Forget all, what was left half written too."""
-        self._places, self._new = {}, []
+        self._places, self._new, self._held = {}, [], 0
         for path in self._paths(""):
             with suppress(OSError):
                 path.unlink()

@@ -5,7 +5,10 @@ What has run out of memory is told in one sentence, and holds nothing of what fi
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -122,6 +125,19 @@ def _told(error: BaseException, what: str) -> str:
         f"expected memory for {what}, but {place} has too little left{size}; free some, load the model in a "
         f"narrower dtype (--dtype bfloat16), or run {other}"
     )
+
+
+def give_back_freed() -> None:
+    """Have the C library give back to the system what nothing uses; glibc keeps it, more of it with every matrix."""
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """That of glibc; others have none."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 def _release() -> None:

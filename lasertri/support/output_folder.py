@@ -70,17 +70,21 @@ class OutputFolder:
         """Itself, where it has been looked at."""
         return directory if isinstance(directory, OutputFolder) else cls(directory, overwrite=overwrite, inputs=inputs)
 
+    @property
+    def near(self) -> Path:
+        """A folder that exists, on the disk where it will be: for what the work has no memory for."""
+        return existing(self._place)
+
     def require(self, size: int) -> None:
         """Whether so many bytes will fit.
 
         Raises:
             LasertriError: they will not.
         """
-        free = shutil.disk_usage(existing(self._place)).free
+        free = shutil.disk_usage(self.near).free
         if free < size:
             raise LasertriError(
-                f"{self.given}: expected {size / 2**20:,.0f} MiB of free disk for the checkpoint, "
-                f"got {free / 2**20:,.0f} MiB"
+                f"{self.given}: expected {size / 2**20:,.0f} MiB of free disk to make it, got {free / 2**20:,.0f} MiB"
             )
 
     @contextmanager

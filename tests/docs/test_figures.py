@@ -155,6 +155,18 @@ def test_how_fast_a_start_of_pissa_is():
             )
 
 
+def test_what_a_model_larger_than_memory_takes():
+    measured = rows("bench_larger_than_memory.jsonl")
+    [(size, limit)] = {(row["model_MiB"], row["limit_MiB"]) for row in measured}
+    found = table("docs/compress.md", f"| {size:,} MiB of weights")
+    expected = {
+        f"{row['factors']}, {name}": [f"{row[key][cell]:,.0f}" for cell in ("anonymous_MiB", "read_MiB", "seconds")]
+        for row in measured
+        for key, name in (("free", "no limit"), ("limited", f"{limit} MiB in all"))
+    }
+    assert found == expected
+
+
 def test_kernels_are_compiled_in_as_many_ways_as_the_page_says():
     record = json.loads((RESULTS / "kernel_resources.json").read_text(encoding="utf-8"))
     assert f"in {record['specialisations']:,} ways" in (ROOT / "docs/extension.md").read_text(encoding="utf-8")

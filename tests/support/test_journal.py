@@ -242,6 +242,17 @@ def test_a_file_that_cannot_be_read_now_is_left_for_the_next_time(tmp_path, made
     assert len(made) == 3
 
 
+def test_no_more_than_so_many_bytes_wait_in_memory(tmp_path, made, monkeypatch):
+    monkeypatch.setattr(journal, "HELD", 48)  # a record has 16 bytes
+    with opened(tmp_path) as records:
+        found = []
+        for name in "abcd":
+            found.append(records.of(name, lambda name=name: numbers(made, float(ord(name)))))
+            assert len(files(tmp_path)) == (len(found) >= 3)
+    assert_right(kept(tmp_path, made, names="abcd"), names="abcd")
+    assert len(made) == 4
+
+
 def test_a_journal_is_deleted_alone(tmp_path, made):
     kept(tmp_path, made)
     kept(tmp_path, made, about="other work")

@@ -1,8 +1,10 @@
 """What memory does not hold is done in smaller parts, or said in a sentence that holds nothing of it."""
 
 import errno
+import platform
 import re
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import torch
 from faults import out_of_memory
 
 from lasertri.errors import TooLittleMemoryError
-from lasertri.support.memory import as_memory_allows, is_out_of_memory, memory_told
+from lasertri.support.memory import as_memory_allows, give_back_freed, is_out_of_memory, memory_told
 
 PETABYTE = 1 << 50
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"
@@ -114,3 +116,22 @@ def test_other_errors_are_left_alone(error):
     assert raised.value is error
     with pytest.raises(type(error)), memory_told():
         failing(error)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give back what is freed")
+def test_what_is_freed_is_given_back_though_what_was_made_after_it_is_still_there():
+    def anonymous():
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+    filled = [torch.ones(1 << 14) for _ in range(2000)]  # 64 KiB each, which glibc takes from its heap
+    kept = filled[::50]
+    full = anonymous()
+    del filled
+    give_back_freed()
+    assert anonymous() < full - 100
+    assert all(float(part[-1]) == 1 for part in kept)
+
+
+def test_where_the_c_library_cannot_give_back_nothing_is_done(monkeypatch):
+    monkeypatch.setattr("lasertri.support.memory._malloc_trim", lambda: None)
+    give_back_freed()
