@@ -18,7 +18,7 @@ from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
-from lasertri.model.parallel import here, low_rank, require_styles, sides_here
+from lasertri.model.parallel import here, low_rank, require_styles, sides_here, whole
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.ops import lowrank_blocks
