@@ -12,6 +12,7 @@ from torch import Tensor
 from benchmarks import tensor_cores
 from benchmarks.gpu import plain
 from benchmarks.gpu.session import Session
+from lasertri.ops.backends import BACKENDS
 from lasertri.ops.kernels.diagonal import diagonal
 from lasertri.ops.kernels.gram import gram
 from lasertri.ops.kernels.prefix_product import prefix_product
@@ -126,6 +127,10 @@ def _written(
 
 def measure(session: Session) -> None:
     """Check each kernel against its eager composition in plain torch, then time fused, eager and compiled."""
+    obstacle = BACKENDS["triton"].why_not(session.device)
+    if obstacle:
+        session.skip("kernels", obstacle)
+        return
     for case in cases(session.device, small=session.rehearsal):
         session.attempt(f"kernel {case.kernel}: {case.name}", functools.partial(_measure_case, session, case))
 
