@@ -29,6 +29,7 @@ NAMES = {  # as the README calls them, in its order
     "sentiment": "sentiment (two choices)",
     "implicatures": "what is implied (two choices)",
     "sports_understanding": "plausible sports (two choices)",
+    "truthfulqa": "TruthfulQA (two choices)",
 }
 BEFORE, AFTER, TEXT, LINES = "#6e7781", "#0a58ca", "#1f2328", "#d0d7de"
 STEP = {"fmt": "o", "color": AFTER, "markersize": 4.5, "elinewidth": 2}
@@ -54,7 +55,7 @@ def steps(record: Path) -> dict[str, list[Row]]:
 
 def picture(tasks: dict[str, list[Row]]) -> Figure:
     """One band a task, on a white ground of its own: it is read in a dark page as in a light one."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained", facecolor="white")
+    figure, axes = plt.subplots(figsize=(8, 5.6), layout="constrained", facecolor="white")
     place, ticks, ends = 0.0, [], []
     for rows in tasks.values():
         for number, row in enumerate(rows):

@@ -16,6 +16,7 @@ TASKS = {
     "sentiment": "sentiment",
     "what is implied": "implicatures",
     "plausible sports": "sports_understanding",
+    "TruthfulQA": "truthfulqa",
 }
 RECIPES = {
     "whitened, rank 64": "whitened",
@@ -101,7 +102,7 @@ def test_a_step_of_the_mlps_beside_one_of_every_linear_layer():
 
 
 def test_the_work_of_a_step_and_of_lora():
-    for method, low, high in (("step", 7, 9), ("lora", 32, 38)):
+    for method, low, high in (("step", 7, 11), ("lora", 32, 38)):
         work = [row["forward_equivalents"] for task in TASKS.values() for row in steps(method, task)]
         assert (min(work), max(work)) == (low, high)
         for page in ("docs/benchmarks.md", "docs/faq.md"):
