@@ -33,9 +33,9 @@ def rows(name):
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
-def steps(method, task, *, seeds=range(5)):
-    """A method's rows of a task in FP32."""
-    wanted = [r for r in rows("bench_edits.jsonl") if (r["method"], r["task"], r["dtype"]) == (method, task, "float32")]
+def steps(method, task, *, seeds=range(5), dtype="float32"):
+    """A method's rows of a task."""
+    wanted = [r for r in rows("bench_edits.jsonl") if (r["method"], r["task"], r["dtype"]) == (method, task, dtype)]
     return [row for row in wanted if row["seed"] in seeds]
 
 
@@ -99,6 +99,15 @@ def test_a_step_of_the_mlps_beside_one_of_every_linear_layer():
         seeds = {row["seed"] for row in steps("step-all", TASKS[name])}
         assert says(mlps, steps("step", TASKS[name], seeds=seeds), "held_out")
         assert says(every, steps("step-all", TASKS[name]), "held_out")
+
+
+def test_a_step_in_bf16():
+    columns = ("step", "float32"), ("step", "bfloat16"), ("step-merged", "bfloat16")
+    for name, cells in table("docs/serving.md", "BF16, merged").items():
+        for cell, (method, dtype) in zip(cells, columns, strict=True):
+            found = steps(method, TASKS[name], dtype=dtype)
+            assert len(found) == 5
+            assert says(cell, found, "held_out")
 
 
 def test_the_work_of_a_step_and_of_lora():
