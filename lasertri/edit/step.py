@@ -21,7 +21,7 @@ from lasertri.model.calls import Call, led
 from lasertri.model.parallel import here, low_rank, require_styles, sides_here, whole
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
-from lasertri.ops import lowrank_blocks
+from lasertri.ops.krylov import leading_values
 from lasertri.ops.pairs import singular
 from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
@@ -172,13 +172,12 @@ class Step(Edit):
         spectra = []
         for target in sorted(sizes, key=lambda own: sizes[own], reverse=True)[:MOST]:
             left, right = self.factors[target]
-            values = {"step": singular(left, right)[1][None]}
+            values, change = {"step": singular(left, right)[1]}, None
             if not target.is_quantised(model):
                 weight = target.view(whole(target.parameter(model)))
-                precision = "float64" if weight.dtype == torch.float64 else "float32"
-                known = lowrank_blocks(weight, rank=values["step"].shape[1], precision=precision)
-                values = {"weight": known.sigma, **values}
-            spectra.append(Spectrum.of(target, sizes[target] if "weight" in values else None, values))
+                values = {"weight": leading_values(weight, len(values["step"])), **values}
+                change = sizes[target] if values["weight"].any() else None  # of nothing it is no share
+            spectra.append(Spectrum.of(target, change, values))
         return spectra
 
     def to_dict(self) -> dict[str, object]:

@@ -244,6 +244,16 @@ def test_what_is_added_is_shown_beside_the_weights_it_changes_most(architecture,
             torch.testing.assert_close(known, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
 
 
+def test_of_a_weight_of_zeros_a_step_is_no_share():
+    model = make_model("llama")
+    target = find_linear_layers(model)[0]
+    with torch.no_grad():
+        target.parameter(model).zero_()
+    step = Step("plain", 2, 1.0, {target: (torch.eye(target.shape[0], 2), torch.eye(2, target.shape[1]))})
+    [found] = step.singular_values(model)
+    assert (found.change, found.values) == (None, {"weight": [0, 0], "step": [1, 1]})
+
+
 def test_of_a_quantised_weight_the_step_is_shown_alone():
     model = make_model("llama")
     step = a_step(model, "llama")
