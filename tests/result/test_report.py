@@ -203,6 +203,10 @@ def test_whose_singular_values_are_shown_is_said(result, stepped):
     assert ("what is added to a matrix, beside the largest of its own" in page) is (stepped["edit"]["kind"] == "step")
     assert "that change most" not in page
     assert "for the 2 of 9 that change most" in render(stepped | {"matrices": 9})
+    first, *others = stepped["spectra"]
+    *_, values = first["values"].items()
+    alone = render(stepped | {"spectra": [first | {"values": dict([values])}, *others]})
+    assert all(f"</span> {name}</li>" in alone for name in others[0]["values"])
     assert "before and after; over blocks of rows, their root mean square" in render(result)
     refined = stepped | {"edit": stepped["edit"] | {"kind": "refine"}, "spectra": result["spectra"]}
     assert "what the adapter adds to a matrix, before and after" in render(refined)
