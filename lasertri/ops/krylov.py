@@ -30,10 +30,11 @@ def leading_values(matrix: Tensor, rank: int) -> Tensor:
     with solvers_named():
         basis = leading_vectors(short, rank, dtype, roughly=True)
         if basis is None:
-            values = torch.linalg.eigvalsh(gram(short, compute=torch.float64))[0, -rank:]
+            values: Tensor = torch.linalg.eigvalsh(gram(short, compute=torch.float64))[0, -rank:]
             return values.clamp(min=0).sqrt().flip(0)
     coordinates = [basis.mT.to(dtype) @ short[..., columns].to(dtype) for columns in panels(short)]
-    return torch.cat(coordinates, dim=-1)[0].double().norm(dim=-1).sort(descending=True).values
+    norms: Tensor = torch.linalg.vector_norm(torch.cat(coordinates, dim=-1)[0].double(), dim=-1)
+    return norms.sort(descending=True).values
 
 
 def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype, *, roughly: bool = False) -> Tensor | None:
