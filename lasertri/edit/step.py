@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,16 +17,19 @@ from lasertri.edit.edit import CONFIG_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin, as_parameters
 from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
+from lasertri.errors import NotConvergedError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.parallel import here, low_rank, require_styles, sides_here, whole
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
-from lasertri.ops import lowrank_blocks
+from lasertri.ops.krylov import leading_values
 from lasertri.ops.pairs import singular
 from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
+
+logger = logging.getLogger(__name__)
 
 REFINED = "refined"  # the direction of an adapter of others
 
@@ -172,13 +176,16 @@ class Step(Edit):
         spectra = []
         for target in sorted(sizes, key=lambda own: sizes[own], reverse=True)[:MOST]:
             left, right = self.factors[target]
-            values = {"step": singular(left, right)[1][None]}
+            values, change = {"step": singular(left, right)[1]}, None
             if not target.is_quantised(model):
                 weight = target.view(whole(target.parameter(model)))
-                precision = "float64" if weight.dtype == torch.float64 else "float32"
-                known = lowrank_blocks(weight, rank=values["step"].shape[1], precision=precision)
-                values = {"weight": known.sigma, **values}
-            spectra.append(Spectrum.of(target, sizes[target] if "weight" in values else None, values))
+                try:
+                    values = {"weight": leading_values(weight, len(values["step"])), **values}
+                except NotConvergedError as error:  # other processes may go on, and ask all for the next weight
+                    logger.warning("%s: the step is shown without the weight: %s", target, error)
+                else:
+                    change = sizes[target] if values["weight"].any() else None  # of nothing it is no share
+            spectra.append(Spectrum.of(target, change, values))
         return spectra
 
     def to_dict(self) -> dict[str, object]:

@@ -223,10 +223,11 @@ def spectrum(shown: dict[str, Any]) -> Figure:
         if name in ("before", "weight"):
             look = {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--", "zorder": 3}
         axes.plot(shown["places"], drawn, **look)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    if lowest > 0:  # else there is nothing that a logarithm could be taken of
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8)
     axes.set_title(_end(shown["target"], 44))
     axes.set_xlabel("singular values, from the largest" + _share(shown["change"]))

@@ -60,6 +60,7 @@ def render(result: dict[str, Any]) -> str:
         questions=questions(result),
         aside="" if result["side_effects"] is None else aside([result, *result["further"]]),
         shown=shown,
+        lines=max((each["values"] for each in shown), key=len, default=()),  # some are of a step alone
         weights=_weights(result, shown),
         legend=legend,
         given=_given(result["settings"]),

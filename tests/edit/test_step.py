@@ -13,6 +13,7 @@ from lasertri import Edit, LasertriError
 from lasertri.edit.adapter import WEIGHTS_NAME
 from lasertri.edit.edit import CONFIG_NAME
 from lasertri.edit.step import Step
+from lasertri.errors import NotConvergedError
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
 
@@ -242,6 +243,32 @@ def test_what_is_added_is_shown_beside_the_weights_it_changes_most(architecture,
             expected = torch.linalg.svdvals(matrix)[: len(one.places)]
             known = torch.tensor(one.values[name]).double()
             torch.testing.assert_close(known, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
+
+
+def test_of_a_weight_of_zeros_a_step_is_no_share():
+    model = make_model("llama")
+    target = find_linear_layers(model)[0]
+    with torch.no_grad():
+        target.parameter(model).zero_()
+    step = Step("plain", 2, 1.0, {target: (torch.eye(target.shape[0], 2), torch.eye(2, target.shape[1]))})
+    [found] = step.singular_values(model)
+    assert (found.change, found.values) == (None, {"weight": [0, 0], "step": [1, 1]})
+
+
+def test_a_weight_that_does_not_converge_leaves_the_others_shown(monkeypatch, caplog):
+    tried = []
+
+    def leading(weight, rank):
+        tried.append(weight)
+        if len(tried) == 1:
+            raise NotConvergedError("no solver converges")
+        return torch.ones(rank)
+
+    monkeypatch.setattr("lasertri.edit.step.leading_values", leading)
+    model = make_model("llama")
+    found = a_step(model, "llama").singular_values(model)
+    assert [[*one.values] for one in found] == [["step"], ["weight", "step"], ["weight", "step"]]
+    assert f"{found[0].target}: the step is shown without the weight: no solver converges" in caplog.text
 
 
 def test_of_a_quantised_weight_the_step_is_shown_alone():

@@ -193,11 +193,20 @@ def test_singular_values_are_drawn_as_far_as_they_are_of_a_size_that_shows():
     assert axes.get_xlabel().endswith("change: 31 % of the matrix’s norm")
 
 
+def test_singular_values_that_are_all_zero_have_no_logarithm():
+    [axes] = spectrum({"target": "h.0.fc", "change": 0.0, "places": [1], "values": {"before": [0], "after": [0]}}).axes
+    assert axes.get_yscale() == "linear"
+
+
 def test_whose_singular_values_are_shown_is_said(result, stepped):
     page = render(stepped)
     assert ("what is added to a matrix, beside the largest of its own" in page) is (stepped["edit"]["kind"] == "step")
     assert "that change most" not in page
     assert "for the 2 of 9 that change most" in render(stepped | {"matrices": 9})
+    first, *others = stepped["spectra"]
+    *_, values = first["values"].items()
+    alone = render(stepped | {"spectra": [first | {"values": dict([values])}, *others]})
+    assert all(f"</span> {name}</li>" in alone for name in others[0]["values"])
     assert "before and after; over blocks of rows, their root mean square" in render(result)
     refined = stepped | {"edit": stepped["edit"] | {"kind": "refine"}, "spectra": result["spectra"]}
     assert "what the adapter adds to a matrix, before and after" in render(refined)
