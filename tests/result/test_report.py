@@ -193,11 +193,19 @@ def test_singular_values_are_drawn_as_far_as_they_are_of_a_size_that_shows():
     assert axes.get_xlabel().endswith("change: 31 % of the matrix’s norm")
 
 
+@pytest.mark.parametrize("small", [1e-6, 0.0])
+def test_a_step_is_drawn_however_small_it_is_beside_the_weight(small):
+    values = {"weight": [4.0, 2.0], "step": [2 * small, small]}
+    [axes] = spectrum({"target": "h.0.fc", "change": 0.0, "places": [1, 2], "values": values}).axes
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2 * small, small] if small else [np.nan, np.nan])
+
+
 def test_whose_singular_values_are_shown_is_said(result, stepped):
     page = render(stepped)
     assert ("what is added to a matrix, beside the largest of its own" in page) is (stepped["edit"]["kind"] == "step")
-    assert "that change most" not in page
-    assert "for the 2 of 9 that change most" in render(stepped | {"matrices": 9})
+    most = "that change most" if stepped["edit"]["kind"] == "step" else "whose values move most"
+    assert most not in page
+    assert f"for the 2 of 9 {most}" in render(stepped | {"matrices": 9})
     assert "before and after; over blocks of rows, their root mean square" in render(result)
     refined = stepped | {"edit": stepped["edit"] | {"kind": "refine"}, "spectra": result["spectra"]}
     assert "what the adapter adds to a matrix, before and after" in render(refined)
