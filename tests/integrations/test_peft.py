@@ -130,12 +130,12 @@ def test_with_lora_ga_the_model_gives_what_it_gave(dtype):
         (
             "llama",
             along_gradient(["embed_tokens"]),
-            "expected linear layers alone, .* for LoRA-GA, got model.embed_tokens",
+            "expected linear layers alone, .* got model.embed_tokens",
         ),
         (
             "mixtral",
             along_gradient("all-linear"),
-            "expected linear layers alone, .* for LoRA-GA, got model.layers.0.mlp",
+            "expected linear layers alone, .* got model.layers.0.mlp",
         ),
     ],
 )
@@ -161,11 +161,6 @@ def test_lora_ga_refuses_a_model_that_has_adapters_and_leaves_them():
 
 
 def test_lora_ga_reads_its_options_as_adapt_does():
+    config, options = along_gradient("all-linear"), {"tokenizer": make_tokenizer(), "batch_size": 0}
     with pytest.raises(LasertriError, match="expected batch_size of at least 1, got 0"):
-        lora_ga(
-            make_model("llama"),
-            along_gradient("all-linear"),
-            make_samples(12),
-            tokenizer=make_tokenizer(),
-            batch_size=0,
-        )
+        lora_ga(make_model("llama"), config, make_samples(12), **options)
