@@ -66,6 +66,13 @@ def test_new_layers_take_no_more_room_than_is_asked_for(options, share):
     assert 0 < sum(parameter.nbytes for layer in made for parameter in layer.parameters()) <= room
 
 
+def test_what_is_compressed_already_is_said():
+    model = make_model("llama")
+    compress(model, factors="plain", rank=0.3, progress=False)
+    with pytest.raises(LasertriError, match="expected MLP matrices .* and 9 layers that are factors already"):
+        compress(model, factors="plain", progress=False)
+
+
 def test_the_command_has_new_layers_lie_beside_its_output(folder, tmp_path, monkeypatch):
     places, out = [], tmp_path / "new" / "out"
     monkeypatch.setattr(compression, "mapped", lambda layer, place: places.append(place) or layer)
