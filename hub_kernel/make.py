@@ -88,7 +88,12 @@ def main(out: Path) -> None:
     """Make the kernel's folder OUT, which must not exist yet."""
     if out.exists():
         raise typer.BadParameter(f"expected a folder that does not exist, got {out}; give another, or remove it")
-    make(out)
+    try:
+        make(out)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        problem = error.strerror or error  # which copying a whole folder does not give
+        raise typer.BadParameter(f"expected a folder that can be written, got {out}: {problem}") from error
     typer.echo(f"{out}: `kernels.get_local_kernel` loads it")
 
 

@@ -54,7 +54,7 @@ def compress_command(
 
     lasertri eval measures how well it still does a task.
     """
-    from lasertri.compression.compress import check_options, compress
+    from lasertri.compression.compress import check_options, compress, room_for_layers
     from lasertri.factors.journals import journal_folder
     from lasertri.model.checkpoint import rebuilt, save
     from lasertri.result.card import Base, Made, compression_card
@@ -66,8 +66,9 @@ def compress_command(
     repository = pushing.checked(model, overwrite=overwrite)
     text = source.read(model, fields, revision=loading.revision)
     loaded, tokenizer = loading.load(model, plain=True)
-    sizes = [parameter.nbytes * (1 if parameter.is_cuda else 2) for parameter in loaded.parameters()]
-    folder.require(sum(sizes))  # a layer of the CPU is on that disk as it was made, and in the checkpoint
+    size = sum(parameter.nbytes for parameter in loaded.parameters())
+    # what is new is on that disk as it was made, and once more in the checkpoint
+    folder.require(size + room_for_layers(loaded, keep=keep, rank=rank, targets=settings.targets))
     rebuilt(loaded, tokenizer)
     result = compress(
         loaded,

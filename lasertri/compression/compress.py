@@ -20,7 +20,7 @@ from lasertri.data.neutral import neutral_text
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factored.exchange import exchange, exchanged, factored, linear_at, numbers, pays
 from lasertri.factored.layer import FactoredLinear
-from lasertri.factored.mapped import mapped
+from lasertri.factored.mapped import mapped, require_writable
 from lasertri.factors.budget import budget_for
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.journals import open_journal
@@ -111,8 +111,7 @@ def compress(
     check_options(keep, rank, factors, max_kl)
     if scratch is not None:
         check_path("a folder for new layers", scratch)
-        if not Path(scratch).is_dir():
-            raise LasertriError(f"expected a folder for new layers, found none at {scratch}; make it first")
+        require_writable(Path(scratch))
     if not isinstance(model, nn.Module):
         raise LasertriError(f"expected a model of transformers, got {shown(model)}; load it by load_model")
     if not isinstance(tokenizer, PreTrainedTokenizerBase | None):
@@ -180,6 +179,13 @@ def compress(
     matrices = [found[target] if target in found else _left(target, model, blocks) for target in chosen]
     parameters, nbytes = zip(size, _size(model), strict=True)
     return Compression(factors, matrices, parameters, nbytes, measured, kept)
+
+
+def room_for_layers(model: PreTrainedModel, *, keep: float | None, rank: float | None, targets: str | None) -> int:
+    """Bytes that the new layers of a model take at most where `compress` has them in `scratch`."""
+    share = 1.0 if rank is not None else KEEP if keep is None else keep
+    weights = [target.parameter(model) for target in find_targets(model, targets) if target.is_layer(model)]
+    return int(share * sum(weight.nbytes for weight in weights if weight.device.type == "cpu"))
 
 
 def _content(model: nn.Module, text: EncodedText | None, layers: Sequence[Target], blocks: int) -> list[object]:

@@ -14,6 +14,19 @@ from lasertri.support.shown import failure
 from lasertri.support.workspace import workspace
 
 
+def require_writable(place: Path) -> None:
+    """Find out before the work whether factors can be moved here.
+
+    Raises:
+        LasertriError: they cannot.
+    """
+    try:
+        with workspace(place):
+            return
+    except OSError as error:
+        raise _unwritable(place, error) from error
+
+
 def mapped(layer: FactoredLinear, place: Path) -> FactoredLinear:
     """The layer, its factors moved to a file on the file system of this folder, unless they are on a GPU.
 
@@ -31,5 +44,9 @@ def mapped(layer: FactoredLinear, place: Path) -> FactoredLinear:
             save_file(own, path)
             layer.load_state_dict(load_file(path), assign=True, strict=False)
     except (OSError, SafetensorError) as error:
-        raise LasertriError(f"{place}: expected a folder that factors can be written to: {failure(error)}") from error
+        raise _unwritable(place, error) from error
     return layer
+
+
+def _unwritable(place: Path, error: Exception) -> LasertriError:
+    return LasertriError(f"{place}: expected a folder that factors can be written to: {failure(error)}")

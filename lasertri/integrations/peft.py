@@ -20,10 +20,12 @@ from lasertri.data.files import SampleSource, as_samples
 from lasertri.errors import LasertriError
 from lasertri.factors.budget import budget_for
 from lasertri.language.samples import EncodedSamples
+from lasertri.model.editable import require_editable
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target, find_linear_layers
 from lasertri.ops import lowrank_blocks
 from lasertri.search.problem import tokenizer_of
+from lasertri.search.settings import Settings
 from lasertri.search.tokens import Room, Tokens, gather_tokens
 from lasertri.support.shown import shown
 
@@ -84,21 +86,27 @@ def lora_ga(
         tokenizer, delimiter, chat, batch_size: as for `adapt`.
 
     Raises:
-        LasertriError: the input cannot be used, or no gradient reaches a layer, or one is not finite; the model is
-            then as it was.
+        LasertriError: the input cannot be used, or no gradient reaches a layer, or one is not finite.
+        ValueError: of peft, such as that no module has a name of `target_modules`.
+            Either way the model is then as it was.
     """
+    if not isinstance(config, LoraConfig):
+        raise LasertriError(f"expected a LoraConfig of peft, got {shown(config)}")
     if str(config.init_lora_weights) != "lora_ga" or config.lora_ga_config is None:
         raise LasertriError(
             "expected a LoraConfig with init_lora_weights='lora_ga' and lora_ga_config=LoraGAConfig(), got "
             f"init_lora_weights={shown(config.init_lora_weights)}; give both"
         )
+    tokenizer = tokenizer_of(model, tokenizer)
+    require_editable(model)  # before peft looks at it, which takes adapters out of a model that has some
+    asked = Settings(delimiter=delimiter, chat=chat, batch_size=batch_size)
     encoded = EncodedSamples(
         as_samples(samples),
         model=model,
-        tokenizer=tokenizer_of(model, tokenizer),
-        delimiter=delimiter,
-        chat=chat,
-        batch_size=batch_size,
+        tokenizer=tokenizer,
+        delimiter=asked.delimiter,
+        chat=asked.chat,
+        batch_size=asked.batch_size,
     )
     tokens = _tokens(model, encoded, _layers(model, config))
     adapted = get_peft_model(model, config)  # without a gradient peft starts adapters that add nothing
@@ -122,7 +130,9 @@ def _layers(model: PreTrainedModel, config: LoraConfig) -> list[Target]:
     known = {target.module: target for target in find_linear_layers(model, ".") if target.expert is None}
     for path, layer in layers.items():
         if path not in known:
-            raise LasertriError(f"expected linear layers alone for LoRA-GA, got {path}; leave it out of the config")
+            raise LasertriError(
+                f"expected linear layers alone, and not the head, for LoRA-GA, got {path}; leave it out of the config"
+            )
         shape, rank = known[path].shape, layer.r["default"]
         if 2 * rank > min(shape):
             raise LasertriError(

@@ -190,7 +190,11 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
             for (name, shape), count in seen.items()
         )
         listing = listed(matrices_seen, between="; ") or "no matrices"
-        raise LasertriError(f"expected {wanted}, saw {listing}; name targets with a regular expression (--targets)")
+        count = sum(isinstance(module, FactoredLinear) for module in model.modules())
+        others_seen = f", and {count} layers that are factors already" if count else ""
+        raise LasertriError(
+            f"expected {wanted}, saw {listing}{others_seen}; name targets with a regular expression (--targets)"
+        )
     for target in chosen:
         target.require_plain(model)
     return sorted(chosen, key=lambda target: target.layer)

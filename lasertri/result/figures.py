@@ -44,7 +44,7 @@ STYLE: dict[Any, Any] = {
     **{"axes.edgecolor": LIGHT["soft"], "axes.facecolor": "none", "grid.color": LIGHT["line"]},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
 }
-LEAST = 1e-3  # of the largest value: smaller singular values are not drawn
+LEAST = 1e-3  # of the largest of a line: smaller singular values are not drawn
 WIDTH = 3.7  # inches: what a telephone shows unscaled
 
 
@@ -216,14 +216,13 @@ def spectrum(shown: dict[str, Any]) -> Figure:
     """Singular values of one matrix, largest first: dashed those that it had, and those that the edit makes."""
     figure = Figure(figsize=(WIDTH, 3.1), layout="constrained")
     axes = figure.subplots()
-    lowest = LEAST * max(max(values) for values in shown["values"].values())
     for name, values in shown["values"].items():
-        drawn = [value if value >= lowest else math.nan for value in values]
+        drawn = [value if value > 0 and value >= LEAST * max(values) else math.nan for value in values]
         look: dict[str, Any] = {"color": LIGHT["s1"], "linewidth": 2.2, "marker": ".", "markersize": 4}
         if name in ("before", "weight"):
             look = {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--", "zorder": 3}
         axes.plot(shown["places"], drawn, **look)
-    if lowest > 0:  # else there is nothing that a logarithm could be taken of
+    if any(map(any, shown["values"].values())):  # else there is nothing that a logarithm could be taken of
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

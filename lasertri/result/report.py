@@ -102,9 +102,11 @@ def page(template: str, pictures: dict[str, list[Figure]], **values: Any) -> str
 def _weights(result: dict[str, Any], shown: list[dict[str, Any]]) -> str:
     """Whose singular values are shown."""
     matrices = result["matrices"]
-    whole = "" if len(shown) == matrices else f", for the {len(shown)} of {matrices} that change most"
+    few = "" if len(shown) == matrices else f", for the {len(shown)} of {matrices}"
     if any("step" in each["values"] for each in shown):
+        whole = few and f"{few} that change most"
         return f"The singular values of what is added to a matrix, beside the largest of its own{whole}."
+    whole = few and f"{few} whose values move most"
     if result["edit"] is not None and result["edit"]["kind"] == "refine":
         return f"The singular values of what the adapter adds to a matrix, before and after{whole}."
     parts = "; over blocks of rows, their root mean square" if any(each["blocks"] > 1 for each in shown) else ""

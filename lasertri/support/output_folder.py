@@ -84,7 +84,8 @@ class OutputFolder:
         free = shutil.disk_usage(self.near).free
         if free < size:
             raise LasertriError(
-                f"{self.given}: expected {size / 2**20:,.0f} MiB of free disk to make it, got {free / 2**20:,.0f} MiB"
+                f"{self.given}: expected {size / 2**20:,.0f} MiB of free disk, got {free / 2**20:,.0f} MiB; free some, "
+                "or choose a folder on another disk"
             )
 
     @contextmanager

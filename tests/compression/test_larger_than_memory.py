@@ -49,8 +49,28 @@ def test_weights_and_new_layers_lie_in_files_and_are_what_they_would_be_in_memor
 def test_a_folder_for_new_layers_is_looked_at_first(model, tmp_path):
     with pytest.raises(LasertriError, match="expected a folder for new layers, got 3"):
         compress(model, factors="plain", scratch=3)
-    with pytest.raises(LasertriError, match=f"expected a folder for new layers, found none at {tmp_path}/nowhere"):
-        compress(model, factors="plain", scratch=tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    for name, problem in (("nowhere", "No such file or directory"), ("file", "Not a directory")):
+        with pytest.raises(LasertriError, match=f"{name}: expected a folder that factors can be written to: {problem}"):
+            compress(model, factors="plain", scratch=tmp_path / name)
+
+
+@pytest.mark.parametrize(("options", "share"), [({}, 0.9), ({"keep": 0.5}, 0.5), ({"rank": 0.5}, 1.0)])
+def test_new_layers_take_no_more_room_than_is_asked_for(options, share):
+    model = make_model("llama")
+    targets = [weight for name, weight in model.named_parameters() if "mlp" in name]
+    room = compression.room_for_layers(model, **({"keep": None, "rank": None, "targets": None} | options))
+    assert room == int(share * sum(weight.nbytes for weight in targets))
+    compress(model, factors="plain", progress=False, **options)
+    made = [layer for layer in model.modules() if isinstance(layer, FactoredLinear)]
+    assert 0 < sum(parameter.nbytes for layer in made for parameter in layer.parameters()) <= room
+
+
+def test_what_is_compressed_already_is_said():
+    model = make_model("llama")
+    compress(model, factors="plain", rank=0.3, progress=False)
+    with pytest.raises(LasertriError, match="expected MLP matrices .* and 9 layers that are factors already"):
+        compress(model, factors="plain", progress=False)
 
 
 def test_the_command_has_new_layers_lie_beside_its_output(folder, tmp_path, monkeypatch):

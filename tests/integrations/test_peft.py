@@ -123,10 +123,20 @@ def test_with_lora_ga_the_model_gives_what_it_gave(dtype):
 @pytest.mark.parametrize(
     ("architecture", "config", "message"),
     [
+        ("llama", LoraGAConfig(), "expected a LoraConfig of peft, got LoraGAConfig"),
+        ("llama", along_gradient(["lm_head"]), "and not the head, for LoRA-GA, got lm_head"),
         ("llama", LoraConfig(target_modules="all-linear"), "expected a LoraConfig with init_lora_weights='lora_ga'"),
         ("llama", along_gradient("all-linear", r=9), r"expected r of at most \d for .*, got r=9; lower it"),
-        ("llama", along_gradient(["embed_tokens"]), "expected linear layers alone for LoRA-GA, got model.embed_tokens"),
-        ("mixtral", along_gradient("all-linear"), "expected linear layers alone for LoRA-GA, got model.layers.0.mlp"),
+        (
+            "llama",
+            along_gradient(["embed_tokens"]),
+            "expected linear layers alone, .* got model.embed_tokens",
+        ),
+        (
+            "mixtral",
+            along_gradient("all-linear"),
+            "expected linear layers alone, .* got model.layers.0.mlp",
+        ),
     ],
 )
 def test_what_lora_ga_cannot_start_is_refused_and_the_model_left_as_it_was(architecture, config, message):
@@ -136,3 +146,21 @@ def test_what_lora_ga_cannot_start_is_refused_and_the_model_left_as_it_was(archi
     before = dict(untouched.named_parameters())
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [*before]
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_lora_ga_refuses_a_model_that_has_adapters_and_leaves_them():
+    model, samples, tokenizer = make_model("llama"), make_samples(12), make_tokenizer()
+    adapted = lora_ga(model, along_gradient("all-linear"), samples, tokenizer=tokenizer)
+    before = {name: parameter.clone() for name, parameter in adapted.named_parameters()}
+    for given in (model, adapted):
+        with pytest.raises(LasertriError, match="expected a model without adapters, got one with peft's"):
+            lora_ga(given, along_gradient("all-linear"), samples, tokenizer=tokenizer)
+    after = dict(adapted.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], parameter) for name, parameter in before.items())
+
+
+def test_lora_ga_reads_its_options_as_adapt_does():
+    config, options = along_gradient("all-linear"), {"tokenizer": make_tokenizer(), "batch_size": 0}
+    with pytest.raises(LasertriError, match="expected batch_size of at least 1, got 0"):
+        lora_ga(make_model("llama"), config, make_samples(12), **options)

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import errno
 import hashlib
 import json
 import runpy
@@ -19,6 +20,7 @@ from lasertri.ops.namespace import NAMESPACE
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))
+import hub_kernel.make  # noqa: E402
 from hub_kernel.make import main, make  # noqa: E402
 
 kernels = pytest.importorskip("kernels")
@@ -91,6 +93,16 @@ def test_kernel_builder_finds_every_source(folder):
 def test_a_folder_that_exists_is_left_alone(tmp_path):
     with pytest.raises(typer.BadParameter, match="a folder that does not exist"):
         main(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_nothing_left(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub_kernel.make, "write", full)
+    with pytest.raises(typer.BadParameter, match="kernel: No space left on device"):
+        main(tmp_path / "kernel")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

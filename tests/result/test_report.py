@@ -198,11 +198,19 @@ def test_singular_values_that_are_all_zero_have_no_logarithm():
     assert axes.get_yscale() == "linear"
 
 
+@pytest.mark.parametrize("small", [1e-6, 0.0])
+def test_a_step_is_drawn_however_small_it_is_beside_the_weight(small):
+    values = {"weight": [4.0, 2.0], "step": [2 * small, small]}
+    [axes] = spectrum({"target": "h.0.fc", "change": 0.0, "places": [1, 2], "values": values}).axes
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), [2 * small, small] if small else [np.nan, np.nan])
+
+
 def test_whose_singular_values_are_shown_is_said(result, stepped):
     page = render(stepped)
     assert ("what is added to a matrix, beside the largest of its own" in page) is (stepped["edit"]["kind"] == "step")
-    assert "that change most" not in page
-    assert "for the 2 of 9 that change most" in render(stepped | {"matrices": 9})
+    most = "that change most" if stepped["edit"]["kind"] == "step" else "whose values move most"
+    assert most not in page
+    assert f"for the 2 of 9 {most}" in render(stepped | {"matrices": 9})
     first, *others = stepped["spectra"]
     *_, values = first["values"].items()
     alone = render(stepped | {"spectra": [first | {"values": dict([values])}, *others]})
