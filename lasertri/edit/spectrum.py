@@ -24,7 +24,7 @@ class Spectrum:
         blocks: of its rows; over several, the values are root mean squares, whose squares add up to the matrix's.
         change: norm of what the edit adds to it, as a share of its own; None where it has no numbers of its own.
         places: whose values they are, from 1, the largest.
-        values: "before" and "after", or those of the "weight" and of the "step" that is added to it.
+        values: "before" and "after", or those of the "step" that is added.
     """
 
     target: str

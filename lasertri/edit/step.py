@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,19 +16,15 @@ from lasertri.edit.edit import CONFIG_NAME, Edit, weights_in_place, write_config
 from lasertri.edit.origin import Origin, as_parameters
 from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
-from lasertri.errors import NotConvergedError
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
 from lasertri.model.parallel import here, low_rank, require_styles, sides_here, whole
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
-from lasertri.ops.krylov import leading_values
 from lasertri.ops.pairs import singular
 from lasertri.support.memory import as_memory_allows
 from lasertri.support.shown import LONGEST, shown
 from lasertri.version import __version__
-
-logger = logging.getLogger(__name__)
 
 REFINED = "refined"  # the direction of an adapter of others
 
@@ -171,21 +166,14 @@ class Step(Edit):
         return cls(direction, rank, size, read_adapter(directory, targets, origin), origin=origin)
 
     def singular_values(self, model: nn.Module) -> list[Spectrum]:
-        """See `Edit`; as many of the weight as the step has, which are found without the others."""
-        sizes = {target: _change(target, pair, model) for target, pair in self.factors.items()}
+        """See `Edit`; of what is added alone: those of the weights are not soon had."""
+        norms = {target: _norms(target, pair, model) for target, pair in self.factors.items()}
+        order = sorted(norms, key=lambda target: norms[target][0] / (norms[target][1] or 1.0), reverse=True)
         spectra = []
-        for target in sorted(sizes, key=lambda own: sizes[own], reverse=True)[:MOST]:
-            left, right = self.factors[target]
-            values, change = {"step": singular(left, right)[1]}, None
-            if not target.is_quantised(model):
-                weight = target.view(whole(target.parameter(model)))
-                try:
-                    values = {"weight": leading_values(weight, len(values["step"])), **values}
-                except NotConvergedError as error:  # other processes may go on, and ask all for the next weight
-                    logger.warning("%s: the step is shown without the weight: %s", target, error)
-                else:
-                    change = sizes[target] if values["weight"].any() else None  # of nothing it is no share
-            spectra.append(Spectrum.of(target, change, values))
+        for target in order[:MOST]:
+            added, own = norms[target]
+            values = {"step": singular(*self.factors[target])[1]}
+            spectra.append(Spectrum.of(target, added / own if own else None, values))
         return spectra
 
     def to_dict(self) -> dict[str, object]:
@@ -202,12 +190,11 @@ class Step(Edit):
         return (weight + change).to(weight.dtype)  # added in the wider dtype of the two
 
 
-def _change(target: Target, factors: tuple[Tensor, Tensor], model: nn.Module) -> float:
-    """Norm of what is added to a layer, as a share of its weight's; of a quantised one the norm alone."""
+def _norms(target: Target, factors: tuple[Tensor, Tensor], model: nn.Module) -> tuple[float, float]:
+    """Of what is added to a layer, and of its weight; 0 of a quantised one."""
     left, right = (side.double() for side in factors)
     added = float(((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0).sqrt())
     if target.is_quantised(model):
-        return added
+        return added, 0.0
     weight = target.part(whole(target.parameter(model)))
-    norm = torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
-    return added / (float(norm) or 1.0)
+    return added, float(torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)))

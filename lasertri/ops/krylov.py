@@ -5,39 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lasertri.ops.converging import solvers_named
-from lasertri.ops.products import gram, panels
+from lasertri.ops.products import panels
 
 MARGIN = 8  # columns of a block beyond the rank
 ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it is as fast
 SHORTEST = 512  # side; below, the same
 SETTLED = 1e-7  # of the squares that are left: an iteration that captures no more of them is the last
-ROUGHLY = 1e-4  # the same, where the values alone are wanted, to look at
 
 
-def leading_values(matrix: Tensor, rank: int) -> Tensor:
-    """The largest singular values `[rank]` of a matrix, FP64; of a large one to within about half a percent.
-
-    Args:
-        matrix: `[m, n]`, any floating dtype.
-        rank: how many, min(m, n) at most.
-
-    Raises:
-        NotConvergedError: no solver converges on it.
-    """
-    short = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT)[None]
-    dtype = torch.promote_types(matrix.dtype, torch.float32)
-    with solvers_named():
-        basis = leading_vectors(short, rank, dtype, roughly=True)
-        if basis is None:
-            values: Tensor = torch.linalg.eigvalsh(gram(short, compute=torch.float64))[0, -rank:]
-            return values.clamp(min=0).sqrt().flip(0)
-    coordinates = [basis.mT.to(dtype) @ short[..., columns].to(dtype) for columns in panels(short)]
-    norms: Tensor = torch.linalg.vector_norm(torch.cat(coordinates, dim=-1)[0].double(), dim=-1)
-    return norms.sort(descending=True).values
-
-
-def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype, *, roughly: bool = False) -> Tensor | None:
+def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | None:
     """Left singular vectors for the `rank` largest singular values, or None where the side's eigenproblem is better.
 
     From a random block Ω the vectors are sought in the span of A Aᵀ Ω, (A Aᵀ)² Ω, … (Musco and Musco, 2015), which
@@ -47,13 +23,12 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype, *, roughly: bo
         short: `[B, s, l]`, the short side first, any floating dtype.
         rank: how many, of every block.
         dtype: of the products with A, which are made panel by panel.
-        roughly: end sooner: on a flat spectrum some of the values are then half a percent too small.
 
     Returns:
         An orthonormal basis `[B, s, rank]` in FP64, or None: too many are asked for, or the spectrum is so flat that
         the basis grew to half of the side.
     """
-    size, width, settled = short.shape[-2], rank + MARGIN, ROUGHLY if roughly else SETTLED
+    size, width = short.shape[-2], rank + MARGIN
     if rank == 0 or size < max(SHORTEST, ROOM * width) or not short.numel():
         return None
     start = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -69,7 +44,7 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype, *, roughly: bo
         values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
         before, captured = captured, values[..., -rank:].sum(-1)
         left = (squares - captured).clamp(min=torch.finfo(dtype).eps * squares)
-        if (captured - before <= settled * left).all():
+        if (captured - before <= SETTLED * left).all():
             return basis @ vectors[..., -rank:].flip(-1)
         block = image
         for _ in range(2):  # once leaves what cancellation left

@@ -219,7 +219,7 @@ def spectrum(shown: dict[str, Any]) -> Figure:
     for name, values in shown["values"].items():
         drawn = [value if value > 0 and value >= LEAST * max(values) else math.nan for value in values]
         look: dict[str, Any] = {"color": LIGHT["s1"], "linewidth": 2.2, "marker": ".", "markersize": 4}
-        if name in ("before", "weight"):
+        if name == "before":
             look = {"color": LIGHT["soft"], "linewidth": 1.2, "linestyle": "--", "zorder": 3}
         axes.plot(shown["places"], drawn, **look)
     if any(map(any, shown["values"].values())):  # else there is nothing that a logarithm could be taken of

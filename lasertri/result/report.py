@@ -60,7 +60,6 @@ def render(result: dict[str, Any]) -> str:
         questions=questions(result),
         aside="" if result["side_effects"] is None else aside([result, *result["further"]]),
         shown=shown,
-        lines=max((each["values"] for each in shown), key=len, default=()),  # some are of a step alone
         weights=_weights(result, shown),
         legend=legend,
         given=_given(result["settings"]),
@@ -105,7 +104,7 @@ def _weights(result: dict[str, Any], shown: list[dict[str, Any]]) -> str:
     few = "" if len(shown) == matrices else f", for the {len(shown)} of {matrices}"
     if any("step" in each["values"] for each in shown):
         whole = few and f"{few} that change most"
-        return f"The singular values of what is added to a matrix, beside the largest of its own{whole}."
+        return f"The singular values of what is added to a matrix{whole}."
     whole = few and f"{few} whose values move most"
     if result["edit"] is not None and result["edit"]["kind"] == "refine":
         return f"The singular values of what the adapter adds to a matrix, before and after{whole}."

@@ -13,7 +13,6 @@ from lasertri import Edit, LasertriError
 from lasertri.edit.adapter import WEIGHTS_NAME
 from lasertri.edit.edit import CONFIG_NAME
 from lasertri.edit.step import Step
-from lasertri.errors import NotConvergedError
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers
 
@@ -228,7 +227,7 @@ def test_of_a_bf16_experts_step_is_added_what_its_weight_can_hold_as_peft_does_i
 
 
 @pytest.mark.parametrize(("architecture", "dtype"), [("gpt2", torch.float32), ("mixtral", torch.bfloat16)])
-def test_what_is_added_is_shown_beside_the_weights_it_changes_most(architecture, dtype):
+def test_what_is_added_is_shown_of_the_weights_it_changes_most(architecture, dtype):
     model = make_model(architecture)
     step = a_step(model, architecture)
     model = model.to(dtype)
@@ -239,10 +238,9 @@ def test_what_is_added_is_shown_beside_the_weights_it_changes_most(architecture,
     for one in found:
         target = next(target for target in step.targets if str(target) == one.target)
         assert one.change == pytest.approx(changes[target], rel=1e-4)
-        for name, matrix in (("weight", weights[target]), ("step", products(step)[target].double())):
-            expected = torch.linalg.svdvals(matrix)[: len(one.places)]
-            known = torch.tensor(one.values[name]).double()
-            torch.testing.assert_close(known, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
+        expected = torch.linalg.svdvals(products(step)[target].double())[: len(one.places)]
+        known = torch.tensor(one.values["step"]).double()
+        torch.testing.assert_close(known, expected, rtol=1e-3, atol=1e-6 * float(expected[0]))
 
 
 def test_of_a_weight_of_zeros_a_step_is_no_share():
@@ -252,28 +250,11 @@ def test_of_a_weight_of_zeros_a_step_is_no_share():
         target.parameter(model).zero_()
     step = Step("plain", 2, 1.0, {target: (torch.eye(target.shape[0], 2), torch.eye(2, target.shape[1]))})
     [found] = step.singular_values(model)
-    assert (found.change, found.values) == (None, {"weight": [0, 0], "step": [1, 1]})
+    assert (found.change, found.values) == (None, {"step": [1, 1]})
 
 
-def test_a_weight_that_does_not_converge_leaves_the_others_shown(monkeypatch, caplog):
-    tried = []
-
-    def leading(weight, rank):
-        tried.append(weight)
-        if len(tried) == 1:
-            raise NotConvergedError("no solver converges")
-        return torch.ones(rank)
-
-    monkeypatch.setattr("lasertri.edit.step.leading_values", leading)
-    model = make_model("llama")
-    found = a_step(model, "llama").singular_values(model)
-    assert [[*one.values] for one in found] == [["step"], ["weight", "step"], ["weight", "step"]]
-    assert f"{found[0].target}: the step is shown without the weight: no solver converges" in caplog.text
-
-
-def test_of_a_quantised_weight_the_step_is_shown_alone():
+def test_of_a_quantised_weight_a_step_is_no_share():
     model = make_model("llama")
     step = a_step(model, "llama")
     for one in step.singular_values(quantise(model)):
         assert one.change is None
-        assert [*one.values] == ["step"]
