@@ -30,7 +30,7 @@ from lasertri import Sample, adapt
 from lasertri.factors.cache import FactorCache
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens
-from lasertri.search import projected, step_search, tokens
+from lasertri.search import directions, projected, step_search, tokens
 from lasertri.search.cross_fit import CrossFit
 from lasertri.search.tokens import Room
 from lasertri.support.timing import Clock
@@ -40,7 +40,7 @@ LAYERS, HEADS, WIDTH, VOCABULARY = 28, 16, 4096, 50400  # GPT-J-6B
 COUNTED_VOCABULARY = 448
 TOKENS, SAMPLES = 40, 100  # a prompt's, as many as FEVER's have; calibration, and as many held out
 EDITS = ("step", "shrink", "truncate")
-# sizes that only the model's dimensions have in this run: no count of tokens, rows or answers is one of them
+# sizes that only the model's dimensions have in this run: no rank and no count of tokens, rows or answers is one of them
 SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
 HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
 BLOCKS = {size // SCALE: size for size in (2 * WIDTH, WIDTH // 2)}  # rows of a half and an eighth of an MLP's
@@ -145,6 +145,7 @@ def _as_on_a_gpu(budget: int) -> Iterator[None]:
         patch.object(step_search, "Room", _FullRoom),
         patch.object(projected, "CPU_TOKENS", projected.CUDA_TOKENS),
         patch.object(projected, "_free_bytes", lambda *_: 1 << 50),
+        patch.dict(directions.RANKS, {name: rank + 2 for name, rank in directions.RANKS.items()}),  # 64 is a width
     ):
         yield
 
