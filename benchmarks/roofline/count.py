@@ -40,7 +40,7 @@ LAYERS, HEADS, WIDTH, VOCABULARY = 28, 16, 4096, 50400  # GPT-J-6B
 COUNTED_VOCABULARY = 448
 TOKENS, SAMPLES = 40, 100  # a prompt's, as many as FEVER's have; calibration, and as many held out
 EDITS = ("step", "shrink", "truncate")
-# sizes that only the model's dimensions have in this run: no rank and no count of tokens, rows or answers is one of them
+# sizes that only the model's dimensions have in this run: no rank, and no count of tokens, rows or answers, is one
 SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
 HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
 BLOCKS = {size // SCALE: size for size in (2 * WIDTH, WIDTH // 2)}  # rows of a half and an eighth of an MLP's
