@@ -96,15 +96,14 @@ def _windows(text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             "expected a text that the model can read, got one that its tokenizer has hardly a token for; give one like "
             "what it was trained on (--text)"
         )
-    encoded = tokenizer(
-        text,
-        truncation=True,
-        max_length=min(WINDOW, context),
-        return_overflowing_tokens=True,
-        return_special_tokens_mask=True,
-    )
-    for ids, special in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-        own = [i for i, closed in enumerate(special) if not closed]
+    encoded = tokenizer(text, return_special_tokens_mask=True, verbose=False)
+    every, closed = encoded["input_ids"], encoded["special_tokens_mask"]
+    begin, end = closed.index(0), len(closed) - closed[::-1].index(0)  # between are the text's own tokens
+    length = max(2, min(WINDOW, context) - begin - (len(every) - end))
+    # return_overflowing_tokens would cut them, but tokenizers 0.23.2 gives up after the second
+    for start in range(begin, end, length):
+        stop = min(start + length, end)
+        ids, own = [*every[:begin], *every[start:stop], *every[end:]], range(begin, begin + stop - start)
         if len(own) < 2:
             continue
         if kind == "causal":
