@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_python_of_a_page_runs_from_top_to_bottom(page, folder):
     furnish(folder)
     if page.stem == "extension":
-        pytest.importorskip("kernels", reason="pip install 'lasertri[dev]'")
+        pytest.importorskip("kernels.load", reason="pip install 'lasertri[dev]'")
         subprocess.run([sys.executable, "-m", "hub_kernel.make", folder / "lasertri-kernel"], cwd=ROOT, check=True)
     names = {"__name__": "__main__"}
     for block in blocks(page, "python"):
