@@ -85,7 +85,7 @@ def same(one, other):
         ("step", "gptj", "before", 9),
         ("shrink", "gptj", "after", 7),
         *(slow(kind, "gptj", when, 1 if when == "after" else 2) for kind, when in itertools.product(KINDS, WHENS)),
-        *(slow(kind, "qwen2_moe", "torn", 7) for kind in KINDS),
+        *(slow(kind, "qwen2_moe", "torn", 8) for kind in KINDS),
     ],
 )
 def test_whenever_it_is_killed_the_result_is_the_same(tmp_path, killer, kind, architecture, when, at):
@@ -93,7 +93,7 @@ def test_whenever_it_is_killed_the_result_is_the_same(tmp_path, killer, kind, ar
     expected = search()
     assert expected.edits
     found, times = killer.until_it_ends(functools.partial(search, tmp_path / "journal"), at, when)
-    assert times >= (2 if at > 2 else 12)
+    assert times >= (2 if at > 2 else 14)
     assert same(found, expected)
 
 
@@ -120,7 +120,7 @@ def test_nothing_is_done_twice(tmp_path, killer, kind):
     assert same(again, expected)
     assert killer.written == 0
     # trials look at how the model runs before they begin
-    assert search.forwards == 0 if kind in ("step", "shrink") else search.forwards < forwards / 2
+    assert search.forwards == 0 if kind in ("step", "shrink") else search.forwards <= forwards / 3
     assert sum(again.seconds.values()) > 0
 
 
