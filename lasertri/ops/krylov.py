@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,34 +19,58 @@ SETTLED = 1e-7  # of the squares that are left: an iteration that captures no mo
 def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | None:
     """Left singular vectors for the `rank` largest singular values, or None where the side's eigenproblem is better.
 
-    From a random block Ω the vectors are sought in the span of A Aᵀ Ω, (A Aᵀ)² Ω, … (Musco and Musco, 2015), which
-    grows until what it captures does not: the squared residual is then within about 1e-7 of the least there is.
-
     Args:
         short: `[B, s, l]`, the short side first, any floating dtype.
         rank: how many, of every block.
         dtype: of the products with A, which are made panel by panel.
 
     Returns:
-        An orthonormal basis `[B, s, rank]` in FP64, or None: too many are asked for, or the spectrum is so flat that
-        the basis grew to half of the side.
+        See `leading_vectors_by`.
     """
-    size, width = short.shape[-2], rank + MARGIN
-    if rank == 0 or size < max(SHORTEST, ROOM * width) or not short.numel():
+    if not few(rank, short.shape[-2]) or not short.numel():
         return None
-    start = torch.randn(size, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    block = torch.linalg.qr(_passed(short, start.to(short.device).expand(len(short), -1, -1), dtype)).Q
-    basis, images = block, block[..., :0]
-    squares, captured = block.new_zeros(len(short)), block.new_zeros(len(short))
+    squares = torch.zeros(len(short), dtype=torch.float64, device=short.device)
     for columns in panels(short):
         squares += short[..., columns].to(dtype).square().sum((-2, -1))
-    while basis.shape[-1] <= size // 2:
-        image = _passed(short, block, dtype)
+    pass_over = functools.partial(_passed, short, dtype=dtype)
+    size = short.shape[-2]
+    return leading_vectors_by(pass_over, squares, size, rank, most=size // 2, eps=torch.finfo(dtype).eps)
+
+
+def few(rank: int, size: int) -> bool:
+    """Whether so many vectors of so short a side are found faster than all."""
+    return rank > 0 and size >= max(SHORTEST, ROOM * (rank + MARGIN))
+
+
+def leading_vectors_by(
+    pass_over: Callable[[Tensor], Tensor], squares: Tensor, size: int, rank: int, *, most: int, eps: float
+) -> Tensor | None:
+    """The same of a matrix A `[…, s, l]` that may be known by its products alone.
+
+    From a random block Ω the vectors are sought in the span of A Aᵀ Ω, (A Aᵀ)² Ω, … (Musco and Musco, 2015), which
+    grows until what it captures does not: the squared residual is then within about 1e-7 of the least there is.
+
+    Args:
+        pass_over: A Aᵀ times a block `[…, s, k]` in FP64.
+        squares: the sum of the squares of A, `[…]` in FP64.
+        size: s.
+        most: vectors that the basis may grow to.
+        eps: of the products.
+
+    Returns:
+        An orthonormal basis `[…, s, rank]` in FP64, or None: the spectrum is so flat that the basis grew beyond
+        that.
+    """
+    start = torch.randn(size, rank + MARGIN, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    block = torch.linalg.qr(pass_over(start.to(squares.device).expand(*squares.shape, -1, -1))).Q
+    basis, images, captured = block, block[..., :0], torch.zeros_like(squares)
+    while basis.shape[-1] <= most:
+        image = pass_over(block)
         images = torch.cat([images, image], dim=-1)
         projected = basis.mT @ images
         values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
         before, captured = captured, values[..., -rank:].sum(-1)
-        left = (squares - captured).clamp(min=torch.finfo(dtype).eps * squares)
+        left = (squares - captured).clamp(min=eps * squares)
         if (captured - before <= SETTLED * left).all():
             return basis @ vectors[..., -rank:].flip(-1)
         block = image
@@ -53,7 +80,7 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | No
     return None
 
 
-def _passed(short: Tensor, block: Tensor, dtype: torch.dtype) -> Tensor:
+def _passed(short: Tensor, block: Tensor, *, dtype: torch.dtype) -> Tensor:
     """A Aᵀ times a block `[B, s, k]`, summed in FP64."""
     narrow, out = block.to(dtype), torch.zeros_like(block)
     for columns in panels(short):

@@ -3,7 +3,9 @@
 For Δ `[T, m]` and X `[T, n]` with thin SVDs Δ = U_δ S_δ V_δᵀ and X = U_x S_x V_xᵀ, the moments are B = ΔᵀΔ and C = XᵀX,
 the gradient is G = ΔᵀX, and the whitened gradient is V_δ f(S_δ) (U_δᵀ U_x) f(S_x) V_xᵀ with f(s) = s/√(s² + λ): what
 lies between V_δ and V_xᵀ, the core, has its singular values. They are the canonical correlations of Δ and X, damped.
-Each side comes from an eigenproblem of its shorter dimension: tokens (S² and U) or features (S² and V).
+Each side comes from an eigenproblem of its shorter dimension: tokens (S² and U) or features (S² and V). A GPU, which
+multiplies far faster than it solves, makes Δ' = (ΔΔᵀ + λ)^-½ Δ and X' likewise by products (or Δ (ΔᵀΔ + λ)^-½, which
+is the same), and finds the best rank of Δ'ᵀX' by passes over the two.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lasertri.ops.krylov import few, leading_vectors_by
 from lasertri.ops.products import gram
 from lasertri.ops.reference import Pair
+from lasertri.ops.roots import inverse_root, resolved
 from lasertri.ops.units import in_own_units
+
+BY_PRODUCTS = {"cuda"}  # devices that multiply far faster than they solve
 
 
 def whiten_blocks(
@@ -24,9 +30,30 @@ def whiten_blocks(
 ) -> list[Pair]:
     """For every group of equal blocks `[S, K, T, b]` and the inputs `[S, T, n]` its best rank."""
     dtype = getattr(torch, precision)
+    if inputs.device.type in BY_PRODUCTS:
+        pairs = whiten_by_products(deltas, inputs, rank, damping, dtype)
+        if pairs is not None:
+            return pairs
     right = _Side.of_rows(inputs.unsqueeze(-3), damping, dtype)
     lefts = (_Side.of_rows(delta, damping, dtype) for delta in deltas)
     return [_best(left.tokens.mT @ right.tokens, left, right, rank) for left in lefts]
+
+
+def whiten_by_products(
+    deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, dtype: torch.dtype
+) -> list[Pair] | None:
+    """What `whiten_blocks` gives, with no eigenproblem of tokens or features; None where those are better."""
+    count, width = inputs.shape[-2:]
+    sizes = [width, *(delta.shape[-1] for delta in deltas)]
+    if not few(rank, min(count, *sizes)) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
+        return None
+    right, pairs = _whitened(inputs.unsqueeze(-3), damping, dtype), []
+    for delta in deltas:
+        pair = _best_of_product(_whitened(delta, damping, dtype), right, rank)
+        if pair is None:
+            return None
+        pairs.append(pair)
+    return pairs
 
 
 def whiten_moments(
@@ -50,6 +77,37 @@ def whiten_moments(
         core = torch.ldexp(core, 2 * g_units - b_units - c_units)
         pairs.append(_best(core, left, right, rank))
     return pairs
+
+
+def _whitened(rows: Tensor, damping: float, dtype: torch.dtype) -> Tensor:
+    """U f(S) Vᵀ of rows `[…, T, s]`, by products."""
+    rows, _ = in_own_units(rows, dtype)
+    count, size = rows.shape[-2:]
+    if size <= count:
+        return rows @ inverse_root(_gram(rows.mT), damping, size)
+    return inverse_root(_gram(rows), damping, size) @ rows
+
+
+def _best_of_product(left: Tensor, right: Tensor, rank: int) -> Pair | None:
+    """Best rank of Lᵀ R, `[…, T, b]` and `[…, T, n]`; None where its spectrum is flat."""
+    if left.shape[-1] > right.shape[-1]:
+        turned = _best_of_product(right, left, rank)
+        return None if turned is None else (turned[1].mT, turned[0].mT, turned[2])
+
+    def image(block: Tensor) -> Tensor:
+        """Rᵀ L times a block `[…, b, k]`."""
+        return (right.mT @ (left @ block.to(left.dtype))).double()
+
+    def pass_over(block: Tensor) -> Tensor:
+        return (left.mT @ (right @ image(block).to(right.dtype))).double()
+
+    squares = ((left @ left.mT) * (right @ right.mT)).sum((-2, -1), dtype=torch.float64)
+    size, eps = min(left.shape[-2:]), torch.finfo(left.dtype).eps
+    basis = leading_vectors_by(pass_over, squares, left.shape[-1], rank, most=size // 2, eps=eps)
+    if basis is None:
+        return None
+    across = image(basis)
+    return _pair(basis.to(left.dtype), across.to(left.dtype), across.norm(dim=-2).to(left.dtype), size)
 
 
 class _Side(NamedTuple):
@@ -116,10 +174,18 @@ def _best(core: Tensor, left: _Side, right: _Side, rank: int) -> Pair:
         return u.mT, v.mT, sigma
     rank = min(rank, core.shape[-2])
     u = torch.linalg.eigh(_gram(core)).eigenvectors.flip(-1)[..., :rank]
-    across = core.mT @ u  # σ v: σ is its norm, which is accurate where the eigenvalue is not
-    sigma, order = across.norm(dim=-2).sort(descending=True, stable=True)
-    u, across = (side.gather(-1, order.unsqueeze(-2).expand_as(side)) for side in (u, across))
-    floor = core.shape[-2] * torch.finfo(core.dtype).eps * sigma[..., :1]
+    across = core.mT @ u
+    return _pair(left.lift(u), right.lift(across), across.norm(dim=-2), core.shape[-2])
+
+
+def _pair(left: Tensor, across: Tensor, sigma: Tensor, size: int) -> Pair:
+    """Of singular vectors `[…, b, k]`, σ times those of the other side `[…, n, k]`, and σ, which is that one's norm.
+
+    A norm is accurate where an eigenvalue is not.
+    """
+    sigma, order = sigma.sort(descending=True, stable=True)
+    left, across = (side.gather(-1, order.unsqueeze(-2).expand_as(side)) for side in (left, across))
+    floor = size * torch.finfo(across.dtype).eps * sigma[..., :1]
     sigma = torch.where(sigma > floor, sigma, 0)
     root = sigma.sqrt().unsqueeze(-2)
-    return left.lift(u) * root, (right.lift(across) * torch.where(root > 0, 1 / root, 0)).mT, sigma
+    return left * root, (across * torch.where(root > 0, 1 / root, 0)).mT, sigma

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from spectra import gaussian
 
 from lasertri import LasertriError, Partition, whiten_blocks, whiten_moments
+from lasertri.ops import krylov, whiten
 
 SHAPES = [(1, 1, 1), (5, 1, 7), (5, 7, 1), (31, 13, 13), (97, 17, 31), (7, 31, 17), (19, 7, 53), (19, 53, 7)]  # T, m, n
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -186,6 +187,73 @@ def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
     with Largest():
         whiten_blocks(deltas, inputs, rank=4)
     assert max(sizes) <= 8 * 500
+
+
+@pytest.fixture
+def by_products(monkeypatch):
+    """As on a GPU, if these sizes were large."""
+    monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
+    monkeypatch.setattr(krylov, "SHORTEST", 100)
+    monkeypatch.setattr(krylov, "MARGIN", 4)
+
+
+@pytest.fixture
+def no_eigenproblems(monkeypatch):
+    monkeypatch.setattr(whiten, "_Side", None)
+
+
+LARGE = {"few tokens": (251, 307, 263), "many": (401, 257, 269), "fewer inputs": (263, 307, 251)}
+
+
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("by_products", "no_eigenproblems")
+def test_where_products_are_fast_no_eigenproblem_is_as_large_as_tokens_or_features(shape, dtype):
+    deltas, inputs = tokens(*shape, dtype=dtype)
+    block = range(shape[1])
+    wide = [side.double() for side in (deltas, inputs)]
+    exact = oracle.whitened(*wide, block, 0.1)
+    assert_best(whiten_blocks(deltas, inputs, rank=5), [exact], [block], 5, tolerance=1e-6)
+    plain = oracle.whitened(*(side.float() for side in wide), block, 0.1)
+    allowed = 4 * float((plain - exact).norm()) + torch.finfo(torch.float32).eps * min(shape[1:]) / 0.1
+    step = whiten_blocks(deltas, inputs, rank=5, precision="float32")
+    assert_best(step, [exact], [block], 5, tolerance=allowed)
+
+
+@pytest.mark.usefixtures("by_products", "no_eigenproblems")
+def test_by_products_blocks_and_layers_are_apart_and_zeros_give_nothing():
+    layers = [tokens(251, 514, 257, seed=10 * i, dtype=torch.float32) for i in range(2)]
+    layers.append((torch.zeros(251, 514), layers[0][1]))
+    deltas, inputs = (torch.stack(side) for side in zip(*layers, strict=True))
+    step, rows = whiten_blocks(deltas, inputs, rank=5, blocks=2), oracle.row_lists(514, 2)
+    for i, (delta, x) in enumerate(layers):
+        exact = [oracle.whitened(delta.double(), x.double(), block, 0.1) for block in rows]
+        assert_best(type(step)(*(part[i] for part in step)), exact, rows, 5, tolerance=1e-6)
+    assert not step.left[2].any()
+    assert not step.right[2].any()
+
+
+LEFT = {
+    "few tokens": ((60, 131, 137), {}),
+    "hardly damped": ((131, 137, 139), {"damping": 1e-5}),
+    "a large rank": ((131, 137, 139), {"rank": 20}),
+}
+
+
+@pytest.mark.parametrize(("shape", "options"), LEFT.values(), ids=LEFT)
+def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request):
+    deltas, inputs = tokens(*shape, dtype=torch.float32)
+    options = {"rank": 8, "precision": "float32"} | options
+    expected = whiten_blocks(deltas, inputs, **options)
+    request.getfixturevalue("by_products")
+    assert all(map(torch.equal, whiten_blocks(deltas, inputs, **options), expected))
+
+
+def test_where_the_whitened_gradient_is_flat_products_give_up(request):
+    x = gaussian(131, 137)
+    expected = whiten_blocks(x, x, rank=8)
+    request.getfixturevalue("by_products")
+    assert all(map(torch.equal, whiten_blocks(x, x, rank=8), expected))
 
 
 @pytest.mark.parametrize("name", ["deltas", "inputs"])

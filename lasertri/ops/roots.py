@@ -1,0 +1,44 @@
+"""Inverse square roots of damped Gram matrices by products alone, where a device multiplies faster than it solves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+DIGITS = 0.1  # largest condition times eps at which the iteration is as good as an eigensolver
+
+
+def resolved(damping: float, size: int, dtype: torch.dtype) -> bool:
+    """Whether a Gram matrix damped by so much of its mean is conditioned well enough for `inverse_root`."""
+    return size * torch.finfo(dtype).eps <= DIGITS * damping
+
+
+def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
+    """(A Aᵀ + λ)^-½ `[…, p, p]` for λ = damping · tr(A Aᵀ) / size.
+
+    The coupled Newton-Schulz iteration (Higham, *Functions of Matrices*, 2008, 6.35), in which every eigenvalue x of
+    the root of what is left to do goes to ½ ρ x (3 − ρ² x²). With ρ² = 3 / (1 + l + l²) for the least one l
+    (Chen and Chow, 2014) that is the cubic which lifts l furthest. As the damping bounds l, the number of products
+    depends on no value: three for each of 10 iterations in FP32, say, where size / damping is 1.6 · 10⁵.
+
+    Args:
+        gram: A Aᵀ `[…, p, p]`, of which the lower triangle counts; of zeros the result is finite.
+        size: number of A's rows or columns, whichever the mean is over.
+    """
+    whole = gram.tril() + gram.tril(-1).mT
+    trace = whole.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    largest = torch.where(trace > 0, trace * (1 + damping / size), 1)
+    identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
+    root = (whole + damping / size * trace * identity) / largest
+    inverse: Tensor | None = None
+    least = (1 + size / damping) ** -0.5
+    while 1 - least > 8 * torch.finfo(whole.dtype).eps:
+        square = 3 / (1 + least + least**2)
+        product = root if inverse is None else inverse @ root
+        factor = math.sqrt(square) / 2 * (3 * identity - square * product)
+        root = root @ factor
+        inverse = factor if inverse is None else factor @ inverse
+        least *= math.sqrt(square) / 2 * (3 - square * least**2)
+    return (identity if inverse is None else inverse) / largest.sqrt()

@@ -1,0 +1,45 @@
+"""Inverse square roots by products alone."""
+
+import pytest
+import torch
+from spectra import with_spectrum
+
+from lasertri.ops.roots import inverse_root, resolved
+
+SIZE = 700  # of the side that the Gram matrix is not of
+
+
+def exact(gram, damping):
+    damped = gram.double() + damping / SIZE * gram.double().trace() * torch.eye(len(gram), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(damped)
+    return vectors * values.rsqrt() @ vectors.mT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("damping", [0.1, 1.0, 100.0])
+@pytest.mark.parametrize("decay", [0.0, 1.0, 12.0], ids=["flat", "falling", "steep"])
+def test_any_spectrum_is_inverted_to_the_digits_that_its_condition_leaves(dtype, damping, decay):
+    matrix = with_spectrum(torch.logspace(0, -decay, 97), 97, 97)
+    gram = (matrix @ matrix.mT).to(dtype)
+    expected = exact(gram, damping)
+    found = inverse_root(gram, damping, SIZE).double()
+    condition, rounding = 1 + SIZE / damping, torch.finfo(dtype).eps
+    assert float((found - expected).norm() / expected.norm()) < (10 + condition) * rounding
+
+
+def test_only_the_lower_triangle_counts_and_every_matrix_of_a_stack_has_its_own():
+    stack = torch.stack([with_spectrum(torch.logspace(0, -i, 11), 11, 11, seed=i) for i in range(3)])
+    grams = stack @ stack.mT
+    for found, gram in zip(inverse_root(grams.tril(), 0.1, SIZE), grams, strict=True):
+        torch.testing.assert_close(found, exact(gram, 0.1), rtol=1e-9, atol=1e-9)
+
+
+def test_of_zeros_it_is_finite():
+    assert inverse_root(torch.zeros(2, 5, 5), 0.1, SIZE).isfinite().all()
+
+
+def test_what_is_hardly_damped_is_not_resolved():
+    assert resolved(0.1, 16384, torch.float32)
+    assert not resolved(0.01, 16384, torch.float32)
+    assert resolved(1e-9, 16384, torch.float64)
+    assert not resolved(0.0, 1, torch.float64)
