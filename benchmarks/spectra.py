@@ -57,3 +57,13 @@ def stacked(spectrum: Spectrum, rows: int, columns: int, blocks: int, *, seed: i
     """A matrix each of whose blocks has the spectrum (a slice of a matrix would not)."""
     heights = [rows // blocks + (j < rows % blocks) for j in range(blocks)]
     return torch.cat([spectrum(height, columns, seed=seed + 31 * j) for j, height in enumerate(heights)])
+
+
+def tokens(count: int, size: int, *, seed: int = 0) -> Tensor:
+    """A layer's tokens in FP32: singular values that fall as i^-0.8.
+
+    Two sides of them have canonical correlations that fall about as slowly as those of a real model's.
+    """
+    drawn = generator(seed)
+    left, right = (torch.randn(rows, count, generator=drawn) for rows in (count, size))
+    return left * torch.arange(1, count + 1) ** -0.8 @ right.mT

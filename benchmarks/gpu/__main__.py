@@ -37,7 +37,7 @@ def main(
     import torch
     from record import machine_record
 
-    from benchmarks.gpu import ceilings, kernels, laser, ops, report, steps
+    from benchmarks.gpu import ceilings, kernels, laser, ops, report, steps, whitening
     from benchmarks.gpu.session import Session
 
     if not no_gpu and not torch.cuda.is_available():
@@ -60,11 +60,8 @@ def main(
             building = pool.submit(steps.build_extension)
             session.attempt("ceilings", functools.partial(ceilings.measure, session))
             session.did("extension", building.result())
-        for part in (
-            ops,
-            laser,
-            kernels,
-        ):  # each checks a result before it times it: the first cases say if all is well
+        # each checks a result before it times it: the first cases say if all is well
+        for part in (whitening, ops, laser, kernels):
             session.attempt(part.__name__.rsplit(".", 1)[-1], functools.partial(part.measure, session))
         if not no_gpu:
             session.did("tests of the device", steps.run_tests("tests/gpu", seconds=_left(end) * TESTING))

@@ -29,7 +29,7 @@ from benchmarks.roofline.work import Amount, Counting, Kind, Ops, Shape, Work, a
 from lasertri import Sample, adapt
 from lasertri.factors.cache import FactorCache
 from lasertri.model.targets import Target
-from lasertri.ops import compress_tokens
+from lasertri.ops import compress_tokens, whiten
 from lasertri.search import directions, projected, step_search, tokens
 from lasertri.search.cross_fit import CrossFit
 from lasertri.search.tokens import Room
@@ -145,6 +145,7 @@ def _as_on_a_gpu(budget: int) -> Iterator[None]:
         patch.object(step_search, "Room", _FullRoom),
         patch.object(projected, "CPU_TOKENS", projected.CUDA_TOKENS),
         patch.object(projected, "_free_bytes", lambda *_: 1 << 50),
+        patch.object(whiten, "BY_PRODUCTS", {"cpu"}),
         patch.dict(directions.RANKS, {name: rank + 2 for name, rank in directions.RANKS.items()}),  # 64 is a width
     ):
         yield

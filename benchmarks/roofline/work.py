@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.spectra import tokens
 from lasertri.ops import library
 from lasertri.ops.products import PANEL_ELEMENTS
 
@@ -25,6 +26,7 @@ LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much
 FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_cholesky_ex", "linalg_qr"}
 
 CPU = torch.device("cpu")
+SIDES = ("deltas", "inputs")
 
 Shape = tuple[int, ...]
 
@@ -144,7 +146,7 @@ class Ops:
         shrink: one over that fraction. Where a rank is looked for by iteration, which has sizes of its own, it is 1.
     """
 
-    TOKENS = ("x", "deltas", "inputs")  # arguments whose last but one dimension is tokens
+    TOKENS = ("x", *SIDES)  # arguments whose last but one dimension is tokens
     ROWS = ("sigma", "scales", "bias")  # whose last dimension alone is of features
 
     def __init__(self, scale: int, shrink: int = 16) -> None:
@@ -153,7 +155,7 @@ class Ops:
 
     def __call__(self, func: Any, named: Mapping[str, Any]) -> Work:
         """Of an op, or a function made of PyTorch's own."""
-        shrink = 1 if "rank" in named and "inputs" not in named else self._shrink
+        shrink = 1 if "rank" in named else self._shrink
         asked = {name: self._resized(name, value, shrink) for name, value in named.items()}
         key = func, repr([(n, (v.shape, v.dtype) if isinstance(v, Tensor) else v) for n, v in asked.items()])
         if key not in self._known:
@@ -173,7 +175,7 @@ class Ops:
 
     def _counted(self, func: Any, asked: Mapping[str, Any], shrink: int) -> Work:
         work: Work = {}
-        values = {name: _random(value) if isinstance(value, Tensor) else value for name, value in asked.items()}
+        values = {name: _random(name, value) if isinstance(value, Tensor) else value for name, value in asked.items()}
 
         def full(shape: Shape) -> Shape:
             return *shape[:-2], *(size * shrink for size in shape[-2:])
@@ -195,8 +197,10 @@ def _fraction(shrink: int, size: int) -> int:
     return max(1, size // shrink)
 
 
-def _random(like: Tensor) -> Tensor:
-    """Values like `like`; of a large matrix such as a gradient has, whose singular values fall as 1/i."""
+def _random(name: str, like: Tensor) -> Tensor:
+    """Values like `like`; of such singular values, where they decide how often it is passed over: a gradient's as 1/i."""
+    if name in SIDES and like.dim() == 2:
+        return tokens(*like.shape, seed=SIDES.index(name)).to(like.dtype)
     generator = torch.Generator().manual_seed(0)
     if like.dim() == 2 and like.numel() > 1 << 24:
         m, n = like.shape

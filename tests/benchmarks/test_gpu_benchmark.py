@@ -51,6 +51,7 @@ def test_without_a_gpu_it_says_what_to_do():
     ("parts", "measured"),
     [
         ("ceilings laser", {"laser"}),
+        ("whitening", {"whiten_blocks"}),
         slow("ceilings kernels laser ops", {"kernels", "laser", "block_svd", "score_blocks", "reduce_blocks"}),
     ],
 )
