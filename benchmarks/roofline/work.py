@@ -198,7 +198,7 @@ def _fraction(shrink: int, size: int) -> int:
 
 
 def _random(name: str, like: Tensor) -> Tensor:
-    """Values like `like`; of such singular values, where they decide how often it is passed over: a gradient's as 1/i."""
+    """Values like `like`, of such singular values where they decide how often it is passed over: a gradient's, 1/i."""
     if name in SIDES and like.dim() == 2:
         return tokens(*like.shape, seed=SIDES.index(name)).to(like.dtype)
     generator = torch.Generator().manual_seed(0)
