@@ -37,9 +37,9 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | No
     return leading_vectors_by(pass_over, squares, size, rank, most=size // 2, eps=torch.finfo(dtype).eps)
 
 
-def few(rank: int, size: int) -> bool:
-    """Whether so many vectors of so short a side are found faster than all."""
-    return rank > 0 and size >= max(SHORTEST, ROOM * (rank + MARGIN))
+def few(rank: int, size: int, room: int = ROOM) -> bool:
+    """Whether so many vectors of so short a side are found faster than all: it has room for so many blocks."""
+    return rank > 0 and size >= max(SHORTEST, room * (rank + MARGIN))
 
 
 def leading_vectors_by(

@@ -23,6 +23,7 @@ from lasertri.ops.roots import inverse_root, resolved
 from lasertri.ops.units import in_own_units
 
 BY_PRODUCTS = {"cuda"}  # devices that multiply far faster than they solve
+ROOM = 28  # times a block of passes: correlations fall slowly, a real model's took up to 14 passes
 
 
 def whiten_blocks(
@@ -45,7 +46,7 @@ def whiten_by_products(
     """What `whiten_blocks` gives, with no eigenproblem of tokens or features; None where those are better."""
     count, width = inputs.shape[-2:]
     sizes = [width, *(delta.shape[-1] for delta in deltas)]
-    if not few(rank, min(count, *sizes)) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
+    if not few(rank, min(count, *sizes), ROOM) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
         return None
     right, pairs = _whitened(inputs.unsqueeze(-3), damping, dtype), []
     for delta in deltas:

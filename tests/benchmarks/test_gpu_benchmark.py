@@ -51,8 +51,10 @@ def test_without_a_gpu_it_says_what_to_do():
     ("parts", "measured"),
     [
         ("ceilings laser", {"laser"}),
-        ("whitening", {"whiten_blocks"}),
-        slow("ceilings kernels laser ops", {"kernels", "laser", "block_svd", "score_blocks", "reduce_blocks"}),
+        slow(
+            "ceilings kernels laser ops whitening",
+            {"kernels", "laser", "block_svd", "score_blocks", "reduce_blocks", "whiten_blocks"},
+        ),
     ],
 )
 def test_its_rehearsal_checks_every_result_and_times_none(tmp_path, parts, measured):

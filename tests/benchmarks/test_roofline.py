@@ -13,7 +13,7 @@ from benchmarks.roofline.count import SCALE, count, full
 from benchmarks.roofline.work import Amount, Counting, Kind, Ops
 from lasertri import block_svd
 from lasertri.errors import LasertriError
-from lasertri.ops import compress_tokens, whiten_blocks
+from lasertri.ops import compress_tokens, whiten, whiten_blocks
 
 TOKENS = 40
 
@@ -45,10 +45,22 @@ def test_factoring_in_eight_blocks_solves_eigenproblems_of_the_full_short_side(s
     assert work[Kind("product", "float64")].flops == 2 * 2 * 4096 * 16384 * side  # A Aᵀ and Aᵀ Q
 
 
-def test_where_there_are_fewer_tokens_than_features_a_step_solves_for_tokens():
-    deltas, inputs = torch.randn(1600, 256), torch.randn(1600, 64)
+def eigenproblems_of_a_step(tokens):
+    deltas, inputs = torch.randn(tokens, 256), torch.randn(tokens, 64)
     work = counted(lambda: whiten_blocks(deltas, inputs, rank=32, precision="float32"))
-    assert {(kind.size, amount.calls) for kind, amount in work.items() if kind.name == "eigh"} == {(1600, 3)}
+    return {(kind.size, amount.calls) for kind, amount in work.items() if kind.name == "eigh"}
+
+
+def test_where_there_are_fewer_tokens_than_features_a_step_solves_for_tokens():
+    assert eigenproblems_of_a_step(608) == {(608, 3)}
+
+
+@pytest.mark.slow
+def test_a_gpu_solves_only_for_what_it_passes_over(monkeypatch):
+    monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
+    sizes = sorted(size for size, _ in eigenproblems_of_a_step(1136))
+    assert sizes == [40 * (i + 1) for i in range(len(sizes))], "the basis grows by a block each time"
+    assert sizes[-1] <= 1136 / 2
 
 
 def test_fewer_tokens_than_features_are_compressed_by_an_eigenproblem_of_the_tokens():

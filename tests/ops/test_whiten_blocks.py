@@ -194,7 +194,7 @@ def by_products(monkeypatch):
     """As on a GPU, if these sizes were large."""
     monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
     monkeypatch.setattr(krylov, "SHORTEST", 100)
-    monkeypatch.setattr(krylov, "MARGIN", 4)
+    monkeypatch.setattr(krylov, "MARGIN", 3)
 
 
 @pytest.fixture
@@ -234,26 +234,26 @@ def test_by_products_blocks_and_layers_are_apart_and_zeros_give_nothing():
 
 
 LEFT = {
-    "few tokens": ((60, 131, 137), {}),
-    "hardly damped": ((131, 137, 139), {"damping": 1e-5}),
-    "a large rank": ((131, 137, 139), {"rank": 20}),
+    "few tokens": ((60, 257, 263), {}),
+    "hardly damped": ((251, 257, 263), {"damping": 1e-5}),
+    "a large rank": ((251, 257, 263), {"rank": 20}),
 }
 
 
 @pytest.mark.parametrize(("shape", "options"), LEFT.values(), ids=LEFT)
 def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request):
     deltas, inputs = tokens(*shape, dtype=torch.float32)
-    options = {"rank": 8, "precision": "float32"} | options
+    options = {"rank": 5, "precision": "float32"} | options
     expected = whiten_blocks(deltas, inputs, **options)
     request.getfixturevalue("by_products")
     assert all(map(torch.equal, whiten_blocks(deltas, inputs, **options), expected))
 
 
 def test_where_the_whitened_gradient_is_flat_products_give_up(request):
-    x = gaussian(131, 137)
-    expected = whiten_blocks(x, x, rank=8)
+    x = gaussian(251, 257)
+    expected = whiten_blocks(x, x, rank=5)
     request.getfixturevalue("by_products")
-    assert all(map(torch.equal, whiten_blocks(x, x, rank=8), expected))
+    assert all(map(torch.equal, whiten_blocks(x, x, rank=5), expected))
 
 
 @pytest.mark.parametrize("name", ["deltas", "inputs"])
