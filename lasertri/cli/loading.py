@@ -12,6 +12,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from lasertri.support.options import Option
+from lasertri.support.paths import names_a_place
 from lasertri.support.shown import reason, shown
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Loading:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        if not Path(model).exists():
+        if not (Path(model).exists() or names_a_place(model)):
             _go_offline_where_the_hub_is_silent()
         loaded = load_model(model, revision=self.revision, dtype=self.dtype, device=self.device, plain=plain)
         return loaded, load_tokenizer(model, revision=self.revision)

@@ -39,6 +39,7 @@ from lasertri.model.files import (
 )
 from lasertri.model.gguf import dequantising, is_gguf, made_plain, read_from
 from lasertri.model.quantised import keep_unpacked, quantisation
+from lasertri.support.paths import names_a_place
 from lasertri.support.shown import reason, shown
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def checkpoint_kind(name: str | Path, *, revision: str | None = None) -> tuple[K
         LasertriError: it is not there, or is not a language model.
     """
     place, options = read_from(name, revision)
-    if str(place).startswith(("/", ".", "~")) and not Path(place).is_dir():
+    if names_a_place(str(place)) and not Path(place).is_dir():
         raise LasertriError(f"expected {EXPECTED}, found no folder {str(name)!r}")
     folder = local_folder(name, revision)
     with reading(name, _settings(name), AGAIN if is_gguf(name) else CORRECT, revision=revision):

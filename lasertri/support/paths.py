@@ -15,6 +15,11 @@ def check_path(expected: str, value: object) -> None:
         raise LasertriError(f"expected {expected}, got {shown(value)}")
 
 
+def names_a_place(value: str) -> bool:
+    """Whether it can be a path alone, and no id on the hub."""
+    return value.startswith(("/", ".", "~"))
+
+
 def files_below(path: Path) -> Iterator[Path]:
     """All that are no folders, links to such among them; the path itself where it is no folder."""
     if path.is_symlink() or not path.is_dir():

@@ -34,6 +34,14 @@ def test_a_hub_that_does_not_answer_is_said_once_and_not_waited_for(monkeypatch,
     assert constants.HF_HUB_OFFLINE
 
 
+def test_the_hub_is_not_asked_for_a_folder(monkeypatch, caplog):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("lasertri.cli.loading.urlopen", lambda *_, **__: raised(TimeoutError("timed out")))
+    with pytest.raises(LasertriError, match=r"found no folder './no'"):
+        Loading().load("./no")
+    assert not constants.HF_HUB_OFFLINE
+
+
 @pytest.mark.parametrize("error", [HTTPError("u", 403, "no", None, None), URLError(SSLError("certificate"))])
 def test_one_that_answers_anyhow_is_asked(monkeypatch, error):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
