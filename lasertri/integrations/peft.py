@@ -231,7 +231,7 @@ def _plain(config: LoraConfig) -> LoraConfig:
 
 
 def _layers(model: PreTrainedModel, config: LoraConfig, start: str, *, vectors: int = 1) -> dict[Target, int]:
-    """Those that will have an adapter, and its rank, once each is known to have so many vectors for every one of it."""
+    """Those that will have an adapter, and its rank, for every one of which their matrices have so many vectors."""
     with preserved(model):
         adapted = get_peft_model(model, _plain(config), low_cpu_mem_usage=True)  # whose adapters have no values
         layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}

@@ -53,7 +53,7 @@ def _leading(matrix: Tensor, rank: int) -> Components | None:
 
 
 def _trailing(matrix: Tensor, rank: int) -> Components | None:
-    """The same of the smallest."""
+    """The same for the smallest."""
     tall = matrix.shape[0] > matrix.shape[1]
     q, r = torch.linalg.qr(matrix, "reduced") if tall else torch.linalg.qr(matrix.mT, "r")
     inverse = torch.linalg.solve_triangular(r, torch.eye(len(r), dtype=r.dtype, device=r.device), upper=True)

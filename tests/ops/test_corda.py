@@ -29,7 +29,7 @@ def defined(weight, moment, rank, leading):
 CASES = {
     "wide": (gaussian(24, 40), 3),
     "tall": (gaussian(40, 24), 3),
-    "square, condition 1e4": (steep(32, 32, 4), 3),
+    "square, condition 1e7": (steep(32, 32, 7), 3),
     "square, all of it": (gaussian(16, 16), 16),
     "by iteration": (gaussian(520, 540), 4),
     "resolved by an SVD alone": (steep(24, 30, 7), 23),
