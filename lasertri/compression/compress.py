@@ -184,7 +184,8 @@ def compress(
 def room_for_layers(model: PreTrainedModel, *, keep: float | None, rank: float | None, targets: str | None) -> int:
     """Bytes that the new layers of a model take at most where `compress` has them in `scratch`."""
     share = 1.0 if rank is not None else KEEP if keep is None else keep
-    weights = [target.parameter(model) for target in find_targets(model, targets) if target.is_layer(model)]
+    chosen = find_targets(model, targets, warn=False)  # `compress` does
+    weights = [target.parameter(model) for target in chosen if target.is_layer(model)]
     return int(share * sum(weight.nbytes for weight in weights if weight.device.type == "cpu"))
 
 

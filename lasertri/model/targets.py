@@ -160,7 +160,9 @@ class Target:
         return self.name.removesuffix(".weight") + expert + ("" if self.rows is None else f".{self.role}")
 
 
-def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES) -> list[Target]:
+def find_targets(
+    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES, warn: bool = True
+) -> list[Target]:
     """The weight matrices that may be edited, in layer order.
 
     Args:
@@ -168,6 +170,7 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
             outside linear layers and kernels, such as `lstm.weight_ih_l0`; by default the MLP matrices of every
             layer, as in both papers.
         roles: which of them by default.
+        warn: whether to say what is left out by default.
 
     Raises:
         LasertriError: listing what was seen, where nothing fits; or weights are quantised or not in memory.
@@ -181,7 +184,8 @@ def find_targets(model: nn.Module, pattern: str | None = None, *, roles: Sequenc
         wanted = f"a module path that matches {shown(pattern)}"
     else:
         chosen = [target for target in matrices.values() if target.role in roles]
-        _say_what_is_left_out(model)
+        if warn:
+            _say_what_is_left_out(model)
         wanted = f"MLP matrices in a model of type {model_type(model)!r}"
     if not chosen:
         seen = Counter((re.sub(r"\d+", "N", name), target.shape) for name, target in (matrices | others).items())

@@ -19,6 +19,7 @@ from lasertri.search.cross_fit import Fit
 from lasertri.search.decision import Decision
 from lasertri.search.trial import Trial
 from lasertri.support.events import tell
+from lasertri.support.sharing import once
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +64,10 @@ class Round:
         return self
 
     def with_spectra(self, model: nn.Module) -> Self:
-        """Itself, with its edit's singular values where they can be had."""
+        """Itself, with its edit's singular values where they can be had; of several processes the first makes them."""
+        edit = self.edit
         try:
-            return self if self.edit is None else replace(self, spectra=self.edit.singular_values(model))
+            return self if edit is None else replace(self, spectra=once(lambda: edit.singular_values(model)))
         except NotConvergedError as error:  # what was found is not lost for it
             logger.warning("no singular values are shown: %s", error)
             return self

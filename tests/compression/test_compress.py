@@ -325,6 +325,15 @@ def test_the_command_writes_nothing_where_nothing_gets_smaller(folder, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_says_once_what_is_left_out(model_of, tokenizer, tmp_path, english, monkeypatch, caplog):
+    model_of("qwen3_moe").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("lasertri.model.targets._stacks", lambda _: {})  # gate and up take turns, say
+    result = run("compress", tmp_path / "model", "--rank", "0.2", "--factors", "plain", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert caplog.text.count("are left out") == 1
+
+
 def test_the_command_says_what_it_does_to_a_text_and_refuses_too_much(folder, tmp_path):
     text, rows = tmp_path / "text.txt", tmp_path / "rows.jsonl"
     text.write_text(TEXT, encoding="utf-8")

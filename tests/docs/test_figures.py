@@ -165,6 +165,18 @@ def test_how_fast_a_start_of_pissa_is():
             )
 
 
+def test_how_fast_exact_and_large_a_start_of_corda_is():
+    record = json.loads((RESULTS / "bench_corda.json").read_text(encoding="utf-8"))
+    expected = {
+        f"{row['method']}, {row['route']}": [
+            *(f"{row[name]:.2f}".removesuffix(".00") for name in ("seconds beside peft", "peak beside peft")),
+            " to ".join(f"{most(row['errors'].values()):.0e}".replace("e-0", "e-") for most in (min, max)),
+        ]
+        for row in record["rows"]
+    }
+    assert table("docs/benchmarks.md", "method and route") == expected
+
+
 def test_what_a_model_larger_than_memory_takes():
     measured = rows("bench_larger_than_memory.jsonl")
     [(size, limit)] = {(row["model_MiB"], row["limit_MiB"]) for row in measured}

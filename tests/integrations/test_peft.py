@@ -1,13 +1,17 @@
-"""Adapters that start as PiSSA and LoRA-GA define it, and a model that still gives what it gave."""
+"""Adapters that start as PiSSA, LoRA-GA and CorDA define it, and a model that still gives what it gave."""
+
+import math
 
 import pytest
 import torch
 from peft import LoraConfig, LoraGAConfig, get_peft_model
+from peft.tuners.lora.config import CordaConfig
+from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.layer import LoraLayer
 from tiny import make_model, make_samples, make_tokenizer
 
 from lasertri import LasertriError
-from lasertri.integrations.peft import lora_ga, pissa_init
+from lasertri.integrations.peft import corda, lora_ga, pissa_init
 from lasertri.language.samples import EncodedSamples
 
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -164,3 +168,164 @@ def test_lora_ga_reads_its_options_as_adapt_does():
     config, options = along_gradient("all-linear"), {"tokenizer": make_tokenizer(), "batch_size": 0}
     with pytest.raises(LasertriError, match="expected batch_size of at least 1, got 0"):
         lora_ga(make_model("llama"), config, make_samples(12), **options)
+
+
+def by_context(targets, *, r=3, method="ipm", **options):
+    own = CordaConfig(**{"corda_method": method} | options.pop("own", {}))
+    return LoraConfig(target_modules=targets, r=r, lora_alpha=7, init_lora_weights="corda", corda_config=own, **options)
+
+
+def run_one_by_one(model, architecture, samples):
+    encoded = EncodedSamples(samples, model=model, tokenizer=make_tokenizer(architecture), batch_size=1)
+    with torch.no_grad():
+        for batch in encoded.gold_batches():
+            batch.log_probs(model)
+
+
+def defined(model, architecture, name, samples, r, method):
+    """U, S and the product that CorDA takes out of a weight `[outputs, inputs]`, in FP64 as its paper and code say."""
+    layer, covariances = model.get_submodule(name), []
+
+    def keep(_, given):
+        x = given[0].flatten(0, -2).double()
+        covariances.append((x.mT @ x) / x.max() ** 2)
+
+    handle = layer.register_forward_pre_hook(keep)
+    run_one_by_one(model, architecture, samples)
+    handle.remove()
+    weight = layer.weight.detach().double()
+    weight = weight.mT if architecture == "gpt2" else weight
+    c = sum(covariances) / len(covariances)
+    c += 0.01 * c.diagonal().mean() * torch.eye(len(c))
+    u, sigma, vh = torch.linalg.svd(weight @ c, full_matrices=False)
+    part = slice(r) if method == "ipm" else slice(len(sigma) - r, None)
+    return u[:, part], sigma[part], (u[:, part] * sigma[part]) @ vh[part] @ torch.linalg.inv(c)
+
+
+@pytest.mark.parametrize("method", ["ipm", "kpm"])
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [
+        ("llama", "model.layers.1.mlp.down_proj"),  # wide
+        ("llama", "model.layers.0.self_attn.o_proj"),  # square
+        ("gpt2", "transformer.h.1.mlp.c_fc"),  # tall, and transposed
+    ],
+)
+def test_corda_starts_as_peft_does_and_nearer_to_its_definition(architecture, name, method):
+    samples, layer, fan = make_samples(12), name.rpartition(".")[2], architecture == "gpt2"
+    u, sigma, product = defined(make_model(architecture), architecture, name, samples, 3, method)
+    ours = corda(
+        make_model(architecture),
+        by_context([layer], method=method, fan_in_fan_out=fan),
+        samples,
+        tokenizer=make_tokenizer(architecture),
+    )
+    model, config = make_model(architecture), by_context([layer], method=method, fan_in_fan_out=fan)
+    preprocess_corda(model, config, run_model=lambda: run_one_by_one(model, architecture, samples))
+    found = {}
+    for key, adapted in (("lasertri", ours), ("peft", get_peft_model(model, config))):
+        own = adapted.base_model.model.get_submodule(name)
+        a, b = (own.get_submodule(f"lora_{side}.default").weight.detach().double() for side in "AB")
+        found[key] = own.scaling["default"] * b @ a
+        torch.testing.assert_close(onto(b), onto(u), rtol=0, atol=1e-3)
+        torch.testing.assert_close(b.norm(dim=0), (sigma * 3 / 7).sqrt(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found["lasertri"], found["peft"], rtol=0, atol=1e-3 * float(product.abs().max()))
+    off = {key: float((each - product).norm() / product.norm()) for key, each in found.items()}
+    assert off["lasertri"] < 1e-5
+    assert off["lasertri"] < 2 * off["peft"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["ipm", "kpm"])
+def test_with_corda_the_model_gives_what_it_gave(method, dtype):
+    model, untouched = make_model("llama", dtype=dtype), make_model("llama", dtype=dtype)
+    config = by_context("all-linear", method=method, rank_pattern={"q_proj": 8})
+    adapted = corda(model, config, make_samples(12), tokenizer=make_tokenizer())
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(adapted(TOKENS).logits, untouched(TOKENS).logits, rtol=0, atol=100 * step)
+    if method == "ipm":
+        with adapted.disable_adapter():
+            assert not torch.allclose(adapted(TOKENS).logits, untouched(TOKENS).logits, rtol=0, atol=100 * step)
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert {layer.r["default"] for layer in layers} == {3, 8}
+    assert {parameter.dtype for name, parameter in adapted.named_parameters() if "lora_" in name} == {torch.float32}
+    assert adapted.peft_config["default"].init_lora_weights == "corda"
+    assert len([name for name, parameter in adapted.named_parameters() if parameter.requires_grad]) == 2 * len(layers)
+
+
+def test_a_small_budget_gives_the_same_start_of_corda():
+    found = []
+    for budget in (None, 4000):
+        config, options = by_context("all-linear"), {"tokenizer": make_tokenizer(), "memory_budget": budget}
+        adapted = corda(make_model("llama"), config, make_samples(12), **options)
+        found.append([layer.get_delta_weight("default") for layer in adapted.modules() if isinstance(layer, LoraLayer)])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("rank", [2, 12])  # beyond what a matrix of rank 10 has, and not
+def test_of_a_matrix_that_is_not_of_full_rank_corda_has_components_of_zero(rank):
+    torch.manual_seed(0)
+    model = make_model("llama")
+    weight = model.model.layers[0].mlp.gate_proj.weight
+    u, sigma, vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
+    weight.data = ((u[:, :10] * sigma[:10]) @ vh[:10]).float()
+    adapted = corda(
+        model, by_context(["gate_proj"], r=rank, method="kpm"), make_samples(12), tokenizer=make_tokenizer()
+    )
+    delta = adapted.base_model.model.model.layers[0].mlp.gate_proj.get_delta_weight("default").double()
+    assert delta.isfinite().all()
+    assert int((torch.linalg.svdvals(delta) > 1e-5 * sigma[0]).sum()) == max(0, rank - (len(sigma) - 10))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (CordaConfig(), "expected a LoraConfig of peft, got CordaConfig"),
+        (LoraConfig(target_modules="all-linear"), "expected a LoraConfig with init_lora_weights='corda' and corda_con"),
+        (by_context(["lm_head"]), "and not the head, for CorDA, got lm_head"),
+        (by_context("all-linear", r=17), r"expected r of at most \d+ for .*, got r=17; lower it"),
+        (by_context("all-linear", method="both"), r"expected a corda_method among \['ipm', 'kpm'\], got 'both'"),
+        (by_context("all-linear", own={"cache_file": "c.pt"}), "without cache_file and covariance_file"),
+    ],
+)
+def test_what_corda_cannot_start_is_refused_and_the_model_left_as_it_was(config, message):
+    model, untouched = make_model("llama"), make_model("llama")
+    with pytest.raises(LasertriError, match=message):
+        corda(model, config, make_samples(12), tokenizer=make_tokenizer())
+    before = dict(untouched.named_parameters())
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [*before]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("model.layers.0.mlp.up_proj", 0.0, "expected finite inputs, some above 0, for model.layers.0.mlp.down_proj"),
+        ("model.layers.0.mlp.down_proj", math.nan, "expected finite weights, got NaN or Inf in model.layers.0.mlp.dow"),
+        ("model.layers.0.input_layernorm", math.inf, "expected finite inputs, some above 0, for model.layers.0.mlp"),
+    ],
+)
+def test_what_says_nothing_of_a_layer_is_refused_by_corda(place, value, message):
+    model = make_model("llama")
+    torch.nn.init.constant_(model.get_submodule(place).weight, value)
+    with pytest.raises(LasertriError, match=message):
+        corda(model, by_context(["down_proj"]), make_samples(12), tokenizer=make_tokenizer())
+    assert not any(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def test_corda_refuses_a_model_that_has_adapters():
+    model, samples, tokenizer = make_model("llama"), make_samples(12), make_tokenizer()
+    adapted = corda(model, by_context("all-linear"), samples, tokenizer=tokenizer)
+    for given in (model, adapted):
+        with pytest.raises(LasertriError, match="expected a model without adapters, got one with peft's"):
+            corda(given, by_context("all-linear"), samples, tokenizer=tokenizer)
+
+
+def test_corda_refuses_a_model_in_fp64_as_peft_does():
+    with pytest.raises(LasertriError, match=r"float32, float16 or bfloat16 for CorDA, got torch\.float64"):
+        corda(
+            make_model("llama", dtype=torch.float64),
+            by_context("all-linear"),
+            make_samples(12),
+            tokenizer=make_tokenizer(),
+        )

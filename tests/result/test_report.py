@@ -75,6 +75,15 @@ def test_of_a_step_every_size_is_drawn_and_no_empty_heat_map(stepped, accepted):
     assert ("In the weights" in page) is accepted
 
 
+def test_before_stands_beside_after_in_tables_that_fit_a_phone(stepped):
+    section = render(stepped).partition("<h2>Before and after")[2].partition("<h2>")[0]
+    held_out = stepped["held_out"]
+    assert [len(re.findall("<t[hd]>", row)) for row in section.split("<tr>")[1:]] == [3] * section.count("<tr>")
+    figures = (f"<td>{held_out[name]['accuracy']:.1%}</td>" for name in ("baseline", "edited"))
+    assert "<tr><td>accuracy</td>" + "".join(figures) in section.partition("held out, 40<")[2]
+    assert "scroll" not in section
+
+
 def test_a_size_that_ruins_the_model_has_no_loss_to_draw(stepped):
     chosen = stepped["edit"] or stepped["rejected"]
     ruined = [trial | {"loss": None} for trial in stepped["trials"] if trial["size"] != chosen["size"]]
@@ -161,7 +170,7 @@ def test_a_rejected_one_is_not_taken_for_the_edit_where_it_was_confirmed(result)
     confirmed = {"confirmation": result["held_out"] | {"p_value": 0.4}}
     nothing = result["held_out"] | {"edited": None, "interval": None, "verdict": None}
     rejected = {"edit": None, "rejected": result["trials"][0], "calibration": nothing, "held_out": nothing}
-    assert render(result | rejected | confirmed | {"flips": None}).count("edited, as the best rejected") == 1
+    assert render(result | rejected | confirmed | {"flips": None}).count("<th>best rejected<") == 1
     assert "as the best rejected" not in render(result | confirmed)
 
 
