@@ -28,7 +28,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
-from lasertri.model.parallel import mesh_of
+from lasertri.model.parallel import WHOLE, mesh_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -159,6 +159,11 @@ def refine(
         LasertriError: the input cannot be used, or the adapter is no LoRA of linear layers alone.
     """
     require_peft()
+    if isinstance(model, nn.Module) and mesh_of(model) is not None:
+        raise LasertriError(
+            f"expected a whole model to refine an adapter of, got one that tensor parallelism spreads over processes; "
+            f"{WHOLE}"
+        )
     if others := sorted({"edit", "targets", "blocks"} & settings.keys()):
         raise LasertriError(
             f"expected no {' or '.join(others)} for a refinement, which is of the adapter's own layers; leave it out"
