@@ -12,18 +12,23 @@ import torch.distributed as dist
 import transformers
 from killing import without_times
 from packaging.version import Version
+from safetensors.torch import load_file
 from team import team
+from test_processes import LASERTRI, TWO, launch
 from tiny import make_model, make_samples, make_tokenizer
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from lasertri import adapt, refine
+from lasertri.cli import app
 from lasertri.edit.edit import Edit
 from lasertri.edit.origin import Origin
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError
 from lasertri.model.parallel import here
 from lasertri.model.targets import find_linear_layers, find_targets
+from lasertri.result.adaptation import SUMMARY_NAME
 from lasertri.support.sharing import shared_by
 
 pytestmark = [
@@ -161,6 +166,56 @@ def test_processes_with_parts_of_a_model_find_what_one_finds_with_all_of_it(sear
     assert not (both / kind / "config.json").exists()  # of no checkpoint
 
 
+def test_torchrun_writes_what_one_process_writes_and_the_first_speaks(tmp_path):
+    folder, data = tmp_path / "model", tmp_path / "train.jsonl"
+    make_model("llama").save_pretrained(folder)
+    make_tokenizer("llama").save_pretrained(folder)
+    write(data)
+    alone, both, again, cache = (tmp_path / name for name in ("alone", "both", "again", "cache"))
+    command = ["adapt", folder, "--data", data, "--edit", "truncate", "--accept", "best", "--no-progress"]
+    in_one_process(*command, "-o", alone)
+    run = launch(LASERTRI, [*command, "-o", both, "--tensor-parallel"], *TWO, cache=cache)
+    told, noted = run.communicate()
+    assert run.returncode == 0, noted
+    expected, written = (json.loads(without_times(summary(place))) for place in (alone, both))
+    assert list(differences(written, expected)) == []
+    assert told.count("calibration") == 1
+    assert noted.count("reading the model") == noted.count("lasertri apply") == 1
+    assert not cache.exists()  # no journal, and no factors
+    in_one_process("apply", both, folder, "-o", again)
+    ours, theirs = (load_file(place / "model.safetensors") for place in (again, alone))
+    assert all(torch.allclose(ours[name], theirs[name], rtol=CLOSE, atol=CLOSE) for name in ours.keys() | theirs.keys())
+
+
+def in_one_process(*command):
+    done = CliRunner().invoke(app, list(map(str, command)))
+    assert done.exit_code == 0, done.output
+
+
+def write(path):
+    """Samples."""
+    rows = [{"prompt": s.prompt, "choices": s.choices, "label": s.label} for s in make_samples(64)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def summary(folder):
+    """What was measured, but for where."""
+    measured = json.loads((folder / SUMMARY_NAME).read_text())
+    del measured["environment"]
+    return measured
+
+
+def test_a_mistake_of_all_is_told_once(tmp_path):
+    make_model("phi3").save_pretrained(tmp_path)
+    make_tokenizer("phi3").save_pretrained(tmp_path)
+    write(tmp_path / "train.jsonl")
+    command = ["adapt", tmp_path, "--data", tmp_path / "train.jsonl", "--tensor-parallel"]
+    run = launch(LASERTRI, command, *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode == 1
+    assert len(re.findall("^lasertri.*: expected layers in the styles", noted, re.MULTILINE)) == 1, noted
+
+
 def changed(group, folder):
     """Where a model came from, before and after one process changes its part."""
     model = sharded(folder, group)
@@ -184,7 +239,8 @@ REFUSED = {
     "journal": "expected no journal for a model that tensor parallelism spreads over processes",
     "group": "expected no group for a model that tensor parallelism spreads over processes",
     "experts": "expected plain linear layers .* got one with experts",
-    "gathered": "expected layers in the styles colwise and rowwise, .* got model.layers.0.mlp.gate_up_proj in 'colwi",
+    "heads": "expected a number of processes that divides the model's 3 heads of keys and values, got 2; start fewer",
+    "gathered": "expected layers in the styles colwise and rowwise, got model.layers.0.mlp.gate_up_proj in 'colwi",
     "FSDP": "expected a model that tensor parallelism alone spreads over processes",
     "peft": "expected peft 0.21.1 or later",
     "outside of adapt": "expected model.layers.0.mlp.gate_proj.weight whole, got a DTensor, of which every process hol",
@@ -194,13 +250,14 @@ REFUSED = {
 }
 
 
-def refused(group, folder, experts, gathered):
+def refused(group, folder, experts, gathered, odd):
     """What is said of all that is not done."""
     model, tokenizer, said = sharded(folder, group), make_tokenizer("llama"), {}
     asked = {
         "journal": (model, {"journal": "journal"}),
         "group": (model, {"group": group}),
         "experts": (sharded(experts, group), {}),
+        "heads": (sharded(odd, group), {}),
         "gathered": (sharded(gathered, group), {}),
         "stored with others": (sharded(gathered, group), {"edit": "truncate"}),
         "FSDP": (fully_shard(make_model("llama")), {}),
@@ -231,9 +288,10 @@ def refused(group, folder, experts, gathered):
 
 
 def test_what_is_not_done_with_parts_of_a_model_is_refused_in_a_sentence(tmp_path):
-    folders = [tmp_path / name for name in ("llama", "qwen3_moe", "phi3")]
-    for folder in folders:
+    folders = [tmp_path / name for name in ("llama", "qwen3_moe", "phi3", "odd")]
+    for folder in folders[:-1]:
         make_model(folder.name).save_pretrained(folder)
+    make_model("llama", hidden_size=24, num_attention_heads=6, num_key_value_heads=3).save_pretrained(folders[-1])
     for said in team(2, "test_sharded", "refused", *folders):
         assert said.keys() == REFUSED.keys()
         for kind, sentence in said.items():

@@ -12,15 +12,19 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from lasertri.errors import LasertriError
+from lasertri.support.sharing import in_all
 from lasertri.support.shown import shown
 
 Found = TypeVar("Found")
 
+SHARDING = Version("5.17")  # of transformers, whose parts say what they are of
 STYLES = ("colwise", "rowwise")  # of transformers' plans
 WHOLE = "load the whole model (device_map where one device does not hold it)"
 
@@ -171,6 +175,35 @@ def require_shards(name: str, tensor: Tensor) -> None:
         )
 
 
+def require_sharding() -> None:
+    """Refuse an older transformers.
+
+    Raises:
+        LasertriError: it is one.
+    """
+    if Version(transformers.__version__) < SHARDING:
+        raise LasertriError(
+            f"expected transformers {SHARDING} or later, whose parts of a model say what they are of, got "
+            f"{transformers.__version__}; upgrade transformers"
+        )
+
+
+def of_all_processes() -> Any:
+    """What has transformers give each process of the default group a part of a model.
+
+    Raises:
+        LasertriError: there is one process, or no group.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        raise LasertriError(
+            "expected several processes to load parts of a model, got one; start them with torchrun and call "
+            f"torch.distributed.init_process_group, or {WHOLE}"
+        )
+    from transformers.distributed import DistributedConfig  # type: ignore[attr-defined]
+
+    return DistributedConfig(tp_plan="auto", tp_size=dist.get_world_size())
+
+
 def mesh_of(model: nn.Module) -> DeviceMesh | None:
     """The processes that hold parts of a model; None for a whole one.
 
@@ -183,8 +216,8 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
     if not meshes:
         if size > 1:
             raise LasertriError(
-                "expected a model sharded by transformers 5.17 or later, which says what its parts are of; upgrade "
-                "transformers"
+                f"expected a model sharded by transformers {SHARDING} or later, which says what its parts are of; "
+                "upgrade transformers"
             )
         return None
     [mesh, *others] = meshes
@@ -194,6 +227,27 @@ def mesh_of(model: nn.Module) -> DeviceMesh | None:
             f"in another way, or in several (FSDP?); load it with tp_plan='auto' alone, or {WHOLE}"
         )
     return mesh
+
+
+def require_heads(model: nn.Module) -> None:
+    """Refuse a sharded model whose heads of keys and values processes cannot share evenly.
+
+    Raises:
+        LasertriError: some would have part of a head.
+    """
+    own: Any = model
+    mesh, config = mesh_of(model), getattr(own, "config", None)
+    text = config if config is None else config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", None)
+    plan = {} if mesh is None else own.tp_plan
+    divided = any(path.endswith("k_proj") and style == "colwise" for path, style in plan.items())
+    if mesh is not None and divided and isinstance(heads, int) and heads % mesh.size():
+        raise in_all(
+            LasertriError(
+                f"expected a number of processes that divides the model's {heads} heads of keys and values, got "
+                f"{mesh.size()}; start fewer"
+            )
+        )
 
 
 def require_styles(model: nn.Module, modules: Iterable[str]) -> None:
@@ -206,7 +260,9 @@ def require_styles(model: nn.Module, modules: Iterable[str]) -> None:
     for path in modules if mesh_of(model) is not None else ():
         style = own.tp_plan.get(path, own.tp_plan.get(re.sub(r"\b\d+\b", "*", path)))
         if style not in (None, *STYLES):
-            raise LasertriError(
-                f"expected layers in the styles {' and '.join(STYLES)}, which peft knows, got {path} in "
-                f"{shown(style)}; name other targets (--targets), or {WHOLE}"
+            raise in_all(
+                LasertriError(
+                    f"expected layers in the styles {' and '.join(STYLES)}, got {path} in {shown(style)}; name other "
+                    f"targets (--targets), or {WHOLE}"
+                )
             )

@@ -34,12 +34,13 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
-from lasertri.model.parallel import WHOLE, least, mesh_of, require_styles
+from lasertri.model.parallel import WHOLE, least, mesh_of, require_heads, require_styles
 from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.model.targets import Target, find_linear_layers, find_targets, has_experts
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
+from lasertri.support.sharing import in_all
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -172,10 +173,13 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
     """Refuse what is not done with a model that processes hold parts of."""
     if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
         what = "experts" if has_experts(model) else "quantised weights"
-        raise LasertriError(
-            f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
-            f"{what}; {WHOLE}"
+        raise in_all(
+            LasertriError(
+                f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
+                f"{what}; {WHOLE}"
+            )
         )
+    require_heads(model)
     peft = settings.edit == "step" and importlib.util.find_spec("peft")
     if peft and Version(importlib.metadata.version("peft")) < PEFT:
         raise LasertriError(f"expected peft {PEFT} or later, which loads an adapter for parts of layers; upgrade peft")
