@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from lasertri.errors import LasertriError
-from lasertri.support.sharing import in_all
 from lasertri.support.shown import shown
 
 Found = TypeVar("Found")
@@ -242,11 +241,9 @@ def require_heads(model: nn.Module) -> None:
     plan = {} if mesh is None else own.tp_plan
     divided = any(path.endswith("k_proj") and style == "colwise" for path, style in plan.items())
     if mesh is not None and divided and isinstance(heads, int) and heads % mesh.size():
-        raise in_all(
-            LasertriError(
-                f"expected a number of processes that divides the model's {heads} heads of keys and values, got "
-                f"{mesh.size()}; start fewer"
-            )
+        raise LasertriError(
+            f"expected a number of processes that divides the model's {heads} heads of keys and values, got "
+            f"{mesh.size()}; start fewer"
         )
 
 
@@ -260,9 +257,7 @@ def require_styles(model: nn.Module, modules: Iterable[str]) -> None:
     for path in modules if mesh_of(model) is not None else ():
         style = own.tp_plan.get(path, own.tp_plan.get(re.sub(r"\b\d+\b", "*", path)))
         if style not in (None, *STYLES):
-            raise in_all(
-                LasertriError(
-                    f"expected layers in the styles {' and '.join(STYLES)}, got {path} in {shown(style)}; name other "
-                    f"targets (--targets), or {WHOLE}"
-                )
+            raise LasertriError(
+                f"expected layers in the styles {' and '.join(STYLES)}, got {path} in {shown(style)}; name other "
+                f"targets (--targets), or {WHOLE}"
             )

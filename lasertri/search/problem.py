@@ -40,7 +40,6 @@ from lasertri.model.targets import Target, find_linear_layers, find_targets, has
 from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.support.journal import NOTHING, Journal
-from lasertri.support.sharing import in_all
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -173,11 +172,9 @@ def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path
     """Refuse what is not done with a model that processes hold parts of."""
     if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
         what = "experts" if has_experts(model) else "quantised weights"
-        raise in_all(
-            LasertriError(
-                f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
-                f"{what}; {WHOLE}"
-            )
+        raise LasertriError(
+            f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
+            f"{what}; {WHOLE}"
         )
     require_heads(model)
     peft = settings.edit == "step" and importlib.util.find_spec("peft")
