@@ -12,7 +12,7 @@ TensorParallel = Annotated[
     bool,
     typer.Option(
         "--tensor-parallel",
-        help="Load a part of MODEL in each of torchrun's processes, not all of it.",
+        help="Load a part of MODEL in each of torchrun's processes; the edit is written alone, without a checkpoint.",
         rich_help_panel="Model",
     ),
 ]
