@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from importlib.metadata import version
 
 import torch
 from huggingface_hub import ModelCard
@@ -58,7 +59,7 @@ def test_the_card_of_an_adapter(folder, tmp_path, monkeypatch):
     }
     for line in differences(found.to_dict()["held_out"]):
         assert re.search(r"[+-]\d.*", line)[0] in card.text
-    for said in ("held out, n = 24", "`train.jsonl`", "`model` edited", "`seed=1`", f"torch {torch.__version__}"):
+    for said in ("held out, n = 24", "`train.jsonl`", "`model` edited", "`seed=1`", f"torch {version('torch')}"):
         assert said in card.text
     assert str(tmp_path) not in card.content
     with found.edit.applied(model), torch.no_grad():
