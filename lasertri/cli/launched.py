@@ -26,12 +26,8 @@ def rank() -> int:
 
 
 @contextmanager
-def launched(*, parts: bool = False) -> Iterator[ProcessGroup | None]:
-    """All of them, each with a GPU of its own where there are such; None for a process that is alone.
-
-    Args:
-        parts: whether they hold parts of one model, and so tell each other tensors on these GPUs.
-    """
+def launched() -> Iterator[ProcessGroup | None]:
+    """All of them, each with a GPU of its own where there are such; None for a process that is alone."""
     if world_size() == 1:
         yield None
         return
@@ -47,8 +43,7 @@ def launched(*, parts: bool = False) -> Iterator[ProcessGroup | None]:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    how = "cpu:gloo,cuda:nccl" if parts and torch.cuda.is_available() else "gloo"
-    dist.init_process_group(how, timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield dist.group.WORLD
     finally:

@@ -47,10 +47,12 @@ def pissa_init(self: Any, adapter_name: str, init_lora_weights: str) -> None:
         init_lora_weights: "pissa", or "pissa_niter_N", whose N is not used: nothing is drawn here.
 
     Raises:
-        LasertriError: a weight that is not in FP32, FP16 or BF16, or whose matrix is smaller than the rank.
+        LasertriError: a weight that is not in FP32, FP16 or BF16, or whose matrix is smaller than the rank, or a
+            lora_alpha that is not above 0.
     """
     weight, rank = self.get_base_layer().weight, self.r[adapter_name]
     _require_dtype(weight, "PiSSA")
+    _require_alpha(self.lora_alpha[adapter_name])
     matrix = transpose(weight.data, self.fan_in_fan_out)
     if rank > min(matrix.shape):
         raise LasertriError(
@@ -149,6 +151,7 @@ def corda(
             Either way the model is then as it was.
     """
     leading = _corda_method(config) == "ipm"
+    _require_alpha(min([config.lora_alpha, *(config.alpha_pattern or {}).values()]))
     tokenizer = tokenizer_of(model, tokenizer)
     require_editable(model)
     asked = Settings(delimiter=delimiter, chat=chat, memory_budget=memory_budget)
@@ -212,6 +215,11 @@ def _require_dtype(weight: Tensor, start: str) -> None:
         raise LasertriError(f"expected a weight in float32, float16 or bfloat16 for {start}, got {weight.dtype}")
 
 
+def _require_alpha(least: float) -> None:
+    if not least > 0:
+        raise LasertriError(f"expected a lora_alpha above 0, got {shown(least)}; factors are divided by its root")
+
+
 def _split(layer: Any, adapter_name: str, left: Tensor, right: Tensor) -> None:
     """Put the product of factors `[m, r]` and `[r, n]` into a layer's adapter, and leave the rest in its weight."""
     weight, scaling = layer.get_base_layer().weight, layer.scaling[adapter_name]
@@ -232,6 +240,10 @@ def _plain(config: LoraConfig) -> LoraConfig:
 
 def _layers(model: PreTrainedModel, config: LoraConfig, start: str, *, vectors: int = 1) -> dict[Target, int]:
     """Those that will have an adapter, and its rank, for every one of which their matrices have so many vectors."""
+    if config.layer_replication:  # which peft does not undo
+        raise LasertriError(
+            f"expected no layer_replication for {start}, got {shown(config.layer_replication)}; leave it out"
+        )
     with preserved(model):
         adapted = get_peft_model(model, _plain(config), low_cpu_mem_usage=True)  # whose adapters have no values
         layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLayer)}
@@ -240,7 +252,7 @@ def _layers(model: PreTrainedModel, config: LoraConfig, start: str, *, vectors: 
     for path, layer in layers.items():
         if path not in known:
             raise LasertriError(
-                f"expected linear layers alone, and not the head, for {start}, got {path}; leave it out of the config"
+                f"expected linear layers that share no weight, and not the head, for {start}, got {path}; leave it out"
             )
         shape, rank = known[path].shape, layer.r["default"]
         if vectors * rank > min(shape):

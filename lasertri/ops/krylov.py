@@ -14,6 +14,8 @@ MARGIN = 8  # columns of a block beyond the rank
 ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it is as fast
 SHORTEST = 512  # side; below, the same
 SETTLED = 1e-7  # of the squares that are left: an iteration that captures no more of them is the last
+ROUNDING = 1e-14  # of all squares: no more than this is neither captured nor left
+NEW = 0.5  # of a unit column, beyond the basis: one with less is rounding
 
 
 def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | None:
@@ -34,7 +36,7 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | No
         squares += short[..., columns].to(dtype).square().sum((-2, -1))
     pass_over = functools.partial(_passed, short, dtype=dtype)
     size = short.shape[-2]
-    return leading_vectors_by(pass_over, squares, size, rank, most=size // 2, eps=torch.finfo(dtype).eps)
+    return leading_vectors_by(pass_over, squares, size, rank, most=size // 2)
 
 
 def few(rank: int, size: int, room: int = ROOM) -> bool:
@@ -43,7 +45,7 @@ def few(rank: int, size: int, room: int = ROOM) -> bool:
 
 
 def leading_vectors_by(
-    pass_over: Callable[[Tensor], Tensor], squares: Tensor, size: int, rank: int, *, most: int, eps: float
+    pass_over: Callable[[Tensor], Tensor], squares: Tensor, size: int, rank: int, *, most: int
 ) -> Tensor | None:
     """The same of a matrix A `[…, s, l]` that may be known by its products alone.
 
@@ -55,27 +57,29 @@ def leading_vectors_by(
         squares: the sum of the squares of A, `[…]` in FP64.
         size: s.
         most: vectors that the basis may grow to.
-        eps: of the products.
 
     Returns:
-        An orthonormal basis `[…, s, rank]` in FP64, or None: the spectrum is so flat that the basis grew beyond
-        that.
+        An orthonormal basis `[…, s, rank]` in FP64, with zeros for some vectors whose singular value is 0; or None: the
+        spectrum is so flat that the basis grew beyond that.
     """
     start = torch.randn(size, rank + MARGIN, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     block = torch.linalg.qr(pass_over(start.to(squares.device).expand(*squares.shape, -1, -1))).Q
     basis, images, captured = block, block[..., :0], torch.zeros_like(squares)
+    settled = torch.zeros_like(squares, dtype=torch.bool)
     while basis.shape[-1] <= most:
         image = pass_over(block)
         images = torch.cat([images, image], dim=-1)
         projected = basis.mT @ images
         values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
         before, captured = captured, values[..., -rank:].sum(-1)
-        left = (squares - captured).clamp(min=eps * squares)
-        if (captured - before <= SETTLED * left).all():
+        least = torch.maximum(SETTLED * (squares - captured), ROUNDING * squares)
+        settled = settled | (captured - before <= least)
+        if settled.all():
             return basis @ vectors[..., -rank:].flip(-1)
-        block = image
-        for _ in range(2):  # once leaves what cancellation left
-            block = torch.linalg.qr(block - basis @ (basis.mT @ block)).Q
+        block = torch.linalg.qr(image - basis @ (basis.mT @ image)).Q
+        block, r = torch.linalg.qr(block - basis @ (basis.mT @ block))  # once leaves what cancellation left
+        new = (r.diagonal(dim1=-2, dim2=-1).abs() > NEW) & ~settled.unsqueeze(-1)
+        block = block * new.unsqueeze(-2)  # of nothing QR makes columns, which may be the basis's own
         basis = torch.cat([basis, block], dim=-1)
     return None
 

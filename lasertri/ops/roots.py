@@ -18,10 +18,10 @@ def resolved(damping: float, size: int, dtype: torch.dtype) -> bool:
 def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
     """(A Aᵀ + λ)^-½ `[…, p, p]` for λ = damping · tr(A Aᵀ) / size.
 
-    The coupled Newton-Schulz iteration (Higham, *Functions of Matrices*, 2008, 6.35), in which every eigenvalue x of
-    the root of what is left to do goes to ½ ρ x (3 − ρ² x²). With ρ² = 3 / (1 + l + l²) for the least one l
-    (Chen and Chow, 2014) that is the cubic which lifts l furthest. As the damping bounds l, the number of products
-    depends on no value: three for each of 10 iterations in FP32, say, where size / damping is 1.6 · 10⁵.
+    The coupled Newton-Schulz iteration (Higham, *Functions of Matrices*, 2008, 6.35): the eigenvalues are scaled to at
+    most 1, and their roots x taken to 1 by x → ½ ρ x (3 − ρ² x²). With ρ² = 3 / (1 + l + l²) for the least root l this
+    lifts l furthest (Chen and Chow, 2014). The damping bounds l, so that the number of products depends on no value:
+    three for each of 10 iterations in FP32, say, where size / damping is 1.6 · 10⁵.
 
     Args:
         gram: A Aᵀ `[…, p, p]`, of which the lower triangle counts; of zeros the result is finite.

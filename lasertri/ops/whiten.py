@@ -94,6 +94,8 @@ def _best_of_product(left: Tensor, right: Tensor, rank: int) -> Pair | None:
     if left.shape[-1] > right.shape[-1]:
         turned = _best_of_product(right, left, rank)
         return None if turned is None else (turned[1].mT, turned[0].mT, turned[2])
+    if left.shape[-2] > left.shape[-1]:  # many tokens: Lᵀ R is smaller than what is T x T
+        left, right = torch.eye(left.shape[-1], dtype=left.dtype, device=left.device), left.mT @ right
 
     def image(block: Tensor) -> Tensor:
         """Rᵀ L times a block `[…, b, k]`."""
@@ -103,8 +105,8 @@ def _best_of_product(left: Tensor, right: Tensor, rank: int) -> Pair | None:
         return (left.mT @ (right @ image(block).to(right.dtype))).double()
 
     squares = ((left @ left.mT) * (right @ right.mT)).sum((-2, -1), dtype=torch.float64)
-    size, eps = min(left.shape[-2:]), torch.finfo(left.dtype).eps
-    basis = leading_vectors_by(pass_over, squares, left.shape[-1], rank, most=size // 2, eps=eps)
+    size = min(left.shape[-2:])
+    basis = leading_vectors_by(pass_over, squares, left.shape[-1], rank, most=size // 2)
     if basis is None:
         return None
     across = image(basis)

@@ -12,7 +12,9 @@ import torch
 from marks import slow
 
 sys.path.append(str(Path(__file__).parents[2]))  # benchmarks that are modules of a package
-from benchmarks.gpu import steps
+from benchmarks.gpu import steps, whitening
+from benchmarks.gpu.session import Session
+from lasertri.ops import whiten
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +69,19 @@ def test_its_rehearsal_checks_every_result_and_times_none(tmp_path, parts, measu
     logged = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {entry["part"] for entry in logged if "part" in entry} >= measured
     assert logged[-1] == {"step": "tests", "outcome": "not run"}
+
+
+def test_what_is_exact_is_not_whitened_by_products(tmp_path, monkeypatch):
+    def fail(*_):
+        raise AssertionError("by products")
+
+    monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})  # as on a GPU
+    monkeypatch.setattr(whiten, "whiten_by_products", fail)
+    monkeypatch.setattr(whitening, "REHEARSED_SHAPE", (50, 40, 40))
+    session = Session(torch.device("cpu"), log=tmp_path / "rows.jsonl")
+    whitening.measure(session)
+    assert [row["route"] for row in session.rows] == ["b: eigh"]
+    assert "by products" in str(session.faults)
 
 
 def test_what_is_there_is_written_at_once_and_by_the_end_even_if_it_is_cut_off(tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, LoraGAConfig, get_peft_model
+from peft import LoraConfig, LoraGAConfig, PeftModel, get_peft_model
 from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.layer import LoraLayer
@@ -66,6 +66,13 @@ def test_a_weight_in_fp64_is_refused_as_peft_does(monkeypatch):
     monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
     with pytest.raises(LasertriError, match="float32, float16 or bfloat16"):
         started("gptj", torch.float64)
+
+
+def test_an_alpha_whose_root_is_divided_by_is_above_zero(monkeypatch):
+    monkeypatch.setattr(LoraLayer, "pissa_init", pissa_init)
+    config = LoraConfig(target_modules=["0"], r=3, lora_alpha=0, init_lora_weights="pissa")
+    with pytest.raises(LasertriError, match="expected a lora_alpha above 0, got 0"):
+        get_peft_model(torch.nn.Sequential(torch.nn.Linear(12, 20)), config)
 
 
 def along_gradient(targets, *, r=3, start=None, **options):
@@ -134,12 +141,17 @@ def test_with_lora_ga_the_model_gives_what_it_gave(dtype):
         (
             "llama",
             along_gradient(["embed_tokens"]),
-            "expected linear layers alone, .* got model.embed_tokens",
+            "expected linear layers that share no weight, .* got model.embed_tokens",
+        ),
+        (
+            "llama",
+            along_gradient("all-linear", layer_replication=[[0, 2], [1, 3]]),
+            "expected no layer_replication for LoRA",
         ),
         (
             "mixtral",
             along_gradient("all-linear"),
-            "expected linear layers alone, .* got model.layers.0.mlp",
+            "expected linear layers that share no weight, .* got model.layers.0.mlp",
         ),
     ],
 )
@@ -172,7 +184,8 @@ def test_lora_ga_reads_its_options_as_adapt_does():
 
 def by_context(targets, *, r=3, method="ipm", **options):
     own = CordaConfig(**{"corda_method": method} | options.pop("own", {}))
-    return LoraConfig(target_modules=targets, r=r, lora_alpha=7, init_lora_weights="corda", corda_config=own, **options)
+    options = {"lora_alpha": 7} | options
+    return LoraConfig(target_modules=targets, r=r, init_lora_weights="corda", corda_config=own, **options)
 
 
 def run_one_by_one(model, architecture, samples):
@@ -253,6 +266,23 @@ def test_with_corda_the_model_gives_what_it_gave(method, dtype):
     assert len([name for name, parameter in adapted.named_parameters() if parameter.requires_grad]) == 2 * len(layers)
 
 
+@pytest.mark.parametrize(("architecture", "method"), [("llama", "ipm"), ("gpt2", "kpm")])
+def test_what_corda_started_is_saved_for_the_model_as_it_was(architecture, method, tmp_path):
+    """As peft says to: the start beside it, and the difference as an adapter of twice the rank."""
+    config = by_context("all-linear", method=method, fan_in_fan_out=architecture == "gpt2")
+    adapted = corda(make_model(architecture), config, make_samples(12), tokenizer=make_tokenizer(architecture))
+    own = adapted.peft_config["default"]
+    own.init_lora_weights = True
+    adapted.save_pretrained(tmp_path / "start")
+    own.init_lora_weights = "corda"
+    torch.manual_seed(0)
+    for parameter in adapted.parameters():  # trained, say
+        parameter.data += 0.05 * torch.randn_like(parameter) if parameter.requires_grad else 0
+    adapted.save_pretrained(tmp_path / "end", path_initial_model_for_weight_conversion=tmp_path / "start")
+    loaded = PeftModel.from_pretrained(make_model(architecture), tmp_path / "end")
+    torch.testing.assert_close(loaded(TOKENS).logits, adapted(TOKENS).logits, rtol=0, atol=1e-4)
+
+
 def test_a_small_budget_gives_the_same_start_of_corda():
     found = []
     for budget in (None, 4000):
@@ -285,6 +315,9 @@ def test_of_a_matrix_that_is_not_of_full_rank_corda_has_components_of_zero(rank)
         (by_context(["lm_head"]), "and not the head, for CorDA, got lm_head"),
         (by_context("all-linear", r=17), r"expected r of at most \d+ for .*, got r=17; lower it"),
         (by_context("all-linear", method="both"), r"expected a corda_method among \['ipm', 'kpm'\], got 'both'"),
+        (by_context("all-linear", lora_alpha=0), "expected a lora_alpha above 0, got 0; factors are divided by"),
+        (by_context("all-linear", alpha_pattern={"q_proj": -1}), "expected a lora_alpha above 0, got -1"),
+        (by_context("all-linear", layer_replication=[[0, 2], [1, 3]]), "expected no layer_replication for CorDA"),
         (by_context("all-linear", own={"cache_file": "c.pt"}), "without cache_file and covariance_file"),
     ],
 )
@@ -295,6 +328,13 @@ def test_what_corda_cannot_start_is_refused_and_the_model_left_as_it_was(config,
     before = dict(untouched.named_parameters())
     assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == [*before]
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+def test_layers_that_share_a_weight_are_refused_as_such():
+    model = make_model("llama")
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    with pytest.raises(LasertriError, match=r"expected linear layers that share no weight, .* got .*0\.mlp\.up_proj"):
+        corda(model, by_context(["up_proj"]), make_samples(12), tokenizer=make_tokenizer())
 
 
 @pytest.mark.parametrize(

@@ -174,8 +174,8 @@ def test_strides_do_not_matter_and_nothing_is_differentiated(view, backend):
     torch.testing.assert_close(step.left @ step.right[0], expected.left @ expected.right[0], rtol=0, atol=1e-10)
 
 
-def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
-    deltas, inputs = tokens(8, 300, 500, dtype=torch.float32)
+def largest(deltas, inputs):
+    """Elements of the largest tensor that is made."""
     sizes = []
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -184,9 +184,13 @@ def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
             sizes.extend(t.numel() for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor))
             return out
 
-    with Largest():
-        whiten_blocks(deltas, inputs, rank=4)
-    assert max(sizes) <= 8 * 500
+    with Largest():  # which would see the op as a whole
+        whiten.whiten_blocks([deltas[None, None]], inputs[None], 4, 0.1)
+    return max(sizes)
+
+
+def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
+    assert largest(*tokens(8, 300, 500, dtype=torch.float32)) <= 8 * 500
 
 
 @pytest.fixture
@@ -231,6 +235,25 @@ def test_by_products_blocks_and_layers_are_apart_and_zeros_give_nothing():
         assert_best(type(step)(*(part[i] for part in step)), exact, rows, 5, tolerance=1e-6)
     assert not step.left[2].any()
     assert not step.right[2].any()
+
+
+@pytest.mark.usefixtures("by_products", "no_eigenproblems")
+def test_by_products_no_matrix_of_tokens_by_tokens_is_made_where_tokens_are_many():
+    assert largest(*tokens(1200, 203, 211, dtype=torch.float32)) <= 1200 * 211
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.usefixtures("by_products", "no_eigenproblems")
+def test_by_products_fewer_correlations_than_asked_for_are_found_beside_many(precision):
+    layers = [tokens(251, 257, 263, seed=10 * i, dtype=torch.float32) for i in range(3)]
+    layers[0][0][3:] = 0  # gradients at three tokens
+    layers[1][1][:, 1:] = 0  # inputs of one feature
+    deltas, inputs = (torch.stack(side) for side in zip(*layers, strict=True))
+    step = whiten_blocks(deltas, inputs, rank=5, precision=precision)
+    for i, (delta, x) in enumerate(layers):
+        exact = [oracle.whitened(delta.double(), x.double(), range(257), 0.1)]
+        allowed = 1e-6 if precision == "float64" else 1e-4
+        assert_best(type(step)(*(part[i] for part in step)), exact, [range(257)], 5, tolerance=allowed)
 
 
 LEFT = {

@@ -1,0 +1,58 @@
+"""Block Krylov iteration where a matrix has less to find than the block is wide."""
+
+import pytest
+import torch
+from spectra import gaussian
+
+from lasertri.ops.krylov import leading_vectors_by
+
+SIZE, LENGTH, RANK = 130, 140, 2
+
+
+def found(stack):
+    """The vectors of every matrix of a stack, and the passes it took."""
+    passes = []
+
+    def pass_over(block):
+        passes.append(block)
+        return stack @ (stack.mT @ block)
+
+    vectors = leading_vectors_by(pass_over, stack.square().sum((-2, -1)), SIZE, RANK, most=SIZE // 2)
+    return vectors, len(passes)
+
+
+FIRST_ROW, FIRST_COLUMN = (torch.eye(size, dtype=torch.float64)[:1] for size in (SIZE, LENGTH))
+EXHAUSTED = {
+    "one row": FIRST_ROW.mT @ gaussian(1, LENGTH),
+    "one column": gaussian(SIZE, 1) @ FIRST_COLUMN,
+    "one value": FIRST_ROW.mT @ FIRST_COLUMN,
+    "rank 1": gaussian(SIZE, 1) @ gaussian(1, LENGTH, seed=1),
+    "rank 5": gaussian(SIZE, 5) @ gaussian(5, LENGTH, seed=1),
+    "zero": torch.zeros(SIZE, LENGTH, dtype=torch.float64),
+}
+
+
+def assert_leading(vectors, matrix):
+    sigma = torch.linalg.svdvals(matrix)
+    count = int((sigma[:RANK] > 1e-9 * sigma[0]).sum())
+    torch.testing.assert_close((vectors.mT @ matrix).norm(dim=-1), sigma[:RANK], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(vectors[:, :count].mT @ vectors[:, :count], torch.eye(count).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", EXHAUSTED)
+def test_what_a_block_holds_all_of_is_found_at_once(name):
+    stack = EXHAUSTED[name].expand(64, -1, -1)
+    vectors, passes = found(stack)
+    assert passes <= 3, "for the first block, for its images, to see that there is no more"
+    for each in vectors[::63]:
+        assert_leading(each, stack[0])
+
+
+@pytest.mark.parametrize("name", EXHAUSTED)
+def test_it_stays_found_while_another_matrix_is_not(name):
+    slow = gaussian(SIZE, LENGTH) * torch.logspace(0, -1.5, LENGTH)
+    alone, passes = found(slow[None])
+    both, together = found(torch.stack([EXHAUSTED[name], slow]))
+    assert together == passes > 3
+    assert_leading(both[0], EXHAUSTED[name])
+    torch.testing.assert_close(both[1].abs(), alone[0].abs())
