@@ -97,17 +97,8 @@ def lora_ga(
             "expected a LoraConfig with init_lora_weights='lora_ga' and lora_ga_config=LoraGAConfig(), got "
             f"init_lora_weights={shown(config.init_lora_weights)}; give both"
         )
-    tokenizer = tokenizer_of(model, tokenizer)
-    require_editable(model)  # before peft looks at it, which takes adapters out of a model that has some
     asked = Settings(delimiter=delimiter, chat=chat, batch_size=batch_size)
-    encoded = EncodedSamples(
-        as_samples(samples),
-        model=model,
-        tokenizer=tokenizer,
-        delimiter=asked.delimiter,
-        chat=asked.chat,
-        batch_size=asked.batch_size,
-    )
+    encoded = _encoded(model, samples, tokenizer, asked)
     tokens = _tokens(model, encoded, [*_layers(model, config, "LoRA-GA", vectors=2)])
     adapted = get_peft_model(model, config)  # without a gradient peft starts adapters that add nothing
     for target in list(tokens):
@@ -152,17 +143,9 @@ def corda(
     """
     leading = _corda_method(config) == "ipm"
     _require_alpha(min([config.lora_alpha, *(config.alpha_pattern or {}).values()]))
-    tokenizer = tokenizer_of(model, tokenizer)
-    require_editable(model)
-    asked = Settings(delimiter=delimiter, chat=chat, memory_budget=memory_budget)
-    encoded = EncodedSamples(
-        as_samples(samples),
-        model=model,
-        tokenizer=tokenizer,
-        delimiter=asked.delimiter,
-        chat=asked.chat,
-        batch_size=1,  # of which nothing is padding, and each has its own largest value
-    )
+    # one by one, so that nothing is padding, and each sample has its own largest value
+    asked = Settings(delimiter=delimiter, chat=chat, batch_size=1, memory_budget=memory_budget)
+    encoded = _encoded(model, samples, tokenizer, asked)
     layers = _layers(model, config, "CorDA")
     for target in layers:
         weight = target.parameter(model)
@@ -188,6 +171,25 @@ def corda(
     for target, (left, right) in sides.items():
         _split(model.get_submodule(target.module), "default", left, right)
     return adapted
+
+
+def _encoded(
+    model: PreTrainedModel,
+    samples: SampleSource | Iterable[Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    asked: Settings,
+) -> EncodedSamples:
+    """The samples as `adapt` asks them."""
+    tokenizer = tokenizer_of(model, tokenizer)
+    require_editable(model)  # before peft looks at it, which takes adapters out of a model that has some
+    return EncodedSamples(
+        as_samples(samples),
+        model=model,
+        tokenizer=tokenizer,
+        delimiter=asked.delimiter,
+        chat=asked.chat,
+        batch_size=asked.batch_size,
+    )
 
 
 def _corda_method(config: LoraConfig) -> str:
