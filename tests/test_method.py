@@ -588,5 +588,5 @@ def test_a_winner_is_confirmed_on_fresh_samples(demo, tmp_path):
     assert result.to_dict()["confirmation"]["p_value"] < 0.001
     assert "confirmation, 80 samples\n" in str(result)
     result.save(tmp_path / "out")
-    assert ">confirmation,<br>80<" in (tmp_path / "out" / REPORT_NAME).read_text()
+    assert ">confirmation, 80<" in (tmp_path / "out" / REPORT_NAME).read_text()
     assert demo.to_dict()["confirmation"] is None  # all of its rows calibrate
