@@ -135,8 +135,6 @@ def test_a_step_is_counted_by_the_code_that_makes_it():
     one_pass = 2 * 100 * TOKENS * 2 * 12 * 4096**2  # 100 samples through two layers' matrices
     assert phases["baseline"][Kind("product", "bfloat16")].flops == pytest.approx(one_pass, rel=0.05)
     assert max(kind.size for kind in phases["trials"] if kind.name == "eigh") < 2000 / 2
-    roots = (
-        2 * 2 * 2 * 2 * 24 * 2 * 2000**3
-    )  # layers, matrices, folds, sides, and products as large as a fold has tokens
+    roots = 2**4 * 24 * 2 * 2000**3  # of layers, matrices, folds and sides, products as large as a fold has tokens
     assert roots < phases["trials"][Kind("product", "float32")].flops < 3 * roots
     assert phases["trials"][Kind("sha256")].bytes == 2 * 2 * 2 * 4096 * 16384
