@@ -25,10 +25,16 @@ from lasertri.edit.comparison import Comparison
 from lasertri.edit.flips import Flips
 from lasertri.edit.refinement import Refinement, adapter_of_others, spectra_of
 from lasertri.edit.truncation import Truncation
-from lasertri.errors import LasertriError, NonFiniteGradientError, NotFiniteError, TooLittleMemoryError
+from lasertri.errors import (
+    LasertriError,
+    NonFiniteGradientError,
+    NotFiniteError,
+    ProcessLostError,
+    TooLittleMemoryError,
+)
 from lasertri.measure.evaluate import evaluate
 from lasertri.measure.objective import Objective
-from lasertri.model.parallel import mesh_of
+from lasertri.model.parallel import WHOLE, mesh_of
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.result.adaptation import Adaptation
@@ -52,7 +58,7 @@ from lasertri.support.environment import environment
 from lasertri.support.events import Listener, tell, told_to
 from lasertri.support.memory import as_memory_allows, memory_told
 from lasertri.support.options import with_options_of
-from lasertri.support.sharing import number, once, require_alike, shared_by, together
+from lasertri.support.sharing import in_all, number, once, require_alike, shared_by, together
 from lasertri.support.shown import shown
 from lasertri.support.timing import Clock
 
@@ -110,18 +116,19 @@ def adapt(
             "by that; leave it out"
         )
     with shared_by(group if mesh is None else mesh.get_group(), sharded=mesh is not None):
-        problem = together(
-            lambda: prepare(
-                model,
-                samples,
-                Settings(**settings),  # type: ignore[arg-type]  # a number becomes a tuple
-                held_out=held_out,
-                objective=objective,
-                tokenizer=tokenizer,
-                journal=journal,
-                resume=resume,
+        with mistakes_alike(mesh is not None):
+            problem = together(
+                lambda: prepare(
+                    model,
+                    samples,
+                    Settings(**settings),  # type: ignore[arg-type]  # a number becomes a tuple
+                    held_out=held_out,
+                    objective=objective,
+                    tokenizer=tokenizer,
+                    journal=journal,
+                    resume=resume,
+                )
             )
-        )
         require_alike("model, samples and options", lambda: problem.content)
         with problem.journal, preserved(problem.model):
             with samples_named(problem):
@@ -159,6 +166,11 @@ def refine(
         LasertriError: the input cannot be used, or the adapter is no LoRA of linear layers alone.
     """
     require_peft()
+    if isinstance(model, nn.Module) and mesh_of(model) is not None:
+        raise LasertriError(
+            f"expected a whole model to refine an adapter of, got one that tensor parallelism spreads over processes; "
+            f"{WHOLE}"
+        )
     if others := sorted({"edit", "targets", "blocks"} & settings.keys()):
         raise LasertriError(
             f"expected no {' or '.join(others)} for a refinement, which is of the adapter's own layers; leave it out"
@@ -190,6 +202,19 @@ def refine(
         for each in found.rounds
     ]
     return replace(found, rounds=rounds)
+
+
+@contextmanager
+def mistakes_alike(alike: bool) -> Iterator[None]:
+    """Within, what is wrong with the input is wrong in all processes, which need not tell each other, if it is so."""
+    try:
+        yield
+    except ProcessLostError:
+        raise
+    except LasertriError as error:
+        if alike:
+            in_all(error)
+        raise
 
 
 def _found(problem: Problem, search: Callable[[Problem, Clock], list[Round]], data: str) -> Adaptation:

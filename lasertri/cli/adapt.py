@@ -12,7 +12,7 @@ import typer
 from lasertri.cli import options
 from lasertri.cli.app import command, print_result
 from lasertri.cli.config import Config
-from lasertri.cli.launched import launched, rank
+from lasertri.cli.launched import launched, rank, world_size
 from lasertri.cli.loading import Loading
 from lasertri.cli.pushing import Pushing, push
 from lasertri.cli.samples import Source, as_typed
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o merged --merge",
     "lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted --push me/adapted",
     "torchrun --nproc-per-node 4 -m lasertri adapt Qwen/Qwen3-0.6B --data train.jsonl -o adapted",
+    "torchrun --nproc-per-node 4 -m lasertri adapt Qwen/Qwen3-32B --tensor-parallel --data train.jsonl -o adapted",
     "lasertri adapt EleutherAI/gpt-j-6b --task fever --strategy laser-100-grads --accept best",
 )
 def adapt(
@@ -47,6 +48,7 @@ def adapt(
         Path | None,
         typer.Option(help="Samples to report on; then all rows of --data may calibrate.", rich_help_panel="Samples"),
     ] = None,
+    tensor_parallel: options.TensorParallel = False,
     output: options.Output = None,
     save: options.Save = "checkpoint",
     overwrite: options.Overwrite = False,
@@ -68,26 +70,46 @@ def adapt(
         raise typer.BadParameter("--save goes with -o, the folder it is saved in")
     if save == "factored" and settings.edit != "truncate":
         raise typer.BadParameter(f"--save factored goes with a truncation, not with a {settings.edit}")
+    if tensor_parallel:
+        _require_launched(loading, save)
     source.require_beside(held_out)
     pushing.require(output)
     from lasertri.data.files import as_samples
     from lasertri.support.sharing import once, shared_by, together
 
-    with launched() as group, shared_by(group):
-        folder = None
-        if output is not None:
-            inputs = [model, *source.files, held_out, config]
-            folder = once(lambda: OutputFolder(output, overwrite=overwrite, inputs=inputs))
-        repository = once(lambda: pushing.checked(model, overwrite=overwrite))
-        samples = together(lambda: source.samples(model, fields, revision=loading.revision, chat=settings.chat))
-        others = None if held_out is None else together(lambda: as_samples(held_out, as_typed(fields)))
+    with launched(parts=tensor_parallel) as group:
+        with shared_by(group):
+            folder = None
+            if output is not None:
+                inputs = [model, *source.files, held_out, config]
+                folder = once(lambda: OutputFolder(output, overwrite=overwrite, inputs=inputs))
+            repository = once(lambda: pushing.checked(model, overwrite=overwrite))
+            samples = together(lambda: source.samples(model, fields, revision=loading.revision, chat=settings.chat))
+            others = None if held_out is None else together(lambda: as_samples(held_out, as_typed(fields)))
+            if tensor_parallel:
+                once(lambda: loading.require_parts(model))
         if source.of_lm_eval:
             settings = dataclasses.replace(settings, chat=False)  # its prompts are written for a chat by now
         run(
             model, samples, others, settings, loading, folder, as_json,
             data=source.name, datasets=source.datasets, factored=save == "factored", log_samples=log_samples,
-            resume=resume, repository=repository, group=group,
+            resume=resume, repository=repository, group=group, tensor_parallel=tensor_parallel,
         )  # fmt: skip
+
+
+def _require_launched(loading: Loading, save: str) -> None:
+    """Refuse what does not go with parts of a model."""
+    if world_size() == 1:
+        raise typer.BadParameter(
+            "--tensor-parallel goes with several processes, got one; start them with torchrun --nproc-per-node 2 "
+            "-m lasertri adapt …"
+        )
+    if loading.device is not None:
+        raise typer.BadParameter("--tensor-parallel gives each process a GPU, if there are any; leave --device out")
+    if save == "factored":
+        raise typer.BadParameter(
+            "--tensor-parallel saves the edit alone; leave --save out, and have lasertri apply --save factored write it"
+        )
 
 
 def run(
@@ -106,36 +128,44 @@ def run(
     datasets: Sequence[str] = (),
     repository: Repository | None = None,
     group: ProcessGroup | None = None,
+    tensor_parallel: bool = False,
 ) -> Adaptation:
-    """Adapt, save, print; what would keep the output from being written is found before the long work."""
+    """Adapt, save, print; what would keep the output from being written is found before the long work.
+
+    Args:
+        tensor_parallel: whether the processes of the group hold parts of the model.
+    """
     from lasertri.edit.adapter import require_peft
     from lasertri.factors.journals import journal_folder
     from lasertri.method import adapt
     from lasertri.result.card import Made
-    from lasertri.support.sharing import once, together
+    from lasertri.support.sharing import once, shared_by, together
 
     if output is not None and settings.edit == "step":
         require_peft()
     if rank() > 0:
         settings = dataclasses.replace(settings, progress=False)
-    loaded, tokenizer = together(lambda: loading.load(model, plain=settings.edit != "step" or settings.merge))
-    if output is not None and (settings.edit != "step" or settings.merge):
-        once(lambda: output.require(sum(p.nbytes for p in loaded.parameters())))
-    result = adapt(
-        loaded,
-        samples,
-        held_out=held_out,
-        tokenizer=tokenizer,
-        journal=None if output is None else journal_folder(),
-        resume=resume,
-        group=group,
-        **settings.keywords,
-    )
+    dense = settings.edit != "step" or settings.merge
+    with shared_by(group, sharded=tensor_parallel):
+        loaded, tokenizer = together(lambda: loading.load(model, plain=dense, tensor_parallel=tensor_parallel))
+        if output is not None and dense and not tensor_parallel:
+            once(lambda: output.require(sum(p.nbytes for p in loaded.parameters())))
+        result = adapt(
+            loaded,
+            samples,
+            held_out=held_out,
+            tokenizer=tokenizer,
+            journal=None if output is None or tensor_parallel else journal_folder(),
+            resume=resume,
+            group=None if tensor_parallel else group,
+            **settings.keywords,
+        )
     pushed_to = "" if repository is None else repository.name
     result = dataclasses.replace(result, made=Made(command_line(), data, datasets, pushed_to))
     saving = {"factored": factored, "log_samples": log_samples}
-    once(lambda: finish(result, output, as_json, repository=repository, **saving))
-    result.journal.delete()
+    with shared_by(group):
+        once(lambda: finish(result, output, as_json, repository=repository, **saving))
+        result.journal.delete()
     return result
 
 

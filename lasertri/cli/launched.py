@@ -26,8 +26,12 @@ def rank() -> int:
 
 
 @contextmanager
-def launched() -> Iterator[ProcessGroup | None]:
-    """All of them, each with a GPU of its own where there are such; None for a process that is alone."""
+def launched(*, parts: bool = False) -> Iterator[ProcessGroup | None]:
+    """All of them, each with a GPU of its own where there are such; None for a process that is alone.
+
+    Args:
+        parts: whether they hold parts of one model, and so tell each other tensors on these GPUs.
+    """
     if world_size() == 1:
         yield None
         return
@@ -43,7 +47,8 @@ def launched() -> Iterator[ProcessGroup | None]:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    how = "cpu:gloo,cuda:nccl" if parts and torch.cuda.is_available() else "gloo"
+    dist.init_process_group(how, timeout=PATIENCE)
     try:
         yield dist.group.WORLD
     finally:

@@ -32,11 +32,14 @@ class Loading:
     dtype: Annotated[str, Option("auto is the checkpoint's own.", section="Model", names=DTYPES)] = "auto"
     device: Annotated[str | None, Option("Where to run; CUDA if torch has it.", section="Model")] = None
 
-    def load(self, model: str, *, plain: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load(
+        self, model: str, *, plain: bool = False, tensor_parallel: bool = False
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """A model and its tokenizer, without the progress bars of transformers.
 
         Args:
             plain: whether one with quantised weights is refused.
+            tensor_parallel: whether this process loads a part of it.
         """
         logger.info("reading the model %s", shown(model))
         from transformers.utils import logging as transformers_logging
@@ -47,8 +50,23 @@ class Loading:
         transformers_logging.disable_progress_bar()
         if not (Path(model).exists() or names_a_place(model)):
             _go_offline_where_the_hub_is_silent()
-        loaded = load_model(model, revision=self.revision, dtype=self.dtype, device=self.device, plain=plain)
+        loaded = load_model(
+            model,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            plain=plain,
+            tensor_parallel=tensor_parallel,
+        )
         return loaded, load_tokenizer(model, revision=self.revision)
+
+    def require_parts(self, model: str) -> None:
+        """Refuse what processes cannot load parts of, before each tries for itself."""
+        from lasertri.model.loading import require_parts
+
+        if not Path(model).exists():
+            _go_offline_where_the_hub_is_silent()
+        require_parts(model, revision=self.revision)
 
 
 def _go_offline_where_the_hub_is_silent() -> None:

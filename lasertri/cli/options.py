@@ -8,6 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 Model = Annotated[str, typer.Argument(help="A Hugging Face hub id, a local folder or a GGUF file.", metavar="MODEL")]
+TensorParallel = Annotated[
+    bool,
+    typer.Option(
+        "--tensor-parallel",
+        help="Load a part of MODEL in each of torchrun's processes; the edit is written alone, without a checkpoint.",
+        rich_help_panel="Model",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Folder for checkpoint, edit and report.", rich_help_panel="Output"),

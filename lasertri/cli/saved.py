@@ -90,9 +90,13 @@ def how_to_load(result: Adaptation, folder: Path, *, factored: bool = False) -> 
         first = "import lasertri.factored, then " if factored else ""
         load = f"{CLASSES[kind][0].__name__}.from_pretrained"
         return [f'wrote {folder}: the edited model; load it by {first}{load}("{folder}")']
+    if not (folder / ADAPTER).exists():
+        return [f"wrote {folder}: the edit alone; lasertri apply {folder} MODEL -o OUT writes the edited model"]
     lines = [f'wrote {folder}: a LoRA adapter; load it by PeftModel.from_pretrained(base, "{folder}")']
     adapter = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     base = adapter.get("base_model_name_or_path") or ""
+    if result.settings.merge:  # of a model of which processes hold parts
+        lines.append(f"lasertri apply {folder} MODEL -o OUT merges it, where the whole model fits")
     if is_gguf(base):
         place, file = place_and_file(base)
         lines.append(f'its base: {CLASSES[kind][0].__name__}.from_pretrained("{place}", gguf_file="{file}")')

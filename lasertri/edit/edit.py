@@ -17,6 +17,7 @@ from lasertri.data.files import parsed_json
 from lasertri.edit.spectrum import Spectrum
 from lasertri.errors import LasertriError
 from lasertri.measure.protocol import SampleBatch
+from lasertri.model.parallel import here
 from lasertri.model.targets import Target
 from lasertri.support.paths import check_path
 from lasertri.support.shown import reason, shown
@@ -45,11 +46,11 @@ class Edit(ABC):
 
     @property
     def dense(self) -> bool:
-        """Whether the edited model is saved as a whole; else the edit alone is, for its base."""
+        """Whether the edited model is saved as a whole, if all of it is here; else the edit alone is, for its base."""
         return True
 
-    def place(self, number: int) -> str:
-        """Where in an adaptation's folder the edit stands that was found as number 1, 2, …."""
+    def place(self, number: int, *, beside: bool = True) -> str:
+        """Where in an adaptation's folder the edit stands that was found as number 1, 2, …; `beside` a checkpoint?"""
         return "" if number == 1 else f"edit-{number}"
 
     @abstractmethod
@@ -116,8 +117,8 @@ def all_applied(edits: Sequence[Edit], model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]:
-    """Give a target another weight within, then restore its own bit for bit."""
-    stored = target.parameter(model)
+    """Give a target another weight within, of a sharded one what is here, then restore its own bit for bit."""
+    stored = here(target.parameter(model))
     original = target.view(stored).clone()
     try:
         target.write(stored, weight)
@@ -128,7 +129,7 @@ def replaced(target: Target, model: nn.Module, weight: Tensor) -> Iterator[None]
 
 @contextmanager
 def weights_in_place(model: nn.Module, targets: Iterable[Target], edited: Callable[[Target], Tensor]) -> Iterator[None]:
-    """Give many targets other weights within, then restore their own bit for bit; they are kept meanwhile."""
+    """Give many targets other weights within, see `replaced`; their own are kept meanwhile."""
     with ExitStack() as stack:
         for target in targets:
             stack.enter_context(replaced(target, model, edited(target)))

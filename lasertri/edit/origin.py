@@ -10,16 +10,16 @@ from types import NoneType
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from lasertri.edit.reading import field_of
 from lasertri.errors import LasertriError
 from lasertri.factored.layer import Linear
 from lasertri.model.files import changed_since
-from lasertri.model.parallel import here, in_all_parts, is_sharded, whole
+from lasertri.model.parallel import dealt, here, in_all_parts, is_sharded, whole
 from lasertri.model.targets import Target, has_experts
 from lasertri.support.checksum import content_key, weight_sha256
-from lasertri.support.sharing import everyones, number, processes
+from lasertri.support.sharing import everyones
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Origin:
         stored = {target: target.parameter(model) for target in chosen if not target.is_quantised(model)}
         weights = {target: target.part(here(parameter)) for target, parameter in stored.items()}
         if any(map(is_sharded, stored.values())):
-            checksums = _of_shards(stored)
+            checksums = dict(zip(stored, dealt(list(stored.values()), weight_sha256), strict=True))
         else:
             with ThreadPoolExecutor() as pool:  # hashlib lets the others run meanwhile
                 checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
@@ -143,17 +143,6 @@ class Origin:
                 return False
             self._known[target] = key
         return True
-
-
-def _of_shards(stored: Mapping[Target, Tensor]) -> dict[Target, str]:
-    """Checksums of weights that processes hold parts of: one whole at a time, each hashed by one of them."""
-    found = {}
-    for i, (target, parameter) in enumerate(stored.items()):
-        weight = whole(parameter)
-        if i % processes() == number():
-            found[target] = weight_sha256(weight)
-    each = everyones(found)
-    return {target: each[i % len(each)][target] for i, target in enumerate(stored)}
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:

@@ -17,6 +17,7 @@ from lasertri.edit.origin import Origin
 from lasertri.edit.reading import checked, described, field_of, read_tensors, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.factors.store import FactorStore
+from lasertri.model.parallel import part_like
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, block_svd, scale_blocks
 from lasertri.ops.blocks import lengths
@@ -122,9 +123,11 @@ class Shrink(Edit):
         return {"kind": "shrink", "direction": "singular values", "rank": None, "size": self.size}
 
     def _scaled(self, target: Target, model: nn.Module) -> Tensor:
-        weight = target.view(target.parameter(model))
-        change = self.changes[target].to(weight.device)
-        return scale_blocks(weight, (1 + change).clamp(0, 2), factors=self._factors(target, model), precision="float32")
+        """The weight with its values moved, or this process's part of it."""
+        weight = target.whole(model)
+        change, factors = self.changes[target].to(weight.device), self._factors(target, model)
+        scaled = scale_blocks(weight, (1 + change).clamp(0, 2), factors=factors, precision="float32")
+        return part_like(target.parameter(model), scaled)
 
     def _values(self, target: Target, model: nn.Module) -> Tensor:
         """The singular values that the changes are of."""
@@ -134,4 +137,4 @@ class Shrink(Edit):
         blocks = len(self.changes[target])
         if self.store is not None:
             return self.store.of(target, blocks)
-        return block_svd(target.view(target.parameter(model)), blocks=blocks)
+        return block_svd(target.whole(model), blocks=blocks)

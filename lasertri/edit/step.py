@@ -18,7 +18,7 @@ from lasertri.edit.reading import described, field_of, targets_of
 from lasertri.edit.spectrum import MOST, Spectrum
 from lasertri.measure.protocol import SampleBatch
 from lasertri.model.calls import Call, led
-from lasertri.model.parallel import here, low_rank, require_styles, sides_here, whole
+from lasertri.model.parallel import here, low_rank, require_styles, sides_here
 from lasertri.model.preserve import preserved
 from lasertri.model.targets import Target
 from lasertri.ops.pairs import singular
@@ -62,9 +62,9 @@ class Step(Edit):
         """Whether it is merged."""
         return self.merge
 
-    def place(self, number: int) -> str:
+    def place(self, number: int, *, beside: bool = True) -> str:
         """A checkpoint with an adapter beside it would be taken for the adapter's base."""
-        return "adapter" if self.merge else super().place(number)
+        return "adapter" if self.merge and beside else super().place(number)
 
     def scaled(self, factor: float) -> Step:
         """The same direction, so many times as long."""
@@ -95,7 +95,7 @@ class Step(Edit):
         for target in self.factors:
             target.require_plain(model, sharded=True)
         for target in self.factors:
-            target.write(here(target.parameter(model)), self._merged(target, model))
+            target.write(target.parameter(model), self._merged(target, model))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -117,16 +117,20 @@ class Step(Edit):
         """
         require_styles(model, [target.module for target in self.targets])
         rounded = as_parameters(self.targets, model)
-        sides = {target: [side.to(target.device(model)) for side in pair] for target, pair in self.factors.items()}
+        sides = {}
+        for target, pair in self.factors.items():
+            shards = target.shards(model)
+            left, right = (side.to(target.device(model)) for side in pair)
+            sides[target] = *sides_here(left, right, shards), shards
 
         def add(target: Target, inputs: Tensor, call: Call) -> Tensor:
-            output, (left, right) = call(inputs), sides[target]
+            output, (left, right, shards) = call(inputs), sides[target]
             dtype = torch.promote_types(output.dtype, right.dtype)
             if target.name in rounded and output.dtype != dtype:
                 weight = target.view(target.parameter(model)).to(dtype)
                 added = inputs.to(dtype) @ ((weight + left @ right).to(output.dtype).to(dtype) - weight).mT
             else:
-                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), target.shards(model))
+                added = low_rank(inputs.to(dtype), left.to(dtype), right.to(dtype), shards)
             return (output.to(dtype) + added).to(output.dtype)
 
         with led(model, self.targets, add):
@@ -196,5 +200,5 @@ def _norms(target: Target, factors: tuple[Tensor, Tensor], model: nn.Module) -> 
     added = float(((left.mT @ left) * (right @ right.mT)).sum().clamp(min=0).sqrt())
     if target.is_quantised(model):
         return added, 0.0
-    weight = target.part(whole(target.parameter(model)))
+    weight = target.whole(model)
     return added, float(torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)))

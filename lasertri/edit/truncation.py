@@ -24,7 +24,7 @@ from lasertri.errors import LasertriError
 from lasertri.factored.exchange import factored, linear_at
 from lasertri.factored.layer import FactoredLinear
 from lasertri.factors.store import FactorStore
-from lasertri.model.editable import require_plain
+from lasertri.model.parallel import part_like, whole
 from lasertri.model.targets import Target
 from lasertri.ops import Partition
 from lasertri.ops.laser import laser_factors
@@ -65,7 +65,7 @@ class Truncation(Edit):
     def build(cls, candidate: Candidate, model: nn.Module, factors: FactorStore) -> Truncation:
         """Truncate a target's weight to the candidate's ranks."""
         stored = candidate.target.parameter(model)
-        weight, order, sigma = candidate.target.view(stored), None, None
+        weight, order, sigma = candidate.target.whole(model), None, None
         if candidate.compat:
             pairs = [laser_factors(weight, candidate.ranks[0])]
         else:
@@ -80,7 +80,7 @@ class Truncation(Edit):
             tuple(left),
             tuple(right),
             stored.dtype,
-            weight_sha256(candidate.target.part(stored)),
+            weight_sha256(candidate.target.part(whole(stored))),
             getattr(config, "_name_or_path", ""),
             getattr(config, "_commit_hash", None),
             None if order is None else order.cpu(),
@@ -116,7 +116,9 @@ class Truncation(Edit):
         Raises:
             LasertriError: the model's weight is not the one the edit was made of.
         """
-        self.candidate.target.write(self._base_weight(model), self.weight)
+        self._require_base(model)
+        stored = self.candidate.target.parameter(model)
+        self.candidate.target.write(stored, part_like(stored, self.weight))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
@@ -125,8 +127,8 @@ class Truncation(Edit):
         if torch.equal(target.view(self._stored(model)).cpu(), weight):
             yield
             return
-        self._base_weight(model)
-        with replaced(target, model, weight):
+        self._require_base(model)
+        with replaced(target, model, part_like(target.parameter(model), weight)):
             yield
 
     def save(self, directory: str | Path) -> None:
@@ -168,15 +170,15 @@ class Truncation(Edit):
         left, right = zip(*pairs, strict=True)
         return cls(candidate, left, right, dtype, checksum, base, revision, order)
 
-    def _stored(self, model: nn.Module) -> nn.Parameter:
-        """The target's parameter, once it is known to be there in the edit's shape and dtype."""
+    def _stored(self, model: nn.Module) -> Tensor:
+        """All of the target's parameter, once it is known to be there in the edit's shape and dtype."""
         target = self.candidate.target
         try:
-            stored = target.parameter(model)
+            target.require_plain(model, sharded=True)
+            stored = whole(target.parameter(model))
             shape = target.view(stored).shape
         except (AttributeError, IndexError, RuntimeError) as error:  # no such parameter, or no matrix
             raise LasertriError(f"expected a model with {target}, the edit's target, but it has none") from error
-        require_plain(target.name, stored)
         if stored.dtype != self.weight_dtype or shape != target.shape:
             raise LasertriError(
                 f"expected {target} as {list(target.shape)} in {self.weight_dtype}, got {list(shape)} in "
@@ -184,16 +186,15 @@ class Truncation(Edit):
             )
         return stored
 
-    def _base_weight(self, model: nn.Module) -> nn.Parameter:
-        """The same, once its values are known to be those the edit was made of."""
-        stored, target = self._stored(model), self.candidate.target
-        if weight_sha256(target.part(stored)) != self.weight_sha256:
+    def _require_base(self, model: nn.Module) -> None:
+        """Check that the target's weight is the one that the edit was made of."""
+        target = self.candidate.target
+        if weight_sha256(target.part(self._stored(model))) != self.weight_sha256:
             origin = f" ({shown(self.base)})" if self.base else ""
             raise LasertriError(
                 f"expected the weight that the edit was made of{origin}, but {target} of this model has other "
                 "values; apply the edit to its own base, once"
             )
-        return stored
 
 
 def _checked_factors(

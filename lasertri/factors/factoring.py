@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lasertri.errors import NotConvergedError
 from lasertri.factors.cache import FactorCache, FactorKey
+from lasertri.model.parallel import dealt, is_sharded
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, block_svd
 from lasertri.ops.backends import choose_backend
@@ -16,6 +19,8 @@ from lasertri.ops.converging import converging
 from lasertri.ops.subspaces import subspace_partition
 from lasertri.support.checksum import tensor_hash
 from lasertri.support.journal import NOTHING, Journal
+
+Factors = TypeVar("Factors", BlockFactors, BlockFactors | None)
 
 
 class Factoring:
@@ -41,8 +46,8 @@ class Factoring:
         self._hashes: dict[Target, str] = {}
 
     def weight(self, target: Target) -> Tensor:
-        """Its values, with rows = output features."""
-        return target.view(target.parameter(self.model))
+        """All of it, see `Target.whole`."""
+        return target.whole(self.model)
 
     def workspace_bytes(self, target: Target, blocks: int) -> int:
         """FP64 bytes for factoring and scoring one weight, beside its own."""
@@ -54,17 +59,19 @@ class Factoring:
 
     def alike(self, targets: Iterable[Target]) -> list[list[Target]]:
         """Those whose weights `consecutive` takes together."""
-        groups: dict[tuple[torch.Size, torch.dtype, torch.device], list[Target]] = {}
+        groups: dict[tuple[object, ...], list[Target]] = {}
         for target in targets:
-            weight = self.weight(target)
-            groups.setdefault((weight.shape, weight.dtype, weight.device), []).append(target)
+            stored = target.parameter(self.model)
+            groups.setdefault((target.shape, stored.dtype, stored.device, is_sharded(stored)), []).append(target)
         return list(groups.values())
 
     def consecutive(self, targets: Sequence[Target], blocks: int) -> list[BlockFactors | None]:
         """Factors of weights of one shape, each split into K blocks of consecutive rows, made as one batch.
 
-        None for a weight that no solver converges on.
+        None for a weight that no solver converges on. Sharded ones are made one by one, each by one of the processes.
         """
+        if is_sharded(targets[0].parameter(self.model)):
+            return self._each(targets, functools.partial(self._made, blocks=blocks))
         weights = [self.weight(target) for target in targets]
         stack = weights[0].unsqueeze(0) if len(weights) == 1 else torch.stack(weights)
         inputs = None if self.inputs is None else torch.stack([self.inputs(target) for target in targets])
@@ -85,11 +92,27 @@ class Factoring:
 
     def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors | None:
         """Factors of one weight, its rows clustered into K subspaces of this dimension; None where none converge."""
-        weight = self.weight(target)
-        try:
+
+        def make(weight: Tensor) -> BlockFactors:
             return self._made(weight, subspace_partition(weight, blocks=blocks, dimension=dimension))
-        except NotConvergedError:
-            return None
+
+        [found] = self._each([target], make)
+        return found
+
+    def _each(self, targets: Sequence[Target], make: Callable[[Tensor], BlockFactors]) -> list[BlockFactors | None]:
+        """What is made of every weight; None where no solver converges."""
+
+        def made(weight: Tensor) -> BlockFactors | None:
+            try:
+                return make(weight)
+            except NotConvergedError:
+                return None
+
+        stored = [target.parameter(self.model) for target in targets]
+        if not is_sharded(stored[0]):
+            return [made(self.weight(target)) for target in targets]
+        found = dealt(stored, lambda weight: moved(made(weight), "cpu"))
+        return [moved(factors, own.device) for factors, own in zip(found, stored, strict=True)]
 
     def _made(self, weight: Tensor, blocks: int | Partition, inputs: Tensor | None = None) -> BlockFactors:
         """Factors of a weight, or of a stack, which is not worth a slower solver: one of it may need that."""
@@ -112,10 +135,7 @@ class Factoring:
             record = self.journal.recall((target, blocks))
             if record is not None:
                 found = BlockFactors(record[0], record[1], partition, target.shape[1], whitened=True)
-        if found is None:
-            return None
-        device = self.weight(target).device
-        return found._replace(basis=found.basis.to(device), sigma=found.sigma.to(device))
+        return moved(found, target.parameter(self.model).device)
 
     def _key(self, target: Target, partition: Partition) -> FactorKey:
         stored = target.parameter(self.model)
@@ -129,6 +149,14 @@ class Factoring:
             choose_backend(self.backend, stored.device).name,
             torch.float64 if stored.dtype == torch.float64 else torch.float32,
         )
+
+
+def moved(factors: Factors, device: str | torch.device, *, copy: bool = False) -> Factors:
+    """The same on another device, if there are any."""
+    if factors is None:
+        return factors
+    basis, sigma = (side.to(device, copy=copy) for side in (factors.basis, factors.sigma))
+    return factors._replace(basis=basis, sigma=sigma)
 
 
 def _narrow(factors: BlockFactors, dtype: torch.dtype) -> BlockFactors:

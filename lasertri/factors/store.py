@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factors.budget import Budget
 from lasertri.factors.cache import FactorCache
-from lasertri.factors.factoring import Factoring
+from lasertri.factors.factoring import Factoring, moved
 from lasertri.factors.memo import Memo
+from lasertri.model.parallel import is_sharded
 from lasertri.model.targets import Target
 from lasertri.ops import BlockFactors, Partition, project_blocks
 from lasertri.ops.backends import named
@@ -133,13 +134,12 @@ class FactorStore:
             size, free = map(min, zip(*room, strict=True))
             group = group[: free // _kept_bytes(group[0], blocks)]  # the others are made when they are asked for
             batches = [group[start : start + size] for start in range(0, len(group), size)]
-            for made in shared(batches, functools.partial(self._made_here, blocks, processes() > 1)):
-                for target, factors in made:
-                    key = target, blocks, None
-                    if factors is None:
-                        self._failed.add(key)
-                    elif key not in self._factors:
-                        self._factors.keep(key, _moved(factors, self._factoring.weight(target).device))
+            for target, factors in self._made_of(batches, blocks):
+                key = target, blocks, None
+                if factors is None:
+                    self._failed.add(key)
+                elif key not in self._factors:
+                    self._factors.keep(key, moved(factors, target.device(self._factoring.model)))
 
     def retain(self, keys: Iterable[Key]) -> None:
         """Drop everything but what belongs to these keys."""
@@ -161,6 +161,15 @@ class FactorStore:
             [(_, found)] = self._together([[target]], blocks)
         return found
 
+    def _made_of(
+        self, batches: Sequence[Sequence[Target]], blocks: int
+    ) -> Iterable[tuple[Target, BlockFactors | None]]:
+        """See `_together`, with processes that share the work."""
+        if batches and self._is_sharded(batches[0][0]):  # these are dealt one by one
+            return self._together(batches, blocks)
+        make = functools.partial(self._made_here, blocks, processes() > 1)
+        return itertools.chain.from_iterable(shared(batches, make))
+
     def _made_here(
         self, blocks: int, for_others: bool, batches: Sequence[Sequence[Target]]
     ) -> list[tuple[Target, BlockFactors | None]]:
@@ -171,7 +180,7 @@ class FactorStore:
         made = self._together(batches, blocks)
         if not for_others:
             return list(made)
-        return [(target, None if found is None else _moved(found, "cpu", copy=True)) for target, found in made]
+        return [(target, moved(found, "cpu", copy=True)) for target, found in made]
 
     def _together(
         self, batches: Iterable[Sequence[Target]], blocks: int
@@ -188,16 +197,16 @@ class FactorStore:
             return False
         return True
 
+    def _is_sharded(self, target: Target) -> bool:
+        return is_sharded(target.parameter(self._factoring.model))
+
     def _batch_size(self, target: Target, blocks: int) -> int:
-        """How many weights like this one there is room to factor at once."""
+        """How many weights like this one there is room to factor at once; of sharded ones each process has one."""
+        if self._is_sharded(target):
+            return processes()
         room = self.budget.workspace + self.budget.free // 2  # the other half is for what is kept
         each = self._factoring.workspace_bytes(target, blocks) + self._factoring.weight(target).nbytes
         return max(1, room // each)
-
-
-def _moved(factors: BlockFactors, device: str | torch.device, *, copy: bool = False) -> BlockFactors:
-    basis, sigma = (side.to(device, copy=copy) for side in (factors.basis, factors.sigma))
-    return factors._replace(basis=basis, sigma=sigma)
 
 
 def _bytes(factors: BlockFactors) -> int:

@@ -38,6 +38,7 @@ from lasertri.model.files import (
     tensor_files,
 )
 from lasertri.model.gguf import dequantising, is_gguf, made_plain, read_from
+from lasertri.model.parallel import of_all_processes, require_sharding
 from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.support.paths import names_a_place
 from lasertri.support.shown import reason, shown
@@ -64,6 +65,7 @@ def load_model(
     dtype: str | torch.dtype | None = "auto",
     device: str | None = None,
     plain: bool = False,
+    tensor_parallel: bool = False,
 ) -> PreTrainedModel:
     """Load a language model for inference: a causal or a masked one, or an encoder-decoder, as its configuration says.
 
@@ -76,10 +78,16 @@ def load_model(
         dtype: "auto" or None for the checkpoint's own, or "float32", "bfloat16", "float16".
         device: where it runs; by default CUDA where torch has it.
         plain: whether one with quantised weights is refused before they are read; else it is loaded as it is.
+        tensor_parallel: whether every process of `torch.distributed`'s default group loads a part of it, onto its own
+            GPU, if there are any.
 
     Raises:
-        LasertriError: it is not there, is damaged, or is not a language model.
+        LasertriError: it is not there, is damaged, or is not a language model; or cannot be loaded in parts.
     """
+    if tensor_parallel:
+        if device is not None:
+            raise LasertriError(f"expected no device for parts of a model, got {shown(device)}; leave it out")
+        require_parts(name, revision=revision)
     dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise LasertriError(f"expected a dtype among auto, float32, bfloat16, float16, got {shown(dtype)}")
@@ -104,6 +112,9 @@ def load_model(
     folder = local_folder(name, revision)
     if folder is not None:
         require_own_files(folder)
+    if tensor_parallel:
+        options["distributed_config"] = of_all_processes()
+        advice = "load the whole model where that may be why"
     _require_no_adapter(place, revision)
     _require_consistent(name, kind, config, revision)
     with reading(name, "the checkpoint", advice, revision=revision):
@@ -115,10 +126,29 @@ def load_model(
     _require_all(name, report)
     _say_unused(name, model, report, revision)
     keep_unpacked(model)
-    return (model if method is not None else model.to(where)).eval()
+    return (model if method is not None or tensor_parallel else model.to(where)).eval()
 
 
 load = load_model  # beside `save`
+
+
+def require_parts(name: str | Path, *, revision: str | None = None) -> None:
+    """Refuse a model that processes cannot load parts of.
+
+    Raises:
+        LasertriError: it is not there, is none that transformers divides, or transformers is too old.
+    """
+    require_sharding()
+    kind, config = checkpoint_kind(name, revision=revision)
+    require_unquantised(config)
+    with reading(name, _settings(name), CORRECT, revision=revision), torch.device("meta"):
+        built = CLASSES[kind][0].from_config(config)
+    if is_gguf(name) or not built.supports_tp_plan:
+        what = "a GGUF file" if is_gguf(name) else f"type {shown(config.model_type)}"
+        raise LasertriError(
+            f"{name}: expected a model that transformers has a plan of tensor parallelism for, got {what}; load the "
+            "whole model (without --tensor-parallel)"
+        )
 
 
 def load_tokenizer(name: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:

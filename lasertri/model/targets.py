@@ -17,7 +17,7 @@ from lasertri.errors import LasertriError
 from lasertri.factored.layer import FactoredLinear, Linear
 from lasertri.model.architectures import MLP_ROLES, layer_paths, layout, model_type, output_head
 from lasertri.model.editable import UNQUANTISED, require_editable, require_plain
-from lasertri.model.parallel import is_sharded, require_whole
+from lasertri.model.parallel import here, is_sharded, require_whole, whole
 from lasertri.model.quantised import computing_dtype, is_linear, is_quantised
 from lasertri.support.parameters import parameter_uses
 from lasertri.support.patterns import target_pattern
@@ -91,11 +91,18 @@ class Target:
         stored = model.get_submodule(path)._parameters.get(name)
         return stored if stored is not None and is_sharded(stored) else None
 
+    def whole(self, model: nn.Module) -> Tensor:
+        """All of it, with rows = output features; shares memory where it can.
+
+        Of a sharded one it is gathered: all processes must ask for it, and should not keep it.
+        """
+        return self.view(whole(self.parameter(model)))
+
     def require_plain(self, model: nn.Module, *, sharded: bool = False) -> None:
         """Refuse it where it is no plain floating-point tensor in memory.
 
         Args:
-            sharded: whether it may be sharded by rows or columns.
+            sharded: whether it may be sharded by rows or columns, if it is all of its parameter.
 
         Raises:
             LasertriError: it is not.
@@ -103,7 +110,8 @@ class Target:
         module = model.get_submodule(self.module)
         if self.is_quantised(model) and module._parameters.get("weight") is None:
             raise LasertriError(f"expected plain weights, got {self}, a {type(module).__name__}; {UNQUANTISED}")
-        require_plain(self.name, self.parameter(model), sharded=sharded)
+        alone = self.expert is None and self.rows is None and not self.transposed
+        require_plain(self.name, self.parameter(model), sharded=sharded and alone)
 
     def device(self, model: nn.Module) -> torch.device:
         """Where it is."""
@@ -130,8 +138,8 @@ class Target:
         return place.flatten(1) if place.dim() > 2 else place
 
     def write(self, stored: Tensor, weight: Tensor) -> None:
-        """Give its part of the parameter other values `[rows, columns]`."""
-        place = self._place(stored)
+        """Give its part of the parameter other values `[rows, columns]`; of a sharded one what of it is here."""
+        place = self._place(here(stored))
         place.copy_(weight.reshape(place.shape))
 
     def whole_shape(self, model: nn.Module) -> tuple[int, int]:
@@ -161,7 +169,12 @@ class Target:
 
 
 def find_targets(
-    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] = MLP_ROLES, warn: bool = True
+    model: nn.Module,
+    pattern: str | None = None,
+    *,
+    roles: Sequence[str] = MLP_ROLES,
+    sharded: bool = False,
+    warn: bool = True,
 ) -> list[Target]:
     """The weight matrices that may be edited, in layer order.
 
@@ -170,10 +183,12 @@ def find_targets(
             outside linear layers and kernels, such as `lstm.weight_ih_l0`; by default the MLP matrices of every
             layer, as in both papers.
         roles: which of them by default.
+        sharded: whether they may be sharded.
         warn: whether to say what is left out by default.
 
     Raises:
-        LasertriError: listing what was seen, where nothing fits; or weights are quantised or not in memory.
+        LasertriError: listing what was seen, where nothing fits; or weights are quantised or not in memory, or sharded
+            and may not be.
     """
     require_editable(model)
     matrices, others = dict(_matrices(model)), dict(_other_matrices(model))
@@ -200,12 +215,17 @@ def find_targets(
             f"expected {wanted}, saw {listing}{others_seen}; name targets with a regular expression (--targets)"
         )
     for target in chosen:
-        target.require_plain(model)
+        target.require_plain(model, sharded=sharded)
     return sorted(chosen, key=lambda target: target.layer)
 
 
 def find_linear_layers(
-    model: nn.Module, pattern: str | None = None, *, roles: Sequence[str] | None = None, beside: bool = False
+    model: nn.Module,
+    pattern: str | None = None,
+    *,
+    roles: Sequence[str] | None = None,
+    beside: bool = False,
+    sharded: bool = False,
 ) -> list[Target]:
     """Every linear layer and expert's matrix that may be edited, whole: what several roles share is one target here.
 
@@ -213,7 +233,8 @@ def find_linear_layers(
         pattern: regular expression searched for in `str(target)`; by default all inside the repeated layers, or of a
             module without such all there are.
         roles: which of them by default, those that have one of these; all where none has.
-        beside: whether all that is made stands beside their weights, which may then be quantised or sharded.
+        beside: whether all that is made stands beside their weights, which may then be quantised.
+        sharded: whether they may be sharded.
 
     Raises:
         LasertriError: there is none, or weights are not in memory, or quantised or sharded and may not be.
@@ -242,7 +263,7 @@ def find_linear_layers(
         raise LasertriError(f"expected {wanted}, got none among {listed(seen) or 'a model without any'}")
     for target in chosen:
         if not beside or not target.is_quantised(model):
-            target.require_plain(model, sharded=beside)
+            target.require_plain(model, sharded=sharded)
     return chosen
 
 

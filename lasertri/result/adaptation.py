@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lasertri.edit.answers import answer_rows
 from lasertri.edit.comparison import Comparison
 from lasertri.edit.edit import Edit, all_applied
 from lasertri.edit.flips import Flips
+from lasertri.edit.step import Step
 from lasertri.edit.truncation import factored_edits
 from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError
@@ -24,6 +25,7 @@ from lasertri.factored.exchange import exchanged
 from lasertri.language.asking import Asked
 from lasertri.measure.protocol import SampleBatch, Samples
 from lasertri.model.checkpoint import CARD_NAME, output_of, reloaded, write_checkpoint, write_tokenizer
+from lasertri.model.parallel import mesh_of
 from lasertri.result.card import Base, Form, Made, adaptation_card
 from lasertri.result.report import render, report_obstacle
 from lasertri.result.summary import brief, summarize
@@ -90,6 +92,11 @@ class Adaptation:
         """The first accepted edit, or None."""
         return self.rounds[0].edit
 
+    @property
+    def as_checkpoint(self) -> bool:
+        """Whether the edited model is saved as a whole; else the edits alone are, for their base."""
+        return bool(self.edits) and all(edit.dense for edit in self.edits) and mesh_of(self.model) is None
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that was measured, ready for JSON; the first round's at the top, others under `further`."""
         config = getattr(self.model, "config", None)
@@ -125,6 +132,9 @@ class Adaptation:
     ) -> None:
         """Write the edit and what was measured: a step as a PEFT adapter, others as a Hugging Face checkpoint too.
 
+        Of a model that processes hold parts of the first of them saves, and the edit alone: `lasertri apply` writes the
+        checkpoint, where the whole model fits.
+
         A module without `save_pretrained` is written as `model.safetensors`, which `safetensors.torch.load_model`
         reads into a module of its kind. A second edit stands in `edit-2`. Without an edit only what was measured is
         written; with one, a model card (`README.md`) too. It does not matter whether edits are applied by now, but for
@@ -150,9 +160,14 @@ class Adaptation:
                 f"expected a transformers model to keep as factors, got a {type(self.model).__name__}; "
                 "save it without factored"
             )
+        if factored and mesh_of(self.model) is not None:
+            raise LasertriError(
+                "expected a whole model to keep as factors, got one that tensor parallelism spreads over processes; "
+                "save it without factored, and have lasertri apply --save factored write them"
+            )
         output = output_of(self.model, directory, overwrite=overwrite)
         with output.written(rescue=self._write_findings) as folder:
-            if self.edits and all(edit.dense for edit in self.edits):
+            if self.as_checkpoint:
                 layers = factored_edits(self.edits, self.model) if factored else {}
                 with all_applied(self.edits, self.model), exchanged(self.model, layers):
                     write_checkpoint(self.model, folder, self.tokenizer)
@@ -164,9 +179,9 @@ class Adaptation:
             self._write_findings(folder)
             if log_samples:
                 self._write_samples(folder)
-            for number, edit in enumerate(self.edits, start=1):
+            for place, edit in self._places(folder):
                 if self.probe is not None:
-                    edit.check(self.model, folder / edit.place(number), self.probe)
+                    edit.check(self.model, place, self.probe)
             if self.edits:
                 (folder / CARD_NAME).write_text(self.card(output.path.name, factored=factored), encoding="utf-8")
             obstacle = report_obstacle()
@@ -176,10 +191,15 @@ class Adaptation:
                 logger.warning("%s is not written: %s", REPORT_NAME, obstacle)
         self.journal.delete()
 
+    def _places(self, folder: Path) -> Iterator[tuple[Path, Edit]]:
+        """Every edit, and where it stands in a folder with or without the checkpoint."""
+        for number, edit in enumerate(self.edits, start=1):
+            yield folder / edit.place(number, beside=self.as_checkpoint), edit
+
     def _write_findings(self, folder: Path) -> None:
         """The edits alone, and what was measured."""
-        for number, edit in enumerate(self.edits, start=1):
-            edit.save(folder / edit.place(number))
+        for place, edit in self._places(folder):
+            edit.save(place)
         summary = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         (folder / SUMMARY_NAME).write_text(summary + "\n", encoding="utf-8")
 
@@ -218,7 +238,9 @@ class Adaptation:
             title: name of the folder.
             factored: whether it is saved as factors.
         """
-        form: Form = "adapter" if not self.edits[0].dense else "factored" if factored else "checkpoint"
+        form: Form = "factored" if factored else "checkpoint"
+        if not self.as_checkpoint:
+            form = "adapter" if isinstance(self.edits[0], Step) else "edit"
         base = Base.of(self.model, language=self.asked is not None)
         return adaptation_card(self.to_dict(), base, form, self.made, title)
 

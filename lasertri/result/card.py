@@ -22,7 +22,7 @@ from lasertri.support.hub import licence
 
 PIPELINES = {"causal": "text-generation", "masked": "fill-mask"}  # the hub's names for what a model does
 
-Form = Literal["adapter", "checkpoint", "factored"]
+Form = Literal["adapter", "checkpoint", "factored", "edit"]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def forecast(
         if not all(in_each(lambda: changes.add_together(mine, advance))):
             bar.reset()
             together(lambda: changes.add_apart(mine, advance))
-    each = everyones((changes.of, changes.reached))
+    each = everyones((changes.of, changes.reached))[: share().of]  # all of it, where each has run all
     changes.of = torch.stack([of for of, _ in each]).sum(dim=0)
     changes.reached = set[Target]().union(*(reached for _, reached in each))
     for columns in shared(range(len(samples)), changes.by_gradients):
@@ -177,8 +177,8 @@ class _Changes:
                 own, mine = taken[layer], self._numbers[target]
                 deltas = own.deltas[:, slice(*(target.rows or (None,)))]
                 pieces = zip(own.inputs.split(TOKENS), deltas.split(TOKENS), strict=True)
-                chosen = [self.candidates[n] for n in mine]
-                along = torch.cat([_along(self.model, chosen, *piece, self.factors) for piece in pieces], dim=1)
+                chosen, weight = [self.candidates[n] for n in mine], target.whole(self.model)
+                along = torch.cat([_along(weight, chosen, *piece, self.factors) for piece in pieces], dim=1)
                 changes[mine] = changes[mine].index_add(1, place[own.first.cpu()], along)
         return [samples, changes, reached]
 
@@ -190,14 +190,13 @@ class _Changes:
 
 
 def _along(
-    model: nn.Module, candidates: Sequence[Candidate], inputs: Tensor, deltas: Tensor, factors: FactorStore
+    weight: Tensor, candidates: Sequence[Candidate], inputs: Tensor, deltas: Tensor, factors: FactorStore
 ) -> Tensor:
-    """δ_t·e_t of every candidate of one target and every token, `[candidates, T]`, FP64 on the CPU.
+    """δ_t·e_t of every candidate of one target, of this weight, and every token, `[candidates, T]`, FP64 on the CPU.
 
     e_t is −Σ uᵢ σᵢ vᵢ·x_t over the singular values that go, so what any rank changes is a sum over the last ones.
     """
     target = candidates[0].target
-    weight = target.view(target.parameter(model))
     wide = torch.promote_types(weight.dtype, torch.float32)
     inputs, deltas = inputs.to(wide), deltas.to(wide)
     along = torch.zeros(len(candidates), len(inputs), dtype=torch.float64)

@@ -15,6 +15,7 @@ from lasertri.edit.edit import replaced
 from lasertri.edit.truncation import Truncation
 from lasertri.factors.store import FactorStore
 from lasertri.measure.protocol import Advance
+from lasertri.model.parallel import part_like
 from lasertri.model.targets import Target
 from lasertri.ops import reduce_blocks
 from lasertri.search.replay import RecordedBatch, Shortcut
@@ -89,13 +90,15 @@ class InPlace:
         return recorded.replay(shortcut, 1).read(self.model)
 
     def _truncated(self, candidate: Candidate) -> Tensor:
-        """The target's weight under a candidate, in its dtype and on its device."""
-        if candidate.compat:
-            return Truncation.build(candidate, self.model, self.factors).weight
+        """The target's weight under a candidate, in its dtype and on its device, or this process's part of it."""
         target, dimension = candidate.target, candidate.dimension
-        return reduce_blocks(
-            target.view(target.parameter(self.model)),
-            **({"ratios": candidate.ratio} if dimension is None else {"ranks": dimension}),
-            factors=self.factors.of(*candidate.factors_key),
-            backend=self.factors.backend,
-        )
+        if candidate.compat:
+            weight = Truncation.build(candidate, self.model, self.factors).weight
+        else:
+            weight = reduce_blocks(
+                target.whole(self.model),
+                **({"ratios": candidate.ratio} if dimension is None else {"ranks": dimension}),
+                factors=self.factors.of(*candidate.factors_key),
+                backend=self.factors.backend,
+            )
+        return part_like(target.parameter(self.model), weight)

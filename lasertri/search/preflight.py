@@ -17,7 +17,7 @@ from lasertri.edit.truncation import Truncation
 from lasertri.edit.verification import require_same_answers
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.model.checkpoint import rebuilt
-from lasertri.model.parallel import here, is_sharded
+from lasertri.model.parallel import here, is_sharded, mesh_of
 from lasertri.model.quantised import is_plain
 from lasertri.model.targets import Target
 from lasertri.ops.finite import all_finite
@@ -40,7 +40,8 @@ def preflight(problem: Problem) -> None:
         if (is_plain(parameter) or is_sharded(parameter)) and not all_finite(here(parameter)):
             raise LasertriError(f"expected finite weights, got NaN or Inf in {name}; check the checkpoint")
     edit = TRIES[problem.settings.edit](problem)
-    again = rebuilt(model, problem.tokenizer, whole=edit.dense or problem.settings.merge)
+    as_checkpoint = (edit.dense or problem.settings.merge) and mesh_of(model) is None
+    again = rebuilt(model, problem.tokenizer, whole=as_checkpoint)
     require_same_answers(again, model, problem.first.batches()[0])
     with scratch_folder() as directory:
         if edit.dense or importlib.util.find_spec("peft"):

@@ -34,7 +34,7 @@ from lasertri.model.architectures import MLP_ROLES, output_head
 from lasertri.model.editable import require_editable, uncompiled
 from lasertri.model.identity import identity
 from lasertri.model.loading import load_model, load_tokenizer, model_kind
-from lasertri.model.parallel import WHOLE, mesh_of, require_styles
+from lasertri.model.parallel import WHOLE, least, mesh_of, require_heads, require_styles
 from lasertri.model.quantised import keep_unpacked, quantisation
 from lasertri.model.targets import Target, find_linear_layers, find_targets, has_experts
 from lasertri.search.scoring import scoring_blocks
@@ -121,8 +121,8 @@ def prepare(
         raise LasertriError(f"expected a model, or a hub id or folder to load it from, got {shown(model)}")
     model = uncompiled(model)
     require_editable(model, quantised=beside)
-    sharded = mesh_of(model) is not None
-    if sharded:
+    mesh = mesh_of(model)
+    if mesh is not None:
         _require_shardable(model, settings, journal)
     keep_unpacked(model)
     if objective is None:
@@ -138,21 +138,21 @@ def prepare(
     if strategy.gradients not in (None, strategy.evaluation):
         gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
     if settings.edit == "truncate":
-        targets = find_targets(model, settings.targets, roles=strategy.roles)
+        targets = find_targets(model, settings.targets, roles=strategy.roles, sharded=mesh is not None)
         counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)]
     else:
-        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside)
-        if sharded:
-            require_styles(model, [target.module for target in targets])
-        if settings.edit == "step" and importlib.util.find_spec("peft"):
-            targets = loadable(model, targets)
+        targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside, sharded=mesh is not None)
         counts = [*settings.blocks] or [1]
+    require_styles(model, [target.module for target in targets])
+    if settings.edit == "step" and importlib.util.find_spec("peft"):
+        targets = loadable(model, targets)
     rows = max(target.shape[0] for target in targets)
     if min(settings.blocks, default=1) > rows:
         raise LasertriError(
             f"expected a number of blocks K of at most {rows}, the rows of a target, got {list(settings.blocks)}"
         )
-    cache, budget = FactorCache.default(), budget_for(model, settings.memory_budget)
+    cache = FactorCache.default() if mesh is None else None  # which one process may find factors in, another not
+    budget = least(budget_for(model, settings.memory_budget), mesh)
     factors = FactorStore(model, targets, counts, budget=budget, backend=settings.backend, cache=cache)
     first = encode(split.calibration[:1]) if objective is None else calibration
     text = None if objective is not None else _neutral(model, tokenizer)
@@ -170,19 +170,15 @@ def prepare(
 
 def _require_shardable(model: nn.Module, settings: Settings, journal: str | Path | None) -> None:
     """Refuse what is not done with a model that processes hold parts of."""
-    kind = "a merged step" if settings.merge else settings.edit
-    if settings.edit != "step" or settings.merge:
-        raise LasertriError(
-            f"expected edit='step', without merge, for a model that tensor parallelism spreads over processes, got "
-            f"{kind}; leave edit and merge out, or {WHOLE}"
-        )
     if has_experts(model) or quantisation(getattr(model, "config", None)) is not None:
         what = "experts" if has_experts(model) else "quantised weights"
         raise LasertriError(
             f"expected plain linear layers in a model that tensor parallelism spreads over processes, got one with "
             f"{what}; {WHOLE}"
         )
-    if importlib.util.find_spec("peft") and Version(importlib.metadata.version("peft")) < PEFT:
+    require_heads(model)
+    peft = settings.edit == "step" and importlib.util.find_spec("peft")
+    if peft and Version(importlib.metadata.version("peft")) < PEFT:
         raise LasertriError(f"expected peft {PEFT} or later, which loads an adapter for parts of layers; upgrade peft")
     if journal is not None:
         raise LasertriError(

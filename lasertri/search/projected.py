@@ -23,6 +23,7 @@ from lasertri.factors.store import FactorStore
 from lasertri.language.encoding import Batch
 from lasertri.language.samples import EncodedSamples
 from lasertri.measure.protocol import Advance
+from lasertri.model.parallel import all_features, features_here, whole
 from lasertri.model.targets import Target
 from lasertri.ops import linear_blocks
 from lasertri.search.replay import RecordedBatch, Replay, Trace, record
@@ -174,21 +175,24 @@ class Projected:
     def _outputs(self, chunk: Sequence[Candidate], replay: Replay, copies: int) -> Tensor:
         """What their target gives in every copy: its recorded output, then each candidate's; as padding the former."""
         target = chunk[0].target
-        weight, rows = target.parameter(self.model), slice(*(target.rows or (None,)))
+        weight, shards, rows = target.whole(self.model), target.shards(self.model), slice(*(target.rows or (None,)))
         bias = getattr(self.model.get_submodule(target.module), "bias", None)
+        bias = None if bias is None else whole(bias)[rows]
+        inputs = all_features(replay.input.to(weight.device), 1, shards)
         outputs = replay.output.repeat(copies, *[1] * replay.output.dim())
         done = 1
         for key, group in itertools.groupby(chunk, key=lambda candidate: candidate.factors_key):
             ratios, (_, _, dimension) = [candidate.ratio for candidate in group], key
-            outputs[done : done + len(ratios), ..., rows] = linear_blocks(
-                replay.input.to(weight.device),
-                target.view(weight),
-                None if bias is None else bias[rows],
+            tried = linear_blocks(
+                inputs,
+                weight,
+                bias,
                 **({"ratios": ratios} if dimension is None else {"ranks": [dimension] * len(ratios)}),
                 factors=self.factors.of(*key),
                 projected=self.factors.projected(*key),
                 backend=self.factors.backend,
             )
+            outputs[done : done + len(ratios), ..., rows] = features_here(tried, 0, shards)
             done += len(ratios)
         return outputs
 

@@ -19,6 +19,7 @@ from lasertri.factors.store import FactorStore
 from lasertri.measure.evaluate import of_all
 from lasertri.measure.protocol import Advance, SampleBatch, Samples
 from lasertri.model.forwards import forwards, fused_activations
+from lasertri.model.parallel import whole
 from lasertri.model.targets import Target
 from lasertri.ops import BlockScores, score_blocks
 from lasertri.ops.finite import all_finite
@@ -133,10 +134,10 @@ class Scorer:
 
     def _contract(self, scores: Scores, scale: float, size: int, target: Target, gradient: Tensor) -> None:
         """Put a target's scores to those of its batch."""
-        gradient = target.view(gradient)
+        gradient = target.view(whole(gradient))
         if not all_finite(gradient):
             raise non_finite_gradient(f"for {target.name}", gradient.dtype)
-        weight = target.view(target.parameter(self.model))
+        weight = target.whole(self.model)
         for blocks in (blocks for blocks in self.block_counts if blocks <= target.shape[0]):
             known = self.factors.of(target, blocks)
             sigma, slope = score_blocks(weight, gradient, factors=known, backend=self.factors.backend)

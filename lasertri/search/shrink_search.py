@@ -27,18 +27,21 @@ FIRST_SIZE = 0.5  # predicted decrease, as a share of the loss
 FIRST_REFINEMENT = 0.0625  # training has left an adapter's values little to gain
 
 
-Slope = Callable[[Target, Tokens], Tensor]
+Slope = Callable[[Target, Tokens], Tensor | None]
 
 
 def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
     """The best step of all targets' singular values; the model must be inside `preserved(model)`."""
     blocks = problem.settings.blocks[0] if problem.settings.blocks else 1
 
-    def slope(target: Target, tokens: Tokens) -> Tensor:
+    def slope(target: Target, tokens: Tokens) -> Tensor | None:
+        if not len(tokens) and target.shards(problem.model) is None:
+            return None
+        factors, weight = problem.factors.of(target, min(blocks, target.shape[0])), target.whole(problem.model)
+        if not len(tokens):  # they are another process's, which gathers the weight with this one
+            return None
         gradient = torch.cat(tokens.deltas).float().mT @ torch.cat(tokens.inputs).float()
-        factors = problem.factors.of(target, min(blocks, target.shape[0]))
         factors = factors._replace(basis=factors.basis.double())
-        weight = target.view(target.parameter(problem.model))
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
         return scores.sigma * scores.grad
 
@@ -63,8 +66,10 @@ def search_refinement(problem: Problem, clock: Clock, spectra: Spectra) -> list[
     return [found]
 
 
-def slope_of_adapter(spectra: Spectra, target: Target, tokens: Tokens) -> Tensor:
+def slope_of_adapter(spectra: Spectra, target: Target, tokens: Tokens) -> Tensor | None:
     """σ ∂L/∂σ of what an adapter adds to a layer: σᵢ Σ (Δ uᵢ)(X vᵢ) over the tokens."""
+    if not len(tokens):
+        return None
     u, sigma, vh = (side.float() for side in spectra[target])
     return sigma * ((torch.cat(tokens.deltas).float() @ u) * (torch.cat(tokens.inputs).float() @ vh.mT)).sum(dim=0)
 
@@ -81,7 +86,7 @@ def search_values(
     """Sizes across folds of one step of singular values, decided.
 
     Args:
-        slope: σ ∂L/∂σ of a target's values, summed over the samples of these tokens.
+        slope: σ ∂L/∂σ of a target's values, summed over the samples of these tokens; None without any.
         make: the edit of size 1 from the changes s − 1.
         first: the size that is tried first.
         prepare: what takes long before the first slope; it says which targets have one. By default all.
@@ -118,8 +123,9 @@ def _slopes(
     for target in targets:
         others = (found for other, found in enumerate(tokens) if other != fold)
         own = sum((found[target] for found in others if target in found), Tokens())
-        if not len(own):
+        steep = slope(target, own)
+        if steep is None:
             continue
-        slopes[target] = (slope(target, own) / len(samples),)
+        slopes[target] = (steep / len(samples),)
         steepness[target] = float(slopes[target][0].square().sum())
     return slopes, steepness

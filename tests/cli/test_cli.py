@@ -192,6 +192,7 @@ def test_help(command):
         ["--memory-budget", "nan"],
         ["--prompt", "no field"],
         ["--match", "contains"],
+        ["--tensor-parallel"],  # in one process
         ["--unknown"],
     ],
 )

@@ -3,8 +3,11 @@
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
+from typer.testing import CliRunner
 
+from lasertri.cli import app
 from lasertri.cli.launched import launched
 from lasertri.errors import LasertriError
 
@@ -22,6 +25,32 @@ def test_they_wait_as_long_as_the_first_may_write_and_push(two, monkeypatch):
     with launched():
         pass
     assert given["timeout"] > timedelta(days=7)
+
+
+@pytest.mark.parametrize(("parts", "how"), [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_parts_of_a_model_tell_each_other_what_is_on_their_gpus(two, monkeypatch, parts, how):
+    given = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: given.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    with launched(parts=parts):
+        pass
+    assert given == [how]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "cpu"], "leave --device out"),
+        (["--edit", "truncate", "--save", "factored", "-o", "out"], "have lasertri apply --save factored write it"),
+    ],
+)
+def test_what_does_not_go_with_parts_of_a_model_is_an_error_of_usage(two, options, said):
+    result = CliRunner().invoke(app, ["adapt", "model", "--data", "train.jsonl", "--tensor-parallel", *options])
+    assert result.exit_code == 2
+    assert said in " ".join(result.output.replace("│", "").split())
 
 
 def test_a_number_of_processes_without_a_launcher_is_refused(two, monkeypatch):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
@@ -101,3 +102,19 @@ def test_a_configuration_with_nan_is_refused_by_field(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"attention_probs_dropout_prob": float("nan")}))
     with pytest.raises(LasertriError, match=r"a number for attention_probs_dropout_prob in config\.json, got NaN"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "needed", "options", "said"),
+    [
+        ("llama", "5", {}, "expected several processes to load parts of a model, got one; start them with torchrun"),
+        ("llama", "5", {"device": "cpu"}, "expected no device for parts of a model, got 'cpu'; leave it out"),
+        ("llama", "99", {}, r"expected transformers 99 or later, .*, got 5\..*; upgrade transformers"),
+        ("gptj", "5", {}, "expected a model that transformers has a plan of tensor parallelism for, got type 'gptj'"),
+    ],
+)
+def test_what_cannot_be_loaded_in_parts_is_said(tmp_path, monkeypatch, architecture, needed, options, said):
+    make_model(architecture).save_pretrained(tmp_path)
+    monkeypatch.setattr("lasertri.model.parallel.SHARDING", Version(needed))
+    with pytest.raises(LasertriError, match=said):
+        load_model(tmp_path, tensor_parallel=True, **options)

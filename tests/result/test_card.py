@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from importlib.metadata import version
 
 import torch
 from huggingface_hub import ModelCard
@@ -13,7 +14,9 @@ from lasertri import adapt, load_model
 from lasertri.cli import app
 from lasertri.demo import MODEL_DIR
 from lasertri.demo.recall import samples as recall_samples
+from lasertri.edit.edit import all_applied
 from lasertri.result.adaptation import SUMMARY_NAME
+from lasertri.result.card import Base, Made, adaptation_card
 from lasertri.result.summary import differences
 from lasertri.support.output_folder import FILES_NAME
 
@@ -56,13 +59,24 @@ def test_the_card_of_an_adapter(folder, tmp_path, monkeypatch):
     }
     for line in differences(found.to_dict()["held_out"]):
         assert re.search(r"[+-]\d.*", line)[0] in card.text
-    for said in ("held out, n = 24", "`train.jsonl`", "`model` edited", "`seed=1`", f"torch {torch.__version__}"):
+    for said in ("held out, n = 24", "`train.jsonl`", "`model` edited", "`seed=1`", f"torch {version('torch')}"):
         assert said in card.text
     assert str(tmp_path) not in card.content
     with found.edit.applied(model), torch.no_grad():
         torch.testing.assert_close(loaded_as_said(tmp_path / "out", monkeypatch), model(INPUTS).logits)
     assert "README.md" in json.loads((tmp_path / "out" / FILES_NAME).read_text())["files"]
     found.save(tmp_path / "out", overwrite=True)
+
+
+def test_the_card_of_edits_without_a_checkpoint(folder, tmp_path, monkeypatch):
+    model = load_model(folder)
+    found = adapt(model, make_samples(48), **TRUNCATION | {"max_edits": 2, "count": 2})
+    for edit, place in zip(found.edits, (tmp_path / "out", tmp_path / "out" / "edit-2"), strict=True):
+        edit.save(place)
+    card = adaptation_card(found.to_dict(), Base.of(model), "edit", Made(), "out")
+    (tmp_path / "out" / "README.md").write_text(card)
+    with all_applied(found.edits, model), torch.no_grad():
+        torch.testing.assert_close(loaded_as_said(tmp_path / "out", monkeypatch), model(INPUTS).logits)
 
 
 def test_a_model_of_the_hub_is_the_base_by_its_id(model, tokenizer, tmp_path):
