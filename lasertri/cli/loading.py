@@ -48,8 +48,7 @@ class Loading:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        if not (Path(model).exists() or names_a_place(model)):
-            _go_offline_where_the_hub_is_silent()
+        _ask_hub_for(model)
         loaded = load_model(
             model,
             revision=self.revision,
@@ -64,9 +63,14 @@ class Loading:
         """Refuse what processes cannot load parts of, before each tries for itself."""
         from lasertri.model.loading import require_parts
 
-        if not Path(model).exists():
-            _go_offline_where_the_hub_is_silent()
+        _ask_hub_for(model)
         require_parts(model, revision=self.revision)
+
+
+def _ask_hub_for(model: str) -> None:
+    """Go on without the hub where it is silent; a folder, or what was meant for one, does not need it."""
+    if not (Path(model).exists() or names_a_place(model)):
+        _go_offline_where_the_hub_is_silent()
 
 
 def _go_offline_where_the_hub_is_silent() -> None:

@@ -90,13 +90,7 @@ def lora_ga(
         ValueError: of peft, such as that no module has a name of `target_modules`.
             Either way the model is then as it was.
     """
-    if not isinstance(config, LoraConfig):
-        raise LasertriError(f"expected a LoraConfig of peft, got {shown(config)}")
-    if str(config.init_lora_weights) != "lora_ga" or config.lora_ga_config is None:
-        raise LasertriError(
-            "expected a LoraConfig with init_lora_weights='lora_ga' and lora_ga_config=LoraGAConfig(), got "
-            f"init_lora_weights={shown(config.init_lora_weights)}; give both"
-        )
+    own_config = _own_config(config, "lora_ga", "LoraGAConfig")
     asked = Settings(delimiter=delimiter, chat=chat, batch_size=batch_size)
     encoded = _encoded(model, samples, tokenizer, asked)
     tokens = _tokens(model, encoded, [*_layers(model, config, "LoRA-GA", vectors=2)])
@@ -106,7 +100,7 @@ def lora_ga(
         own = tokens.pop(target)
         gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(encoded)
         layer.get_base_layer()._peft_loraga_grad = transpose(gradient, layer.fan_in_fan_out)
-        layer.lora_ga_init("default", config.lora_ga_config)
+        layer.lora_ga_init("default", own_config)
     return adapted
 
 
@@ -194,14 +188,7 @@ def _encoded(
 
 def _corda_method(config: LoraConfig) -> str:
     """The method that a config for `corda` asks for, once it is known for one."""
-    if not isinstance(config, LoraConfig):
-        raise LasertriError(f"expected a LoraConfig of peft, got {shown(config)}")
-    if str(config.init_lora_weights) != "corda" or config.corda_config is None:
-        raise LasertriError(
-            "expected a LoraConfig with init_lora_weights='corda' and corda_config=CordaConfig(), got "
-            f"init_lora_weights={shown(config.init_lora_weights)}; give both"
-        )
-    own = config.corda_config
+    own = _own_config(config, "corda", "CordaConfig")
     if own.corda_method not in ("ipm", "kpm"):
         raise LasertriError(f"expected a corda_method among ['ipm', 'kpm'], got {shown(own.corda_method)}")
     if own.cache_file is not None or own.covariance_file is not None:
@@ -209,7 +196,20 @@ def _corda_method(config: LoraConfig) -> str:
             "expected a CordaConfig without cache_file and covariance_file, which are neither read nor written here; "
             "leave them out, or use peft's preprocess_corda"
         )
-    return own.corda_method
+    return str(own.corda_method)
+
+
+def _own_config(config: LoraConfig, start: str, kind: str) -> Any:
+    """What a config says of a start alone, once it is known to ask for that."""
+    if not isinstance(config, LoraConfig):
+        raise LasertriError(f"expected a LoraConfig of peft, got {shown(config)}")
+    own = getattr(config, f"{start}_config")
+    if str(config.init_lora_weights) != start or own is None:
+        raise LasertriError(
+            f"expected a LoraConfig with init_lora_weights='{start}' and {start}_config={kind}(), got "
+            f"init_lora_weights={shown(config.init_lora_weights)}; give both"
+        )
+    return own
 
 
 def _require_dtype(weight: Tensor, start: str) -> None:
