@@ -37,6 +37,16 @@ KINDS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """As each of several processes has: with more, sums are rounded otherwise."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def search(group, kind):
     """All that one kind of search finds, but the times; in BF16, where what a sample gives depends on its batch."""
     architecture, options = KINDS[kind]
@@ -183,6 +193,30 @@ def test_torchrun_writes_what_one_process_writes_and_the_first_speaks_for_all(co
         _, noted = node.communicate()
         assert node.returncode == 0, noted
     assert found(two) == alone
+
+
+FORGOTTEN = """
+import weakref
+
+from lasertri.cli.launched import launched
+
+with launched() as group:
+    import torch._dynamo
+
+    kept = weakref.ref(group)
+del group
+assert kept() is None
+"""
+
+
+@pytest.mark.slow
+def test_nothing_keeps_the_group_until_exit(tmp_path):
+    """There gloo aborts, now and then."""
+    program = tmp_path / "program.py"
+    program.write_text(FORGOTTEN)
+    run = launch([program], [], *TWO, cache=tmp_path / "cache")
+    _, noted = run.communicate()
+    assert run.returncode == 0, noted
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ def launched(*, parts: bool = False) -> Iterator[ProcessGroup | None]:
         return
     import torch
     import torch.distributed as dist
+    import torch.distributed.nn  # see support/sharing.py
 
     from lasertri.errors import LasertriError
 
