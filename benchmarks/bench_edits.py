@@ -33,6 +33,8 @@ METHODS: dict[str, Callable[[Case], Row]] = {
     "step-all-merged": edit(edit="step", targets=".", merge=True),
     "shrink": edit(edit="shrink"),
     "truncate": edit(edit="truncate"),
+    "truncate-16": edit(edit="truncate", scoring_blocks=16),  # ranked in more blocks, which are cheaper to factor
+    "truncate-32": edit(edit="truncate", scoring_blocks=32),
     "lora": lora,
     "lora-ga": lora_ga,
     "few-shot": few_shot,
