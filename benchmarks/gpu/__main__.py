@@ -37,7 +37,7 @@ def main(
     import torch
     from record import machine_record
 
-    from benchmarks.gpu import ceilings, kernels, laser, ops, report, steps, whitening
+    from benchmarks.gpu import ceilings, eigen, kernels, laser, ops, report, steps, whitening
     from benchmarks.gpu.session import Session
 
     if not no_gpu and not torch.cuda.is_available():
@@ -61,7 +61,7 @@ def main(
             session.attempt("ceilings", functools.partial(ceilings.measure, session))
             session.did("extension", building.result())
         # each checks a result before it times it: the first cases say if all is well
-        for part in (whitening, ops, laser, kernels):
+        for part in (whitening, eigen, ops, laser, kernels):
             session.attempt(part.__name__.rsplit(".", 1)[-1], functools.partial(part.measure, session))
         if not no_gpu:
             session.did("tests of the device", steps.run_tests("tests/gpu", seconds=_left(end) * TESTING))

@@ -43,14 +43,17 @@ COSTS = {
     "eigen-least": Cost(
         1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3
     ),
+    "column": Cost(0.3e-6, "seconds for each column of a Cholesky factor, beside its operations; assumed", 1e-6),
     "sha256": Cost(1.44e10, "bytes/s of eight cores of an AMD EPYC with SHA instructions; of one 1.8e9, measured"),
     "xxh3": Cost(3.2e10, "bytes/s of one such core; measured"),
     "transfer": Cost(12e9, "bytes/s from the GPU to pageable memory; assumed"),
     "exchange": Cost(1e9, "bytes/s between processes, pickled and sent by gloo; assumed"),
     "disk": Cost(2e9, "bytes/s, written durably or read; assumed"),
 }
-EIGEN = ("eigh", "svd", "qr", "cholesky_ex")
-HOST = ("sha256", "xxh3", "disk")
+EIGEN = ("eigh", "svd", "qr")
+TRIANGULAR = ("cholesky_ex", "cholesky_inverse", "solve_triangular")
+HOST = ("sha256", "xxh3", "disk", "stored")
+ASIDE = "writing aside"
 LARGE = 1024
 
 
@@ -62,14 +65,17 @@ class Seconds:
 
     @property
     def total(self) -> tuple[float, float]:
-        """The host calls one op after the other while the GPU works: of the two the longer counts; the rest adds up."""
-        others = [self.parts[name] for name in self.parts if name not in (*ON_GPU, "launches")]
+        """The host calls one op after the other while the GPU works: of the two the longer counts; the rest adds up.
+
+        What a thread of its own writes meanwhile counts where it takes longer than all of that.
+        """
+
+        def taken(end: int, *names: str) -> float:
+            return sum(self.parts[name][end] for name in names if name in self.parts)
+
+        others = [name for name in self.parts if name not in (*ON_GPU, "launches", ASIDE)]
         low, high = (
-            max(
-                sum(self.parts[name][end] for name in ON_GPU if name in self.parts),
-                self.parts.get("launches", (0.0, 0.0))[end],
-            )
-            + sum(part[end] for part in others)
+            max(max(taken(end, *ON_GPU), taken(end, "launches")) + taken(end, *others), taken(end, ASIDE))
             for end in (0, 1)
         )
         return low, high
@@ -103,6 +109,14 @@ def _cost(kind: Kind, amount: Amount, costs: Mapping[str, Cost]) -> tuple[str, t
         ends = zip(rates, costs["eigen-least"].ends, strict=True)
         low, high = (amount.calls * max(least, 9 * kind.size**3 / rate) for rate, least in ends)
         return "eigenproblems", (low, high)
+    if kind.name in TRIANGULAR:
+        columns = amount.calls * kind.size if kind.name == "cholesky_ex" else 0
+        taken = amount.flops / (costs[kind.dtype].value * costs["efficiency"].value)
+        low, high = (columns * cost + taken for cost in costs["column"].ends)
+        return "triangular factors", (low, high)
+    if kind.name == "stored":
+        taken = amount.bytes / costs["disk"].value
+        return ASIDE, (taken, taken)
     if kind.name in HOST:
         taken = amount.bytes / costs[kind.name].value
         if kind.name != "disk":

@@ -195,6 +195,8 @@ def _watched(run: Run) -> Iterator[None]:
         with run.within("one size"):
             return measure(fit, *arguments)
 
+    counted = threading.Lock()  # other threads hash, and write
+
     def loaded(cache: FactorCache, key: Any) -> Any:
         factors = load(cache, key)
         if factors is not None:
@@ -202,14 +204,15 @@ def _watched(run: Run) -> Iterator[None]:
         return factors
 
     def stored(cache: FactorCache, key: Any, factors: Any) -> Any:
-        run.host("disk", factors.basis.nbytes)
+        with counted:
+            run.host("stored", factors.basis.nbytes)
         return store(cache, key, factors)
 
-    counted = threading.Lock()
-
-    def hashing(name: str, make: Callable[..., str]) -> Callable[..., str]:
+    def hashing(name: str, make: Callable[..., str], *, aside: bool = True) -> Callable[..., str]:
         def hashed(tensor: torch.Tensor) -> str:
-            with counted:  # several threads hash
+            if not aside and threading.current_thread() is not threading.main_thread():
+                return make(tensor)  # before it is written, at a small part of what writing takes
+            with counted:
                 run.host(name, tensor.nbytes, SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
             return make(tensor)
 
@@ -225,6 +228,7 @@ def _watched(run: Run) -> Iterator[None]:
         for module in (origin, truncation):
             stack.enter_context(patch.object(module, "weight_sha256", hashing("sha256", module.weight_sha256)))
         for module in (identity, factoring, cache):
-            stack.enter_context(patch.object(module, "tensor_hash", hashing("xxh3", module.tensor_hash)))
+            hashed = hashing("xxh3", module.tensor_hash, aside=module is not cache)
+            stack.enter_context(patch.object(module, "tensor_hash", hashed))
         logging.getLogger("lasertri").setLevel(logging.ERROR)
         yield

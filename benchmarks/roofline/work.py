@@ -17,13 +17,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.spectra import tokens
-from lasertri.ops import library
+from lasertri.ops import eigen, library
 from lasertri.ops.products import PANEL_ELEMENTS
 
 # what only looks at a tensor in another way, or reads a number of it
 FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh"}
 LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much as they give, not all they are given
-FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_cholesky_ex", "linalg_qr"}
+FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr"}
+TRIANGULAR = {"linalg_cholesky_ex", "cholesky_inverse", "linalg_solve_triangular"}
 
 CPU = torch.device("cpu")
 SIDES = ("deltas", "inputs")
@@ -114,6 +115,8 @@ class Counting(TorchDispatchMode):
             *lead, rows, columns = given[0].shape
             size, count = min(rows, columns), torch.Size(lead).numel()
             return Kind(name.removeprefix("_").removeprefix("linalg_"), dtype, size), Amount(count, 0, moved)
+        if name in TRIANGULAR:
+            return Kind(name.removeprefix("linalg_"), dtype, given[0].shape[-1]), _triangular(name, given, moved)
         formula = flop_registry.get(getattr(torch.ops.aten, name.rstrip("_"), func._overloadpacket))
         if formula is not None:
             return Kind("product", dtype), Amount(1, formula(*meta[0], **meta[1], out_val=meta[2]), moved)
@@ -132,6 +135,14 @@ def _is_made_of_others(func: Any) -> bool:
 @functools.cache
 def _name(func: Any) -> str:
     return str(func._schema.name).split("::")[1]
+
+
+def _triangular(name: str, given: list[Tensor], moved: int) -> Amount:
+    """Of a Cholesky factor n³/3 operations a matrix; of its inverse, which a GPU solves for, n² for every column."""
+    size, calls = given[0].shape[-1], given[0].shape[:-2].numel()
+    if name == "linalg_cholesky_ex":
+        return Amount(calls, calls * size**3 // 3, moved)
+    return Amount(calls, 2 * given[0].numel() * size if name == "cholesky_inverse" else given[1].numel() * size, moved)
 
 
 class Ops:
@@ -188,7 +199,7 @@ class Ops:
         # a mode sees an op as a whole: what is in it is seen by one that is entered there, where its products are made
         library_full_fp32 = library.full_fp32
         entered = patch.object(library, "full_fp32", full_fp32) if hasattr(func, "_schema") else full_fp32(CPU)
-        with panels_of(shrink), entered:
+        with panels_of(shrink), _divided(shrink), entered:
             func(**values)
         return work
 
@@ -207,6 +218,14 @@ def _random(name: str, like: Tensor) -> Tensor:
         left, right = (torch.randn(size, 128, generator=generator) for size in (m, n))
         return (left / torch.arange(1, 129) @ right.mT).to(like.dtype)
     return torch.randn(like.shape, generator=generator).to(like.dtype)
+
+
+@contextmanager
+def _divided(shrink: int) -> Iterator[None]:
+    """Within, eigenproblems that are so many times smaller go by products as on a GPU."""
+    smaller = {name: max(1, getattr(eigen, name) // shrink) for name in ("SOLVED", "BAND")}
+    with patch.multiple(eigen, by_products=lambda _: True, **smaller):
+        yield
 
 
 @contextmanager

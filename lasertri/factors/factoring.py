@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,8 @@ from lasertri.ops.converging import converging
 from lasertri.ops.subspaces import subspace_partition
 from lasertri.support.checksum import tensor_hash
 from lasertri.support.journal import NOTHING, Journal
+
+WAITING = 8  # factors on their way to disk at most, which are copies in the host's memory
 
 Factors = TypeVar("Factors", BlockFactors, BlockFactors | None)
 
@@ -44,6 +48,7 @@ class Factoring:
         self.model, self.backend, self.inputs, self.journal = model, backend, inputs, journal
         self.cache = cache if inputs is None else None
         self._hashes: dict[Target, str] = {}
+        self._writer, self._writing = ThreadPoolExecutor(1), deque[Future[None]]()
 
     def weight(self, target: Target) -> Tensor:
         """All of it, see `Target.whole`."""
@@ -68,7 +73,8 @@ class Factoring:
     def consecutive(self, targets: Sequence[Target], blocks: int) -> list[BlockFactors | None]:
         """Factors of weights of one shape, each split into K blocks of consecutive rows, made as one batch.
 
-        None for a weight that no solver converges on. Sharded ones are made one by one, each by one of the processes.
+        They are on their way to disk, see `stored`. None for a weight that no solver converges on. Sharded ones are
+        made one by one, each by one of the processes.
         """
         if is_sharded(targets[0].parameter(self.model)):
             return self._each(targets, functools.partial(self._made, blocks=blocks))
@@ -84,11 +90,21 @@ class Factoring:
         each = [made._replace(basis=basis, sigma=sigma) for basis, sigma in zip(made.basis, made.sigma, strict=True)]
         if self.cache is not None:
             for target, factors in zip(targets, each, strict=True):
-                self.cache.store(self._key(target, factors.partition), factors)
+                key = self._key(target, factors.partition)
+                self._wait(WAITING - 1)
+                self._writing.append(self._writer.submit(self.cache.store, key, moved(factors, "cpu")))
         elif self.inputs is not None:
             for target, factors in zip(targets, each, strict=True):
                 self.journal.keep((target, blocks), [factors.basis, factors.sigma])
         return list(each)
+
+    def stored(self) -> None:
+        """Wait until all that was made is on disk."""
+        self._wait(0)
+
+    def _wait(self, most: int) -> None:
+        while len(self._writing) > most:
+            self._writing.popleft().result()
 
     def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors | None:
         """Factors of one weight, its rows clustered into K subspaces of this dimension; None where none converge."""

@@ -140,6 +140,7 @@ class FactorStore:
                     self._failed.add(key)
                 elif key not in self._factors:
                     self._factors.keep(key, moved(factors, target.device(self._factoring.model)))
+        self._factoring.stored()
 
     def retain(self, keys: Iterable[Key]) -> None:
         """Drop everything but what belongs to these keys."""
@@ -159,6 +160,7 @@ class FactorStore:
         found = self._factoring.from_disk(target, blocks)
         if found is None:
             [(_, found)] = self._together([[target]], blocks)
+            self._factoring.stored()
         return found
 
     def _made_of(

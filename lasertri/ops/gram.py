@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lasertri.ops import reference
 from lasertri.ops.blocks import BlockError, Side
+from lasertri.ops.eigen import eigenvectors, workspace_squares
 from lasertri.ops.krylov import leading_vectors
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
 from lasertri.ops.reference import Pair, gradient_floor
@@ -42,9 +43,11 @@ __all__ = [
 def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) -> int:
     """Upper bound on the FP64 bytes that factoring and scoring equal blocks takes beside their inputs."""
     short = min(rows, columns)
-    square = blocks * short * short  # Gram, eigenvectors, LAPACK's two work squares and C = G Aᵀ
+    squares = 5 * blocks  # Gram, eigenvectors, LAPACK's two work squares and C = G Aᵀ
+    if device.type == "cuda":
+        squares = max(squares, workspace_squares(blocks))
     panel = PANEL_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
-    return 8 * (5 * square + 3 * min(panel, blocks * rows * columns))
+    return 8 * (squares * short * short + 3 * min(panel, blocks * rows * columns))
 
 
 def block_svd(
@@ -238,5 +241,5 @@ def check_squares(blocks: Tensor) -> None:
 def _eigenvectors(short: Tensor, dtype: torch.dtype, products: Products) -> Tensor:
     """Eigenvectors of A Aᵀ by descending eigenvalue, `[B, s, l]` -> `[B, s, min(s, l)]`."""
     check_squares(short)
-    vectors = torch.linalg.eigh(products.gram(short, compute=dtype)).eigenvectors
+    vectors = eigenvectors(products.gram(short, compute=dtype))
     return vectors.flip(-1)[..., : min(short.shape[-2:])]

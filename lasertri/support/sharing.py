@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-import torch.distributed.nn  # its defaults, once there is a group, would keep it until gloo aborts at exit
+import torch.distributed.nn  # noqa: F401 - its defaults, once there is a group, would keep it until gloo aborts at exit
 
 from lasertri.errors import RAISED_IN_ALL, LasertriError, ProcessLostError
 from lasertri.support.ambient import within

@@ -54,8 +54,8 @@ def test_without_a_gpu_it_says_what_to_do():
     [
         ("ceilings laser", {"laser"}),
         slow(
-            "ceilings kernels laser ops whitening",
-            {"kernels", "laser", "block_svd", "score_blocks", "reduce_blocks", "whiten_blocks"},
+            "ceilings eigen kernels laser ops whitening",
+            {"kernels", "laser", "block_svd", "score_blocks", "reduce_blocks", "whiten_blocks", "eigenvectors"},
         ),
     ],
 )

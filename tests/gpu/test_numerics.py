@@ -48,7 +48,7 @@ def test_ops_are_those_on_the_cpu(shape, dtype, backend):
 
 
 @pytest.mark.parametrize("make", [gaussian, spiked, power_law])
-@pytest.mark.parametrize(("rows", "columns"), [(256, 1024), (1024, 256)])
+@pytest.mark.parametrize(("rows", "columns"), [(256, 1024), (1024, 256), (1031, 1301)])
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_the_promises_hold_up_to_condition_1e4(make, rows, columns, blocks, backend):
     weight, grad = stacked(make, rows, columns, blocks, seed=5), gaussian(rows, columns, seed=4)

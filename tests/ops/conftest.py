@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lasertri.ops import eigen
 from lasertri.ops.backends import BACKENDS
 
 hypothesis.settings.register_profile("ops", deadline=None, derandomize=True, max_examples=50)
@@ -31,9 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 HERE = [name for name, backend in BACKENDS.items() if backend.why_not(torch.device("cpu")) is None]
 
 
-@pytest.fixture(params=HERE)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+DIVIDED = "gram, divided"  # with eigenproblems of more than 8 divided, as a GPU's are where they are large
+
+
+@pytest.fixture(params=[*HERE, DIVIDED])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param != DIVIDED:
+        return request.param
+    monkeypatch.setattr(eigen, "by_products", lambda _: True)
+    monkeypatch.setattr(eigen, "SOLVED", 8)
+    return "gram"
 
 
 @pytest.fixture
