@@ -20,6 +20,7 @@ from lasertri.model.preserve import preserved
 from lasertri.model.targets import find_linear_layers, find_targets
 from lasertri.search.directions import make_step
 from lasertri.search.problem import Problem
+from lasertri.search.scoring import scoring_blocks
 from lasertri.search.settings import Settings
 from lasertri.search.step_search import averaged, gather_folds, parts_of
 from lasertri.support.timing import Clock
@@ -70,7 +71,7 @@ def as_problem(case: Case, settings: Settings) -> Problem:
         targets = find_targets(case.model, settings.targets)
     else:
         targets = find_linear_layers(case.model, settings.targets, roles=MLP_ROLES)
-    counts = [*settings.blocks, settings.scoring_blocks] if truncate else [1]
+    counts = [*settings.blocks, scoring_blocks(targets, settings.scoring_blocks)] if truncate else [1]
     store = FactorStore(case.model, targets, counts, budget=budget_for(case.model, settings.memory_budget))
     calibration = case.calibration
     return Problem(

@@ -43,7 +43,8 @@ EDITS = ("step", "shrink", "truncate")
 # sizes that only the model's dimensions have in this run: no rank, and no count of tokens, rows or answers, is one
 SIZES = {WIDTH // SCALE: WIDTH, 4 * WIDTH // SCALE: 4 * WIDTH, COUNTED_VOCABULARY: VOCABULARY}
 HEAD = {WIDTH // HEADS // SCALE: WIDTH // HEADS}
-BLOCKS = {size // SCALE: size for size in (2 * WIDTH, WIDTH // 2)}  # rows of a half and an eighth of an MLP's
+BLOCKS = {size // SCALE: size for size in (2 * WIDTH, WIDTH // 2, WIDTH // 4)}  # rows of a part of an MLP's
+RANKED = 16  # K that targets of the full width are ranked at; and a block's rows, in the narrow model
 
 Phases = dict[str, Work]
 
@@ -51,6 +52,10 @@ Phases = dict[str, Work]
 def full(shape: Shape) -> Shape:
     """What a tensor's shape is at full width: of the last two dimensions those that are the model's are widened."""
     widened = [(SIZES | BLOCKS).get(size, size) for size in shape[-2:]]
+    if shape[-2:-1] == (RANKED,) and (shape[-1] != RANKED or shape[-3:-2] not in ((), (RANKED,))):
+        widened[0] = RANKED  # blocks, or a batch's rows
+    if shape[-1:] == (RANKED,) and shape[-2:-1] != (RANKED,) and widened[:-1] != list(shape[-2:-1]):
+        widened[1] = RANKED  # of a pair of factors
     if not any(size in SIZES for size in shape[-2:]):
         widened = [HEAD.get(size, wide) for size, wide in zip(shape[-2:], widened, strict=True)]
     return *shape[:-2], *widened
@@ -108,6 +113,7 @@ def count(edit: str, budget: int, *, layers: int = LAYERS, tasks: int = 2) -> li
                     tokenizer=tokenizer,
                     journal=Path(folder) / f"journal {task}",
                     edit=edit,
+                    **({"scoring_blocks": RANKED} if edit == "truncate" else {}),
                     accept="best",  # so that there is an edit, which is measured
                     memory_budget=budget // SCALE**2,
                     progress=False,

@@ -20,7 +20,7 @@ from lasertri.ops.products import gram
 SOLVED = 1024  # size up to which a solver is as fast, by the same model
 BAND = 1024  # rows of a product that keep a GPU busy
 FP64_TENSOR_CORES = {(8, 0), (9, 0), (10, 0)}  # compute capabilities: A100, H100 and H200, B200
-LEAST = 1e-4  # distance from 0, of at most 1, up from which `_sign` takes as few products as it can
+LEAST = 3e-4  # distance from 0, of at most 1, up from which `_sign` takes as few products as it can
 FAR = 0.999  # distance from which plain Newton-Schulz steps are as good as scaled ones
 PLAIN = 40  # of these at most: an eigenvalue that is 1e-12 away needs them
 SETTLED = 1e-8  # rms of X² − 1 before a last step

@@ -30,7 +30,7 @@ class SettingsKeywords(TypedDict, total=False):
     ratios: float | Sequence[float]
     blocks: int | Sequence[int]
     svd: Literal["exact", "laser-compat"]
-    scoring_blocks: int
+    scoring_blocks: int | None
     race: bool
     calibration: int
     held_out_limit: int

@@ -89,13 +89,14 @@ class Settings:
         ),
     ] = "exact"
     scoring_blocks: Annotated[
-        int,
+        int | None,
         Option(
-            "The K that targets are ranked at; the others are factored once targets are chosen.",
+            "The K that targets are ranked at; the others are factored once targets are chosen. By default 8, or as many "
+            "as leave no block with over 1024 rows and columns.",
             section="Truncation",
             least=1,
         ),
-    ] = 8
+    ] = None
     race: Annotated[
         bool,
         Option(
