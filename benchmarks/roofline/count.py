@@ -33,6 +33,7 @@ from lasertri.ops import compress_tokens, whiten
 from lasertri.search import directions, projected, step_search, tokens
 from lasertri.search.cross_fit import CrossFit
 from lasertri.search.tokens import Room
+from lasertri.support.checksum import CHUNK, content_key, weight_fingerprint
 from lasertri.support.timing import Clock
 
 SCALE = 64
@@ -184,6 +185,22 @@ def _compressing(run: Run, ops: Ops) -> Iterator[None]:
         yield
 
 
+def _of_fingerprint(size: int) -> Amount:
+    """What a GPU reads and writes for the fingerprint of so many bytes."""
+    own = _of_one_chunk()
+    chunks = -(-size // (4 * CHUNK))
+    return Amount(own.calls * chunks, 0, own.bytes * size // 4096)
+
+
+@functools.cache
+def _of_one_chunk() -> Amount:
+    """The same, of 4096 bytes."""
+    work: Work = {}
+    with _disable_current_modes(), Counting(lambda: work, lambda shape: shape):
+        weight_fingerprint(torch.zeros(1024))
+    return work[Kind("traffic")]
+
+
 @contextmanager
 def _watched(run: Run) -> Iterator[None]:
     """Within, the run is told its phases, and what the host hashes, reads and writes."""
@@ -224,6 +241,12 @@ def _watched(run: Run) -> Iterator[None]:
 
         return hashed
 
+    def fingerprinted(tensor: torch.Tensor) -> str:
+        size = tensor.nbytes * (SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
+        add(run.work, [(Kind("traffic"), _of_fingerprint(size))])
+        with _disable_current_modes():
+            return content_key(tensor)
+
     origin, truncation = lasertri.edit.origin, lasertri.edit.truncation
     identity, factoring, cache = lasertri.model.identity, lasertri.factors.factoring, lasertri.factors.cache
     with ExitStack() as stack:
@@ -233,8 +256,8 @@ def _watched(run: Run) -> Iterator[None]:
         stack.enter_context(patch.object(FactorCache, "store", stored))
         for module in (origin, truncation):
             stack.enter_context(patch.object(module, "weight_sha256", hashing("sha256", module.weight_sha256)))
-        for module in (identity, factoring, cache):
-            hashed = hashing("xxh3", module.tensor_hash, aside=module is not cache)
-            stack.enter_context(patch.object(module, "tensor_hash", hashed))
+        stack.enter_context(patch.object(cache, "tensor_hash", hashing("xxh3", cache.tensor_hash, aside=False)))
+        for module in (identity, factoring):
+            stack.enter_context(patch.object(module, "content_key", fingerprinted))
         logging.getLogger("lasertri").setLevel(logging.ERROR)
         yield

@@ -38,7 +38,7 @@ class FactorKey(NamedTuple):
     """What factors are known by.
 
     Attributes:
-        weight_hash: `checksum.tensor_hash` of the weight as stored.
+        weight_hash: `checksum.content_key` of the weight as stored.
         transposed: whether it is stored as [inputs, outputs].
         partition, columns: of the factors.
         backend: that made them.

@@ -19,7 +19,7 @@ from lasertri.ops import BlockFactors, Partition, block_svd
 from lasertri.ops.backends import choose_backend
 from lasertri.ops.converging import converging
 from lasertri.ops.subspaces import subspace_partition
-from lasertri.support.checksum import tensor_hash
+from lasertri.support.checksum import content_key
 from lasertri.support.journal import NOTHING, Journal
 
 WAITING = 8  # factors on their way to disk at most, which are copies in the host's memory
@@ -155,8 +155,8 @@ class Factoring:
 
     def _key(self, target: Target, partition: Partition) -> FactorKey:
         stored = target.parameter(self.model)
-        if target not in self._hashes:  # from a GPU the weight comes over for it
-            self._hashes[target] = tensor_hash(target.part(stored))
+        if target not in self._hashes:
+            self._hashes[target] = content_key(target.part(stored))
         return FactorKey(
             self._hashes[target],
             target.transposed,

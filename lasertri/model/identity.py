@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from lasertri.model.parallel import is_sharded
 from lasertri.model.quantised import plain_parts
-from lasertri.support.checksum import tensor_hash, weight_sha256
+from lasertri.support.checksum import content_key
 
 PATHS = ("_name_or_path", "_commit_hash")  # where it came from
 
@@ -37,5 +36,4 @@ def identity(model: nn.Module) -> list[object]:
 
 def _known_by(tensor: Tensor) -> tuple[object, ...]:
     stored = tensor.detach().reshape(-1)  # which may be a single number
-    content = tensor_hash(stored) if importlib.util.find_spec("xxhash") else weight_sha256(stored)
-    return str(tensor.dtype), list(tensor.shape), tensor.device.type, content
+    return str(tensor.dtype), list(tensor.shape), tensor.device.type, content_key(stored)

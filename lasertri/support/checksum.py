@@ -8,7 +8,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int32}
+WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
 CHUNK = 1 << 24  # words summed at once
 
 
@@ -24,27 +24,27 @@ def tensor_hash(stored: Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(_bytes(stored))
 
 
-def content_key(weight: Tensor) -> object:
-    """Equal for equal values, made as fast as they are read where the weight is: for this process alone."""
+def content_key(weight: Tensor) -> str:
+    """Equal for equal values on one kind of device, and made there: against accidents, not against forgery."""
     if weight.is_cuda:
         return weight_fingerprint(weight)
     return tensor_hash(weight) if importlib.util.find_spec("xxhash") else weight_sha256(weight)
 
 
-def weight_fingerprint(weight: Tensor) -> tuple[int, int]:
+def weight_fingerprint(weight: Tensor) -> str:
     """128 bits of a weight's values, made where the weight is: it tells weights apart, and proves nothing.
 
     Two sums Σ kᵢ xᵢ modulo 2⁶⁴ over the stored words, with odd pseudo-random keys: no change of one word goes unseen.
     Words are of 32 bits at most, so that bits of the keys are left to tell places apart whatever bit changed.
     """
-    words = weight.detach().contiguous().view(WORDS[weight.element_size()]).flatten()
+    stored = weight.detach().contiguous().flatten().view(torch.uint8)
+    words = stored.view(next(dtype for size, dtype in WORDS.items() if len(stored) % size == 0))
     sums = torch.zeros(2, dtype=torch.int64, device=weight.device)
     for start in range(0, len(words), CHUNK):
         part = words[start : start + CHUNK].long()
         place = torch.arange(start, start + len(part), device=weight.device)
         sums += torch.stack([(part * _keys(place, seed)).sum() for seed in (1, 2)])
-    first, second = sums.tolist()
-    return first, second
+    return "".join(f"{total % 2**64:016x}" for total in sums.tolist())
 
 
 def _keys(place: Tensor, seed: int) -> Tensor:

@@ -161,6 +161,23 @@ def test_recipes_of_a_step():
         assert cells == [measured.get((task, RECIPES[name]), "") for task in tasks]
 
 
+def test_ranking_in_more_blocks_changed_no_decision():
+    """`docs/method.md`."""
+    found = {(r["task"], r["seed"], r["method"]): r for r in rows("bench_edits.jsonl") if "truncate" in r["method"]}
+    draws = [key[:2] for key in found if key[2] == "truncate-16"]
+    assert len(draws) == 10
+    for method in ("truncate-16", "truncate-32"):
+        lower = []
+        for draw in draws:
+            plain, other = found[*draw, "truncate"], found[*draw, method]
+            for name in ("accuracy", "log_loss"):
+                assert other["held_out"][name] == plain["held_out"][name]
+            assert other["accepted"] == plain["accepted"]
+            best, own = (max(trial["accuracy"] for trial in row["trials"]) for row in (plain, other))
+            lower.append(round(100 * (best - own)))
+        assert sorted(lower) == [0] * 6 + [2, 3, 3, 3]
+
+
 def test_how_many_candidates_are_worth_a_trial():
     found, tasks = table("docs/benchmarks.md", "ruinous, of all"), TASKS.values()
     measured = {row["task"]: row for row in rows("bench_candidates.jsonl") if row["method"] == "truncate"}

@@ -29,6 +29,19 @@ def test_equal_values_are_the_same_weight_however_they_lie(identify):
     assert identify(weight) == identify(weight.clone()) == identify(weight.mT.contiguous().mT)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int16, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize("size", [1, 7, 8])
+def test_a_fingerprint_takes_any_dtype_and_size(dtype, size):
+    stored = torch.zeros(size, dtype=dtype)
+    seen = {weight_fingerprint(stored), weight_fingerprint(torch.zeros(size + 1, dtype=dtype))}
+    for place in range(size):
+        other = stored.clone()
+        other[place] = 1
+        seen.add(weight_fingerprint(other))
+    assert len(seen) >= size + 1
+    assert weight_fingerprint(stored) == weight_fingerprint(stored.clone())
+
+
 def test_visiting_a_weight_in_chunks_changes_nothing(monkeypatch):
     weight = torch.randn(17, 13)
     whole = weight_fingerprint(weight)
