@@ -91,8 +91,8 @@ class Settings:
     scoring_blocks: Annotated[
         int | None,
         Option(
-            "The K that targets are ranked at; the others are factored once targets are chosen. By default 8, or as many "
-            "as leave no block with over 1024 rows and columns.",
+            "The K that targets are ranked at; the others are factored once targets are chosen. By default 8, or as "
+            "many as leave no block with over 1024 rows and columns.",
             section="Truncation",
             least=1,
         ),

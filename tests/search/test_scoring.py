@@ -11,8 +11,8 @@ from lasertri import LasertriError, score_blocks
 from lasertri.factors.store import FactorStore
 from lasertri.language.samples import EncodedSamples
 from lasertri.model.preserve import preserved
-from lasertri.model.targets import find_targets
-from lasertri.search.scoring import Scorer, score_targets
+from lasertri.model.targets import Target, find_targets
+from lasertri.search.scoring import Scorer, score_targets, scoring_blocks
 
 BLOCKS = (1, 3)
 
@@ -204,3 +204,23 @@ def test_memory_that_a_hook_runs_out_of_leaves_no_gradient_behind(model, tokeniz
         scale = float(expected[key].grad.abs().max())
         torch.testing.assert_close(score.grad, expected[key].grad, rtol=1e-3, atol=1e-5 * scale)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def of_shape(*shape):
+    return Target("model.weight", 0, "fc_in", False, shape)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "wanted", "blocks"),
+    [
+        ([(1536, 576), (576, 1536)], None, 8),
+        ([(16384, 4096), (4096, 16384)], None, 16),  # GPT-J-6B
+        ([(28672, 8192), (8192, 28672)], None, 32),  # Llama 3 70B
+        ([(50000, 1000)], None, 8),  # as many columns at most
+        ([(8193, 4096)], None, 16),
+        ([(16384, 4096)], 2, 2),
+        ([(6, 4096), (16384, 4096)], None, 6),
+    ],
+)
+def test_large_models_are_ranked_in_more_blocks(shapes, wanted, blocks):
+    assert scoring_blocks([of_shape(*shape) for shape in shapes], wanted) == blocks
