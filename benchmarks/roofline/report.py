@@ -16,6 +16,7 @@ from benchmarks.roofline.work import Amount, Kind, Work
 GIB = 1 << 30
 BUDGETS = (4, 60)  # GiB: the default of a CPU, and what an H200 has by default beside GPT-J in BF16
 GOALS = {("step", 1): 5.0, ("truncate", 1): 15.0, ("truncate", 2): 10.0}
+LEAST = 256  # size of an eigenproblem that is told of
 BEFORE, HELD_OUT, SIZE = "before", "held-out", "one size"
 
 
@@ -141,7 +142,12 @@ def _bound(taken: Seconds) -> str:
 def _work(work: Work) -> str:
     """Products, bytes and eigenproblems, in short."""
     flops, moved = sum(a.flops for a in work.values()), sum(a.bytes for k, a in work.items() if k.name not in HOST)
-    eigen = [f"{a.calls} × {k.size}²" for k, a in sorted(work.items()) if k.name == "eigh" and k.size >= 256]
+    solved: dict[int, int] = {}
+    for kind, amount in sorted(work.items()):
+        if kind.name == "eigh" and kind.size >= LEAST:
+            size = 1 << (kind.size - 1).bit_length()
+            solved[size] = solved.get(size, 0) + amount.calls
+    eigen = [f"{calls} × up to {size}²" for size, calls in solved.items()]
     return ", ".join([f"{flops / 1e12:.3g} Tflop", f"{moved / 1e9:.3g} GB", *eigen])
 
 
