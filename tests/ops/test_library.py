@@ -98,9 +98,9 @@ def everything(weight, grad, blocks):
     alone += reduce_blocks(weight, ranks=1, blocks=blocks, inputs=grad.mT @ grad)
     outputs = linear_blocks(grad, weight, ranks=[1, 2], factors=factors) if weight.dim() == 2 else reduced
     shrunk = scale_blocks(weight, 1 - 0.01 * scores.grad, factors=factors)
-    steps = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
-    steps += lowrank_blocks(grad, rank=2, blocks=blocks)
-    steps += whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
+    whitened = whiten_blocks(weight.mT, grad.mT[..., :5], rank=1, blocks=blocks)
+    plain = lowrank_blocks(grad, rank=2, blocks=blocks)
+    of_moments = whiten_moments(grad, weight @ weight.mT, grad.mT @ grad, rank=1, blocks=blocks)
     return (
         factors.sigma,
         scores.sigma,
@@ -109,7 +109,9 @@ def everything(weight, grad, blocks):
         reduced.sum(0) + alone,
         outputs,
         shrunk,
-        *steps,
+        *whitened,
+        *plain,
+        *of_moments,
     )
 
 
