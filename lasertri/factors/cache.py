@@ -24,6 +24,7 @@ from lasertri.errors import LasertriError
 from lasertri.ops import BlockFactors, Partition
 from lasertri.support.atomic_files import replace_file
 from lasertri.support.checksum import tensor_hash
+from lasertri.support.memory import is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ class FactorKey(NamedTuple):
 class FactorCache:
     """A folder of factors, each in a file that proves its content; processes may share it.
 
-    A disk that cannot be read or written costs time, never the run: one warning, and all is computed.
+    A disk that cannot be read or written, or too little memory for it, costs time, never the run: one warning, and all
+    is computed.
 
     Args:
         directory: where they are.
@@ -123,9 +125,9 @@ class FactorCache:
                 f"expected factors of the partition, {key.columns} columns and {key.dtype} that the key names, "
                 f"got {factors.columns} columns and {factors.basis.dtype}"
             )
-        tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
-        content = save(tensors, {"key": key.text, "content": _content_hash(tensors)})
         with self._disk():
+            tensors = {"basis": factors.basis.cpu().contiguous(), "sigma": factors.sigma.cpu().contiguous()}
+            content = save(tensors, {"key": key.text, "content": _content_hash(tensors)})
             if len(content) <= self.limit:
                 replace_file(self._path(key.text), content)
                 _mark_used(self._path(key.text))
@@ -184,14 +186,17 @@ class FactorCache:
 
     @contextmanager
     def _disk(self) -> Iterator[None]:
-        """Go on after an error of the disk, and say so once; a file that another process deleted is none."""
+        """Go on after an error of the disk or for lack of memory, and say so once; a file that has gone is none."""
         try:
             yield
         except FileNotFoundError:
             pass
-        except OSError as error:
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                raise
             if not self._warned:
-                logger.warning("%s: expected a folder for the cache, going on without: %s", self.directory, error)
+                what = "memory" if is_out_of_memory(error) else "a folder"
+                logger.warning("%s: expected %s for the cache, going on without: %s", self.directory, what, error)
             self._warned = True
 
 

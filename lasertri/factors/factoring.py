@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -22,7 +22,7 @@ from lasertri.ops.subspaces import subspace_partition
 from lasertri.support.checksum import content_key
 from lasertri.support.journal import NOTHING, Journal
 
-WAITING = 8  # factors on their way to disk at most, which are copies in the host's memory
+WAITING = 1 << 30  # bytes of factors on their way to disk at most: copies, in the host's memory
 
 Factors = TypeVar("Factors", BlockFactors, BlockFactors | None)
 
@@ -48,7 +48,7 @@ class Factoring:
         self.model, self.backend, self.inputs, self.journal = model, backend, inputs, journal
         self.cache = cache if inputs is None else None
         self._hashes: dict[Target, str] = {}
-        self._writer, self._writing = ThreadPoolExecutor(1), deque[Future[None]]()
+        self._writer, self._writing = ThreadPoolExecutor(1), deque[tuple[int, Future[None]]]()
 
     def weight(self, target: Target) -> Tensor:
         """All of it, see `Target.whole`."""
@@ -90,9 +90,9 @@ class Factoring:
         each = [made._replace(basis=basis, sigma=sigma) for basis, sigma in zip(made.basis, made.sigma, strict=True)]
         if self.cache is not None:
             for target, factors in zip(targets, each, strict=True):
-                key = self._key(target, factors.partition)
-                self._wait(WAITING - 1)
-                self._writing.append(self._writer.submit(self.cache.store, key, moved(factors, "cpu")))
+                key, size = self._key(target, factors.partition), factors.basis.nbytes
+                self._wait(WAITING - size)
+                self._writing.append((size, self._writer.submit(self.cache.store, key, moved(factors, "cpu"))))
         elif self.inputs is not None:
             for target, factors in zip(targets, each, strict=True):
                 self.journal.keep((target, blocks), [factors.basis, factors.sigma])
@@ -100,11 +100,17 @@ class Factoring:
 
     def stored(self) -> None:
         """Wait until all that was made is on disk."""
-        self._wait(0)
+        self._wait(-1)
 
     def _wait(self, most: int) -> None:
-        while len(self._writing) > most:
-            self._writing.popleft().result()
+        """Until no more than so many bytes are."""
+        while self._writing and sum(size for size, _ in self._writing) > most:
+            _, written = self._writing.popleft()
+            failure = written.exception()
+            if failure is not None:
+                wait([other for _, other in self._writing])
+                self._writing.clear()
+                raise failure
 
     def clustered(self, target: Target, blocks: int, dimension: int) -> BlockFactors | None:
         """Factors of one weight, its rows clustered into K subspaces of this dimension; None where none converge."""

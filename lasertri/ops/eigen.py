@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lasertri.ops.products import gram
 
-SOLVED = 1024  # size up to which a solver is as fast, by the same model
+SOLVED = 1024  # size up to which a solver is as fast, by the model of benchmarks.roofline
 BAND = 1024  # rows of a product that keep a GPU busy
 FP64_TENSOR_CORES = {(8, 0), (9, 0), (10, 0)}  # compute capabilities: A100, H100 and H200, B200
 LEAST = 3e-4  # distance from 0, of at most 1, up from which `_sign` takes as few products as it can
@@ -25,51 +25,83 @@ FAR = 0.999  # distance from which plain Newton-Schulz steps are as good as scal
 PLAIN = 40  # of these at most: an eigenvalue that is 1e-12 away needs them
 SETTLED = 1e-8  # rms of X² − 1 before a last step
 SEED = 2013  # of the random vectors that are projected; one that weights are hardly made from
-THIN = 1e-6  # of a random vector that is left beside others: with less they are no basis
 
 
 def by_products(device: torch.device) -> bool:
-    """Whether large problems are divided: as the model of `benchmarks.roofline` says, no GPU has been measured yet."""
+    """Whether large problems are divided; by that model, too: no GPU has been measured yet."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) in FP64_TENSOR_CORES
 
 
 def eigenvectors(grams: Tensor) -> Tensor:
     """Eigenvectors of A Aᵀ `[B, n, n]`, whose lower triangle counts, as columns by ascending eigenvalue."""
-    divided = grams.dtype == torch.float64 and grams.shape[-1] > SOLVED and by_products(grams.device)
-    if not divided or not grams.isfinite().all():  # the solver says what is wrong
+    if grams.dtype != torch.float64 or not divides(grams.shape[-1], grams.device):
         return torch.linalg.eigh(grams).eigenvectors
     generator = torch.Generator(grams.device).manual_seed(SEED)
     noise = torch.randn(grams.shape[1:], dtype=grams.dtype, device=grams.device, generator=generator)
     vectors = torch.empty_like(grams)
     for own, out in zip(grams, vectors, strict=True):
-        whole = own.tril()
-        whole += own.tril(-1).mT
+        pending = [(0, own.tril().add_(own.tril(-1).mT))]  # where a matrix's vectors begin, and the matrix
         rounding = torch.finfo(grams.dtype).eps * len(own) * float(own.trace())
-        out.copy_(_divided(whole, rounding, noise))
+        if not math.isfinite(rounding) or not pending[0][1].isfinite().all():
+            return torch.linalg.eigh(grams).eigenvectors  # it says what is wrong
+        while pending:
+            start, matrix = pending.pop()
+            halves = _halves(matrix, rounding, noise) if len(matrix) > SOLVED else None
+            if halves is None:
+                _turn(out, start, torch.linalg.eigh(matrix).eigenvectors)
+            else:
+                lower = halves[0].shape[-1]
+                for first, basis in zip((start, start + lower), halves, strict=True):
+                    pending.append((first, _symmetric(basis.mT, matrix @ basis)))
+                del matrix, basis
+                _turn(out, start, torch.cat(halves, dim=-1))
     return vectors
 
 
+def divides(size: int, device: torch.device) -> bool:
+    """Whether `eigenvectors` divides FP64 matrices of this size."""
+    return size > SOLVED and by_products(device)
+
+
 def workspace_squares(blocks: int) -> int:
-    """Upper bound on the n x n matrices that `eigenvectors` has at once, its argument and result among them."""
-    return 2 * blocks + 6
+    """Upper bound on the n x n matrices that it has at once where it divides, its argument and result among them."""
+    return 2 * blocks + 8
 
 
-def _divided(matrix: Tensor, rounding: float, noise: Tensor) -> Tensor:
-    """Eigenvectors of one matrix; `rounding`: how far eigenvalues may be off, also below 0."""
-    size = len(matrix)
-    sign = _sign(matrix, rounding) if size > SOLVED else None
+def _turn(vectors: Tensor, start: int, basis: Tensor) -> None:
+    """Vectors of a part of the space, from `start` on, become what a basis within that part is made of."""
+    columns = slice(start, start + len(basis))
+    vectors[:, columns] = basis if len(basis) == len(vectors) else vectors[:, columns] @ basis
+
+
+def _halves(matrix: Tensor, rounding: float, noise: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Bases of the spaces of the smaller and of the larger eigenvalues; None where they do not fall in two.
+
+    Args:
+        rounding: how far eigenvalues may be off, also below 0.
+        noise: random vectors, as many and as long as needed.
+    """
+    size, sign = len(matrix), _sign(matrix, rounding)
     lower = 0 if sign is None else round((size - float(sign.trace())) / 2)
     if sign is None or not 0 < lower < size:
-        return torch.linalg.eigh(matrix).eigenvectors
-    start = noise[:size, :size]
-    image = sign @ start
-    del sign
-    low, high = _orthonormal(start[:, :lower] - image[:, :lower]), _orthonormal(start[:, lower:] + image[:, lower:])
-    del image
-    if low is None or high is None:
-        return torch.linalg.eigh(matrix).eigenvectors
-    parts = (basis @ _divided(_symmetric(basis.mT, matrix @ basis), rounding, noise) for basis in (low, high))
-    return torch.cat(list(parts), dim=-1)
+        return None
+    low = _projected(sign, -1, noise[:size, :lower])
+    high = None if low is None else _projected(sign, 1, noise[:size, lower:size])
+    return None if low is None or high is None else (low, high)
+
+
+def _projected(sign: Tensor, side: int, block: Tensor) -> Tensor | None:
+    """An orthonormal basis of what (1 ± sign) leaves of random vectors; None where they are no basis of that space.
+
+    By a Cholesky QR, and once more with the projection, since rounding grows with the condition of what is left.
+    """
+    for least in (0.0, 1.0):  # of the projection of a unit vector within the space, which is 2 with this sum
+        block = torch.addmm(block, sign, block, alpha=side)
+        root, failed = torch.linalg.cholesky_ex(gram(block.mT.unsqueeze(0), compute=block.dtype)[0])
+        if failed or float(root.diagonal().min()) < least:
+            return None
+        block = torch.linalg.solve_triangular(root.mT, block, upper=True, left=False)
+    return block
 
 
 def _sign(matrix: Tensor, rounding: float) -> Tensor | None:
@@ -130,13 +162,3 @@ def _symmetric(left: Tensor, right: Tensor) -> Tensor:
         square = out[rows, rows]
         out[rows, rows] = (square + square.mT) / 2
     return out
-
-
-def _orthonormal(block: Tensor) -> Tensor | None:
-    """An orthonormal basis of projected random vectors: a Cholesky QR, and once more for what rounding left."""
-    for _ in range(2):
-        root, failed = torch.linalg.cholesky_ex(gram(block.mT.unsqueeze(0), compute=block.dtype)[0])
-        if failed or float(root.diagonal().min()) < THIN:
-            return None
-        block = torch.linalg.solve_triangular(root.mT, block, upper=True, left=False)
-    return block

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lasertri.ops import reference
 from lasertri.ops.blocks import BlockError, Side
-from lasertri.ops.eigen import eigenvectors, workspace_squares
+from lasertri.ops.eigen import divides, eigenvectors, workspace_squares
 from lasertri.ops.krylov import leading_vectors
 from lasertri.ops.products import PANEL_ELEMENTS, TORCH, Products, panels
 from lasertri.ops.reference import Pair, gradient_floor
@@ -44,7 +44,7 @@ def workspace_bytes(blocks: int, rows: int, columns: int, device: torch.device) 
     """Upper bound on the FP64 bytes that factoring and scoring equal blocks takes beside their inputs."""
     short = min(rows, columns)
     squares = 5 * blocks  # Gram, eigenvectors, LAPACK's two work squares and C = G Aᵀ
-    if device.type == "cuda":
+    if divides(short, device):
         squares = max(squares, workspace_squares(blocks))
     panel = PANEL_ELEMENTS["cuda" if device.type == "cuda" else "cpu"]
     return 8 * (squares * short * short + 3 * min(panel, blocks * rows * columns))

@@ -29,7 +29,8 @@ from lasertri.support.sharing import shared
 
 FP16_LOSS_SCALES = (2.0**12, 2.0**6)  # gradients of an fp16 model underflow without; tried before none at all
 
-BLOCKS, LONGEST = 8, 1024
+BLOCKS, MOST_BLOCKS = 8, 32  # up to which benchmarks/bench_edits.py has found no other decisions
+LONGEST = 1024
 
 Scores = dict[tuple[Target, int], BlockScores]
 
@@ -153,13 +154,13 @@ class Scorer:
 def scoring_blocks(targets: Sequence[Target], wanted: int | None) -> int:
     """The K that targets are ranked at: the one wanted, or less where a target has fewer rows.
 
-    By default `BLOCKS`, doubled until no block's short side is longer than `LONGEST`: eigenproblems of large models
-    would take most of the time, and in twice as many blocks they cost a quarter.
+    By default `BLOCKS`, doubled until no block's short side is longer than `LONGEST`, at most to `MOST_BLOCKS`:
+    eigenproblems of large models would take most of the time, and in twice as many blocks they cost a quarter.
     """
     shapes = {target.shape for target in targets}
     if wanted is None:
         wanted = BLOCKS
-        while any(min(-(-rows // wanted), columns) > LONGEST for rows, columns in shapes):
+        while wanted < MOST_BLOCKS and any(min(-(-rows // wanted), columns) > LONGEST for rows, columns in shapes):
             wanted *= 2
     return min(wanted, *(rows for rows, _ in shapes))
 

@@ -91,8 +91,8 @@ class Settings:
     scoring_blocks: Annotated[
         int | None,
         Option(
-            "The K that targets are ranked at; the others are factored once targets are chosen. By default 8, or as "
-            "many as leave no block with over 1024 rows and columns.",
+            "The K that targets are ranked at; the others are factored once targets are chosen. By default 8, with a "
+            "large model 16 or 32, for blocks whose shorter side is at most 1024.",
             section="Truncation",
             least=1,
         ),

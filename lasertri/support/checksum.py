@@ -38,6 +38,8 @@ def weight_fingerprint(weight: Tensor) -> str:
     Words are of 32 bits at most, so that bits of the keys are left to tell places apart whatever bit changed.
     """
     stored = weight.detach().contiguous().flatten().view(torch.uint8)
+    if stored.storage_offset() % max(WORDS):
+        stored = stored.clone()
     words = stored.view(next(dtype for size, dtype in WORDS.items() if len(stored) % size == 0))
     sums = torch.zeros(2, dtype=torch.int64, device=weight.device)
     for start in range(0, len(words), CHUNK):

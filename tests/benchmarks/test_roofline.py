@@ -39,6 +39,22 @@ def test_a_head_s_width_is_that_of_attention_and_four_tokens_are_not():
     assert full((4, 64)) == (4, 4096)
 
 
+@pytest.mark.parametrize(
+    ("narrow", "wide"),
+    [
+        ((16, 16, 16), (16, 1024, 1024)),  # bases of sixteen blocks of a sixteenth of an MLP's rows
+        ((16, 16), (1024, 1024)),  # of one block
+        ((TOKENS, 16), (TOKENS, 1024)),
+        ((TOKENS, 16, 16), (TOKENS, 16, 1024)),
+        ((16, 64), (16, 4096)),  # a batch
+        ((64, 16), (4096, 16)),  # a factor of rank 16
+        ((32, 32), (2048, 2048)),  # one of eight blocks
+    ],
+)
+def test_sixteen_rows_of_a_block_are_those_of_the_full_width_and_a_batch_or_rank_is_not(narrow, wide):
+    assert full(narrow) == wide
+
+
 def test_factoring_in_eight_blocks_solves_eigenproblems_of_the_full_short_side():
     work = counted(lambda: block_svd(torch.randn(64, 256), blocks=8))
     assert work[Kind("eigh", "float64", 512)].calls == 8

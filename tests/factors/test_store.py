@@ -9,7 +9,7 @@ from faults import give_up_on, out_of_memory
 from tiny import make_model, make_samples
 
 from lasertri import adapt, block_svd, use_backend
-from lasertri.errors import NotConvergedError, TooLittleMemoryError
+from lasertri.errors import LasertriError, NotConvergedError, TooLittleMemoryError
 from lasertri.factors.cache import FactorCache
 from lasertri.factors.store import FactorStore
 from lasertri.model.targets import find_targets
@@ -264,3 +264,52 @@ def test_whitened_factors_are_those_of_the_inputs_and_never_on_disk(tmp_path, co
         torch.testing.assert_close(found.sigma, exact.sigma)
     assert sum(counted) == 2 * len(targets)
     assert sorted(tmp_path.iterdir()) == stored
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("std::bad_alloc"), OSError(28, "No space left on device")]
+)
+def test_what_cannot_be_written_aside_costs_no_factors(error, tmp_path, monkeypatch, caplog):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("lasertri.factors.cache.replace_file", fails)
+    model = make_model("gptj")
+    targets = find_targets(model)
+    store = FactorStore(model, targets, [2], budget=1 << 30, cache=FactorCache(tmp_path))
+    store.prepare(targets, 2)
+    assert len(store.usable((target, 2, None) for target in targets)) == len(targets)
+    assert caplog.text.count("going on without") == 1
+
+
+def test_an_error_of_the_writer_is_raised_once(tmp_path, monkeypatch):
+    model = make_model("gptj")
+    targets = find_targets(model)
+    store = FactorStore(model, targets, [2], budget=1 << 30, cache=FactorCache(tmp_path))
+
+    def fails(*_):
+        raise LasertriError("expected another key")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FactorCache, "store", fails)
+        with pytest.raises(LasertriError, match="another key"):
+            store.prepare(targets, 2)
+    store.prepare(targets, 2)
+
+
+def test_no_more_than_so_much_is_on_its_way_to_disk(tmp_path, monkeypatch):
+    """What is written has gone before more is made."""
+    monkeypatch.setattr("lasertri.factors.factoring.WAITING", 0)
+    model = make_model("gptj")
+    targets = find_targets(model)
+    waiting, store = [], FactorCache.store
+    begun = []
+
+    def watched(cache, key, factors):
+        begun.append(key)
+        waiting.append(len(begun) - len(list(tmp_path.glob("*.safetensors"))))
+        store(cache, key, factors)
+
+    monkeypatch.setattr(FactorCache, "store", watched)
+    FactorStore(model, targets, [2], budget=1 << 30, cache=FactorCache(tmp_path)).prepare(targets, 2)
+    assert waiting == [1] * len(targets)

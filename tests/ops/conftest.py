@@ -41,6 +41,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return request.param
     monkeypatch.setattr(eigen, "by_products", lambda _: True)
     monkeypatch.setattr(eigen, "SOLVED", 8)
+    monkeypatch.setattr(eigen, "BAND", 5)
     return "gram"
 
 

@@ -1,10 +1,12 @@
 """Eigenvectors of Gram matrices, of large ones by products."""
 
+import itertools
 from contextlib import suppress
 
 import pytest
 import torch
 from spectra import gaussian, orthonormal, spiked, with_spectrum
+from torch.profiler import ProfilerActivity, profile
 
 from lasertri.ops import eigen
 
@@ -16,6 +18,7 @@ def solved(monkeypatch):
     """Sizes that the solver gets, where all larger ones than 20 are to be divided."""
     monkeypatch.setattr(eigen, "by_products", lambda _: True)
     monkeypatch.setattr(eigen, "SOLVED", 20)
+    monkeypatch.setattr(eigen, "BAND", 40)
     sizes, solve = [], torch.linalg.eigh
 
     def watched(matrix):
@@ -39,6 +42,7 @@ MATRICES = {
     "spiked": spiked(SIZE, 3 * SIZE),
     "falling": with_spectrum(1 / FALLING, SIZE, SIZE),
     "steep": with_spectrum(FALLING**-3, SIZE, SIZE),
+    "geometric": with_spectrum(0.95 ** (FALLING**1.01), SIZE, SIZE),
     "outlier": with_spectrum(1 + 1e4 * (FALLING == 1) + FALLING / SIZE, SIZE, SIZE),
     "small": 1e-120 * gaussian(SIZE, SIZE),
     "large": 1e120 * gaussian(SIZE, SIZE),
@@ -58,8 +62,8 @@ def test_any_spectrum_is_divided_and_as_exact_as_the_solver_in_sigma(name, solve
     gram = matrix @ matrix.mT
     [vectors] = eigen.eigenvectors(gram.tril().unsqueeze(0))
     assert max(solved) <= 20
-    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(SIZE, dtype=torch.float64), rtol=0, atol=1e-12)
-    assert off_diagonal(vectors, gram) < 1e-11
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(SIZE, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert off_diagonal(vectors, gram) < 1e-13
     exact = torch.linalg.svdvals(matrix)
     found, plain = (
         float(((basis.mT @ matrix).norm(dim=1).sort(descending=True).values - exact).abs().max() / exact[0])
@@ -110,14 +114,45 @@ def test_an_eigenvalue_at_the_threshold_takes_more_steps(solved):
     assert off_diagonal(vectors, matrix @ matrix.mT) < 1e-11
 
 
-def test_random_vectors_that_are_no_basis_are_noticed(monkeypatch, solved):
-    """Of a matrix that is made from the very same ones."""
+@pytest.mark.parametrize("tilt", [0.0, 1e-12, 1e-9, 1e-6, 1e-3])
+def test_random_vectors_that_are_hardly_a_basis_cost_no_digits(tilt, solved):
+    """Of a matrix that is made from the very same ones, or nearly."""
     generator = torch.Generator().manual_seed(eigen.SEED)
-    basis = torch.linalg.qr(torch.randn(SIZE, SIZE, dtype=torch.float64, generator=generator)).Q
+    noise = torch.randn(SIZE, SIZE, dtype=torch.float64, generator=generator)
+    basis = torch.linalg.qr(noise + tilt * gaussian(SIZE, SIZE, seed=3)).Q
     matrix = basis * (1 / FALLING)
     [vectors] = eigen.eigenvectors((matrix @ matrix.mT).unsqueeze(0))
-    assert solved[0] == SIZE
-    assert off_diagonal(vectors, matrix @ matrix.mT) < 1e-12
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(SIZE, dtype=torch.float64), rtol=0, atol=1e-14)
+    assert off_diagonal(vectors, matrix @ matrix.mT) < 1e-13
+
+
+def test_what_is_rounding_alone_is_the_solvers(solved):
+    """Of a matrix of rank 10 the space of the other directions."""
+    matrix = gaussian(SIZE, 10)
+    eigen.eigenvectors((matrix @ matrix.mT).unsqueeze(0))
+    assert max(solved) == SIZE - 10
+
+
+LOPSIDED = {
+    "even": torch.linspace(0.1, 1, SIZE, dtype=torch.float64),
+    "one small": 1 - (1 - 1e-8) * (FALLING == 1),
+    "one large": 1 + 1e8 * (FALLING == 1) + FALLING / SIZE,
+    "a few at a time": torch.exp(-30 * 2.0**-FALLING),
+}
+
+
+@pytest.mark.parametrize("name", LOPSIDED)
+@pytest.mark.parametrize("count", [1, 3])
+def test_it_takes_no_more_memory_than_it_says(name, count, solved):
+    basis = orthonormal(SIZE, SIZE, seed=1)
+    grams = (basis * LOPSIDED[name] @ basis.mT).expand(count, -1, -1).contiguous()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        eigen.eigenvectors(grams)
+    held = itertools.accumulate(
+        event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
+    )
+    square = 8 * SIZE**2
+    assert 3 * count * square < count * square + max(held) < eigen.workspace_squares(count) * square
 
 
 def test_a_nan_is_left_to_the_solver(solved):

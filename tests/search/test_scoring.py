@@ -220,6 +220,7 @@ def of_shape(*shape):
         ([(8193, 4096)], None, 16),
         ([(16384, 4096)], 2, 2),
         ([(6, 4096), (16384, 4096)], None, 6),
+        ([(128256, 4096), (16384, 4096)], None, 32),
     ],
 )
 def test_large_models_are_ranked_in_more_blocks(shapes, wanted, blocks):
