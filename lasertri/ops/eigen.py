@@ -19,7 +19,7 @@ from lasertri.ops.products import gram
 
 SOLVED = 1024  # size up to which a solver is as fast, by the model of benchmarks.roofline
 BAND = 1024  # rows of a product that keep a GPU busy
-FP64_TENSOR_CORES = {(8, 0), (9, 0), (10, 0)}  # compute capabilities: A100, H100 and H200, B200
+FAST_FP64 = {(8, 0), (9, 0), (10, 0)}  # compute capabilities of A100, of H100 and H200, of B200
 LEAST = 3e-4  # distance from 0, of at most 1, up from which `_sign` takes as few products as it can
 FAR = 0.999  # distance from which plain Newton-Schulz steps are as good as scaled ones
 PLAIN = 40  # of these at most: an eigenvalue that is 1e-12 away needs them
@@ -29,7 +29,7 @@ SEED = 2013  # of the random vectors that are projected; one that weights are ha
 
 def by_products(device: torch.device) -> bool:
     """Whether large problems are divided; by that model, too: no GPU has been measured yet."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) in FP64_TENSOR_CORES
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in FAST_FP64
 
 
 def eigenvectors(grams: Tensor) -> Tensor:
