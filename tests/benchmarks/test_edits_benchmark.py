@@ -25,6 +25,7 @@ def write_tasks(folder):
 
 def run(model, data, out):
     options = {"--model": model, "--data": data, "--out": out, "--tasks": "sentiment,translation_en-fr", "--seeds": "0"}
+    options["--methods"] = ",".join(METHODS)
     run_benchmark("bench_edits", *(part for pair in options.items() for part in pair))
     return out.read_text(encoding="utf-8")
 
