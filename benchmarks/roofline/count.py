@@ -185,6 +185,11 @@ def _compressing(run: Run, ops: Ops) -> Iterator[None]:
         yield
 
 
+def _growth(tensor: Tensor) -> int:
+    """How many times larger a tensor is at the full width: a matrix, or else a bias, say."""
+    return SCALE**2 if tensor.numel() > max(SIZES) else SCALE
+
+
 def _of_fingerprint(size: int) -> Amount:
     """What a GPU reads and writes for the fingerprint of so many bytes."""
     own = _of_one_chunk()
@@ -236,14 +241,13 @@ def _watched(run: Run) -> Iterator[None]:
             if not aside and threading.current_thread() is not threading.main_thread():
                 return make(tensor)  # before it is written, at a small part of what writing takes
             with counted:
-                run.host(name, tensor.nbytes, SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
+                run.host(name, tensor.nbytes, _growth(tensor))
             return make(tensor)
 
         return hashed
 
     def fingerprinted(tensor: torch.Tensor) -> str:
-        size = tensor.nbytes * (SCALE**2 if tensor.numel() > max(SIZES) else SCALE)  # else of a bias, say
-        add(run.work, [(Kind("traffic"), _of_fingerprint(size))])
+        add(run.work, [(Kind("traffic"), _of_fingerprint(tensor.nbytes * _growth(tensor)))])
         with _disable_current_modes():
             return content_key(tensor)
 

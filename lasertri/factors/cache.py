@@ -192,10 +192,11 @@ class FactorCache:
         except FileNotFoundError:
             pass
         except (MemoryError, OSError, RuntimeError) as error:
-            if not isinstance(error, OSError) and not is_out_of_memory(error):
+            short = is_out_of_memory(error)
+            if not short and not isinstance(error, OSError):
                 raise
             if not self._warned:
-                what = "memory" if is_out_of_memory(error) else "a folder"
+                what = "memory" if short else "a folder"
                 logger.warning("%s: expected %s for the cache, going on without: %s", self.directory, what, error)
             self._warned = True
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from lasertri.ops.products import gram
+from lasertri.ops.finite import all_finite
+from lasertri.ops.products import gram, mirrored
+from lasertri.ops.roots import scales
 
 SOLVED = 1024  # size up to which a solver is as fast, by the model of benchmarks.roofline
 BAND = 1024  # rows of a product that keep a GPU busy
@@ -40,9 +41,9 @@ def eigenvectors(grams: Tensor) -> Tensor:
     noise = torch.randn(grams.shape[1:], dtype=grams.dtype, device=grams.device, generator=generator)
     vectors = torch.empty_like(grams)
     for own, out in zip(grams, vectors, strict=True):
-        pending = [(0, own.tril().add_(own.tril(-1).mT))]  # where a matrix's vectors begin, and the matrix
+        pending = [(0, mirrored(own))]  # where a matrix's vectors begin, and the matrix
         rounding = torch.finfo(grams.dtype).eps * len(own) * float(own.trace())
-        if not math.isfinite(rounding) or not pending[0][1].isfinite().all():
+        if not math.isfinite(rounding) or not all_finite(pending[0][1]):
             return torch.linalg.eigh(grams).eigenvectors  # it says what is wrong
         while pending:
             start, matrix = pending.pop()
@@ -121,7 +122,7 @@ def _sign(matrix: Tensor, rounding: float) -> Tensor | None:
     sign = torch.cholesky_inverse(root).mul_(-2 * middle)
     del root
     sign.diagonal().add_(1)
-    for square in itertools.chain(_scales(), itertools.repeat(1.0, PLAIN)):
+    for square in itertools.chain(scales(LEAST, FAR), itertools.repeat(1.0, PLAIN)):
         error = _symmetric(sign, sign)
         error.diagonal().sub_(1)
         settled = square == 1 and float(error.norm()) <= SETTLED * math.sqrt(size)
@@ -130,15 +131,6 @@ def _sign(matrix: Tensor, rounding: float) -> Tensor | None:
         if settled:
             return sign
     return None
-
-
-def _scales() -> Iterator[float]:
-    """ρ² of every step that takes what is at least `LEAST` away from 0 to 1."""
-    least = LEAST
-    while least < FAR:
-        square = 3 / (1 + least + least**2)
-        yield square
-        least *= math.sqrt(square) / 2 * (3 - square * least**2)
 
 
 def _shifted(matrix: Tensor, by: float) -> Tensor:

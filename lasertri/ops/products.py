@@ -87,6 +87,11 @@ def gram(matrix: Tensor, *, compute: torch.dtype) -> Tensor:
     return out
 
 
+def mirrored(lower: Tensor) -> Tensor:
+    """All of a symmetric matrix `[…, n, n]` whose lower triangle counts."""
+    return lower.tril() + lower.tril(-1).mT
+
+
 def diagonal(left: Tensor, matrix: Tensor, right: Tensor, *, compute: torch.dtype) -> Tensor:
     """One product and its weighted sums over the rows."""
     return (left.to(compute) * (matrix.to(compute) @ right.to(compute))).sum(dim=-2)

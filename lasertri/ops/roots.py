@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from lasertri.ops.products import mirrored
 
 DIGITS = 0.1  # largest condition times eps at which the iteration is as good as an eigensolver
 
@@ -27,18 +30,23 @@ def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
         gram: A Aᵀ `[…, p, p]`, of which the lower triangle counts; of zeros the result is finite.
         size: number of A's rows or columns, whichever the mean is over.
     """
-    whole = gram.tril() + gram.tril(-1).mT
+    whole = mirrored(gram)
     trace = whole.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     largest = torch.where(trace > 0, trace * (1 + damping / size), 1)
     identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
     root = (whole + damping / size * trace * identity) / largest
     inverse: Tensor | None = None
-    least = (1 + size / damping) ** -0.5
-    while 1 - least > 8 * torch.finfo(whole.dtype).eps:
-        square = 3 / (1 + least + least**2)
+    for square in scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(whole.dtype).eps):
         product = root if inverse is None else inverse @ root
         factor = math.sqrt(square) / 2 * (3 * identity - square * product)
         root = root @ factor
         inverse = factor if inverse is None else factor @ inverse
-        least *= math.sqrt(square) / 2 * (3 - square * least**2)
     return (identity if inverse is None else inverse) / largest.sqrt()
+
+
+def scales(least: float, until: float) -> Iterator[float]:
+    """ρ² of every Newton-Schulz step x → ½ ρ x (3 − ρ² x²), until all that was in [l, 1] is in [until, 1]."""
+    while least < until:
+        square = 3 / (1 + least + least**2)
+        yield square
+        least *= math.sqrt(square) / 2 * (3 - square * least**2)

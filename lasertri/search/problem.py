@@ -139,8 +139,8 @@ def prepare(
         gradients = encode(drawn_samples(split.calibration, settings.calibration, settings.seed))
     if settings.edit == "truncate":
         targets = find_targets(model, settings.targets, roles=strategy.roles, sharded=mesh is not None)
-        settings = replace(settings, scoring_blocks=scoring_blocks(targets, settings.scoring_blocks))
-        counts = [*settings.blocks, cast("int", settings.scoring_blocks)]
+        ranked_at = scoring_blocks(targets, settings.scoring_blocks)
+        settings, counts = replace(settings, scoring_blocks=ranked_at), [*settings.blocks, ranked_at]
     else:
         targets = find_linear_layers(model, settings.targets, roles=MLP_ROLES, beside=beside, sharded=mesh is not None)
         counts = [*settings.blocks] or [1]

@@ -29,12 +29,6 @@ def solved(monkeypatch):
     return sizes
 
 
-def steps(low, high, share):
-    """Some singular values high, the others low."""
-    many = round(SIZE * share)
-    return with_spectrum(torch.tensor([high] * many + [low] * (SIZE - many)), SIZE, SIZE)
-
-
 FALLING = torch.arange(1, SIZE + 1, dtype=torch.float64)
 MATRICES = {
     "gaussian": gaussian(SIZE, 2 * SIZE),
@@ -99,7 +93,7 @@ def test_what_no_threshold_divides_is_the_solvers(matrix, solved):
 
 
 def test_equal_eigenvalues_are_divided_from_the_others(solved):
-    matrix = steps(1.0, 2.0, 0.3)
+    matrix = with_spectrum(1 + 1.0 * (FALLING <= 45), SIZE, SIZE)
     [vectors] = eigen.eigenvectors((matrix @ matrix.mT).unsqueeze(0))
     assert sorted(solved) == [45, 106]
     assert off_diagonal(vectors, matrix @ matrix.mT) < 1e-12
