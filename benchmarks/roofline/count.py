@@ -30,10 +30,10 @@ from lasertri import Sample, adapt
 from lasertri.factors.cache import FactorCache
 from lasertri.model.targets import Target
 from lasertri.ops import compress_tokens, whiten
-from lasertri.search import directions, projected, step_search, tokens
+from lasertri.search import directions, projected, shrink_search, step_search, tokens
 from lasertri.search.cross_fit import CrossFit
-from lasertri.search.tokens import Room
-from lasertri.support.checksum import CHUNK, content_key, weight_fingerprint
+from lasertri.search.tokens import Room, weight_gradient
+from lasertri.support import checksum
 from lasertri.support.timing import Clock
 
 SCALE = 64
@@ -190,20 +190,18 @@ def _growth(tensor: Tensor) -> int:
     return SCALE**2 if tensor.numel() > max(SIZES) else SCALE
 
 
-def _of_fingerprint(size: int) -> Amount:
-    """What a GPU reads and writes for the fingerprint of so many bytes."""
-    own = _of_one_chunk()
-    chunks = -(-size // (4 * CHUNK))
-    return Amount(own.calls * chunks, 0, own.bytes * size // 4096)
-
-
 @functools.cache
-def _of_one_chunk() -> Amount:
-    """The same, of 4096 bytes."""
-    work: Work = {}
-    with _disable_current_modes(), Counting(lambda: work, lambda shape: shape):
-        weight_fingerprint(torch.zeros(1024))
-    return work[Kind("traffic")]
+def _of_fingerprint(size: int) -> Amount:
+    """What a GPU reads and writes for the fingerprint of so many bytes: by one of fewer, in as many chunks."""
+    work, shrink = dict[Kind, Amount](), min(SCALE**2, size // 4)
+    with (
+        _disable_current_modes(),
+        patch.object(checksum, "CHUNK", max(1, checksum.CHUNK // shrink)),
+        Counting(lambda: work, lambda shape: shape),
+    ):
+        checksum.weight_fingerprint(torch.zeros(size // 4 // shrink))
+    found = work[Kind("traffic")]
+    return Amount(found.calls, 0, found.bytes * shrink)
 
 
 @contextmanager
@@ -249,19 +247,40 @@ def _watched(run: Run) -> Iterator[None]:
     def fingerprinted(tensor: torch.Tensor) -> str:
         add(run.work, [(Kind("traffic"), _of_fingerprint(tensor.nbytes * _growth(tensor)))])
         with _disable_current_modes():
-            return content_key(tensor)
+            return checksum.content_key(tensor)
+
+    def gradient(deltas: Tensor, inputs: Tensor) -> Tensor:
+        """Of tokens in BF16, at its speed."""
+        with _disable_current_modes():
+            found = weight_gradient(deltas, inputs)
+        (_, m), (count, n) = full(deltas.shape), full(inputs.shape)
+        moved = 2 * count * (m + n) + 4 * m * n
+        add(run.work, [(Kind("product", "bfloat16"), Amount(1, 2 * count * m * n, moved))])
+        return found
+
+    @contextmanager
+    def summed_ahead(model: torch.nn.Module, targets: Sequence[Target]) -> Iterator[dict[Target, str]]:
+        """While edits are made, as on a GPU."""
+        with run.within("trials"):
+            summed = {
+                target: hashing("sha256 ahead", checksum.weight_sha256)(target.parameter(model)) for target in targets
+            }
+        yield summed
 
     origin, truncation = lasertri.edit.origin, lasertri.edit.truncation
     identity, factoring, cache = lasertri.model.identity, lasertri.factors.factoring, lasertri.factors.cache
     with ExitStack() as stack:
         stack.enter_context(patch.object(lasertri.method, "Clock", Phased))
         stack.enter_context(patch.object(CrossFit, "measure", one_size))
+        stack.enter_context(patch.object(step_search, "checksums_ahead", summed_ahead))
+        for module in (directions, shrink_search):
+            stack.enter_context(patch.object(module, "weight_gradient", gradient))
         stack.enter_context(patch.object(FactorCache, "load", loaded))
         stack.enter_context(patch.object(FactorCache, "store", stored))
         for module in (origin, truncation):
             stack.enter_context(patch.object(module, "weight_sha256", hashing("sha256", module.weight_sha256)))
         stack.enter_context(patch.object(cache, "tensor_hash", hashing("xxh3", cache.tensor_hash, aside=False)))
-        for module in (identity, factoring):
+        for module in (identity, factoring, origin):
             stack.enter_context(patch.object(module, "content_key", fingerprinted))
         logging.getLogger("lasertri").setLevel(logging.ERROR)
         yield

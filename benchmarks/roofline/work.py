@@ -17,11 +17,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from benchmarks.spectra import tokens
-from lasertri.ops import eigen, library
+from lasertri.ops import eigen, krylov, library, products
 from lasertri.ops.products import PANEL_ELEMENTS
 
 # what only looks at a tensor in another way, or reads a number of it
-FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh"}
+FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "lift_fresh"}
+FREE |= {"empty", "empty_like", "empty_strided", "new_empty"}
 LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much as they give, not all they are given
 FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr"}
 TRIANGULAR = {"linalg_cholesky_ex", "cholesky_inverse", "linalg_solve_triangular"}
@@ -223,8 +224,12 @@ def _random(name: str, like: Tensor) -> Tensor:
 @contextmanager
 def _divided(shrink: int) -> Iterator[None]:
     """Within, eigenproblems that are so many times smaller go by products as on a GPU."""
-    smaller = {name: max(1, getattr(eigen, name) // shrink) for name in ("SOLVED", "BAND")}
-    with patch.multiple(eigen, by_products=lambda _: True, **smaller):
+    solved, band = (max(1, size // shrink) for size in (eigen.SOLVED, products.BAND))
+    with (
+        patch.multiple(eigen, by_products=lambda _: True, SOLVED=solved),
+        patch.object(products, "BAND", band),
+        patch.dict(krylov.LOOKS, cpu=krylov.LOOKS["cuda"]),
+    ):
         yield
 
 

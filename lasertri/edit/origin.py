@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Self
 
+import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lasertri.edit.reading import field_of
 from lasertri.errors import LasertriError
@@ -23,6 +25,9 @@ from lasertri.support.sharing import everyones
 from lasertri.support.shown import shown
 
 logger = logging.getLogger(__name__)
+
+THREADS = 8  # that sum up weights, each with a copy of one in the host's memory
+AHEAD = {"cuda"}  # devices that work while the host sums up; a CPU would work for nothing where no edit is accepted
 
 # layers that peft, in a model whose experts share parameters, takes for experts of an older checkpoint
 OLDER_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -50,20 +55,28 @@ class Origin:
     _known: dict[Target, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def of(cls, model: nn.Module, targets: Iterable[Target], *, base: str | None = None) -> Self:
+    def of(
+        cls,
+        model: nn.Module,
+        targets: Iterable[Target],
+        *,
+        base: str | None = None,
+        checksums: Mapping[Target, str] | None = None,
+    ) -> Self:
         """Look at a model's layers.
 
         Args:
             base: where it came from, if that need not be found out.
+            checksums: those that `checksums_ahead` gave of these layers or of more.
         """
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
-        stored = {target: target.parameter(model) for target in chosen if not target.is_quantised(model)}
+        stored = _stored(model, chosen)
         weights = {target: target.part(here(parameter)) for target, parameter in stored.items()}
-        if any(map(is_sharded, stored.values())):
+        if not checksums and any(map(is_sharded, stored.values())):
             checksums = dict(zip(stored, dealt(list(stored.values()), weight_sha256), strict=True))
-        else:
-            with ThreadPoolExecutor() as pool:  # hashlib lets the others run meanwhile
+        elif not checksums:
+            with ThreadPoolExecutor(THREADS) as pool:  # hashlib lets the others run meanwhile
                 checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
         found = cls(
             _base(model) if base is None else base,
@@ -143,6 +156,39 @@ class Origin:
                 return False
             self._known[target] = key
         return True
+
+
+@contextmanager
+def checksums_ahead(model: nn.Module, targets: Iterable[Target]) -> Iterator[Mapping[Target, str]]:
+    """Within, threads sum up a GPU's weights, which must stay as they are; after it the checksums are there.
+
+    There are none where the weights are not on one, or in parts, which processes would have to gather together.
+    """
+    stored, found = _stored(model, targets), dict[Target, str]()
+    if not all(parameter.device.type in AHEAD and not is_sharded(parameter) for parameter in stored.values()):
+        yield found
+        return
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        summed = {target: pool.submit(_sha256_aside, target.part(parameter)) for target, parameter in stored.items()}
+        yield found
+        wait(summed.values())
+        found.update((target, checksum.result()) for target, checksum in summed.items())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _stored(model: nn.Module, targets: Iterable[Target]) -> dict[Target, Tensor]:
+    """What holds each target that has a checksum."""
+    return {target: target.parameter(model) for target in targets if not target.is_quantised(model)}
+
+
+def _sha256_aside(weight: Tensor) -> str:
+    """`weight_sha256`, on a stream of its own, so that it does not wait for the GPU's work, nor that for it."""
+    if not weight.is_cuda:
+        return weight_sha256(weight)
+    with torch.cuda.stream(torch.cuda.Stream(weight.device)):
+        return weight_sha256(weight)
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:

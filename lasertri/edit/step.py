@@ -84,9 +84,9 @@ class Step(Edit):
         }
         return replace(self, factors=factors)
 
-    def known_by(self, model: nn.Module, *, merge: bool = False) -> Step:
-        """The same, with a note of the model that it is a step from, and how it is to be saved."""
-        return replace(self, merge=merge, origin=Origin.of(model, self.factors))
+    def known_by(self, model: nn.Module, *, merge: bool = False, checksums: Mapping[Target, str] | None = None) -> Step:
+        """The same, with a note of the model that it is a step from (see `Origin.of`), and how it is to be saved."""
+        return replace(self, merge=merge, origin=Origin.of(model, self.factors, checksums=checksums))
 
     def apply(self, model: nn.Module) -> None:
         """Add it to the weights, rounded once to their dtype: below BF16's resolution much of a step is lost."""

@@ -31,7 +31,7 @@ from lasertri.ops.corda import corda_factors
 from lasertri.ops.finite import all_finite
 from lasertri.search.problem import tokenizer_of
 from lasertri.search.settings import Settings
-from lasertri.search.tokens import Room, Tokens, gather_tokens
+from lasertri.search.tokens import Room, Tokens, gather_tokens, weight_gradient
 from lasertri.support.shown import shown
 
 
@@ -98,7 +98,7 @@ def lora_ga(
     for target in list(tokens):
         layer: Any = model.get_submodule(target.module)
         own = tokens.pop(target)
-        gradient = torch.cat(own.deltas).float().mT @ torch.cat(own.inputs).float() / len(encoded)
+        gradient = weight_gradient(torch.cat(own.deltas), torch.cat(own.inputs)) / len(encoded)
         layer.get_base_layer()._peft_loraga_grad = transpose(gradient, layer.fan_in_fan_out)
         layer.lora_ga_init("default", own_config)
     return adapted

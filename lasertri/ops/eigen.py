@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from lasertri.ops.finite import all_finite
-from lasertri.ops.products import gram, mirrored
+from lasertri.ops.products import gram, mirrored, symmetric_product
 from lasertri.ops.roots import scales
 
 SOLVED = 1024  # size up to which a solver is as fast, by the model of benchmarks.roofline
-BAND = 1024  # rows of a product that keep a GPU busy
 FAST_FP64 = {(8, 0), (9, 0), (10, 0)}  # compute capabilities of A100, of H100 and H200, of B200
 LEAST = 3e-4  # distance from 0, of at most 1, up from which `_sign` takes as few products as it can
 FAR = 0.999  # distance from which plain Newton-Schulz steps are as good as scaled ones
@@ -53,7 +52,7 @@ def eigenvectors(grams: Tensor) -> Tensor:
             else:
                 lower = halves[0].shape[-1]
                 for first, basis in zip((start, start + lower), halves, strict=True):
-                    pending.append((first, _symmetric(basis.mT, matrix @ basis)))
+                    pending.append((first, symmetric_product(basis.mT, matrix @ basis)))
                 del matrix, basis
                 _turn(out, start, torch.cat(halves, dim=-1))
     return vectors
@@ -123,11 +122,11 @@ def _sign(matrix: Tensor, rounding: float) -> Tensor | None:
     del root
     sign.diagonal().add_(1)
     for square in itertools.chain(scales(LEAST, FAR), itertools.repeat(1.0, PLAIN)):
-        error = _symmetric(sign, sign)
+        error = symmetric_product(sign, sign)
         error.diagonal().sub_(1)
         settled = square == 1 and float(error.norm()) <= SETTLED * math.sqrt(size)
         factor = math.sqrt(square) / 2
-        sign = _symmetric(sign, error).mul_(-factor * square).add_(sign, alpha=factor * (3 - square))
+        sign = symmetric_product(sign, error).mul_(-factor * square).add_(sign, alpha=factor * (3 - square))
         if settled:
             return sign
     return None
@@ -137,20 +136,3 @@ def _shifted(matrix: Tensor, by: float) -> Tensor:
     shifted = matrix.clone()
     shifted.diagonal().add_(by)
     return shifted
-
-
-def _symmetric(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` where that is symmetric, of the lower triangle in up to four bands of rows.
-
-    Made symmetric to the last digit: what is not would grow from one Newton-Schulz step to the next.
-    """
-    size = len(left)
-    out = left.new_empty(size, size)
-    band = max(BAND, -(-size // 4))
-    for start in range(0, size, band):
-        rows = slice(start, min(start + band, size))
-        torch.mm(left[rows], right[:, : rows.stop], out=out[rows, : rows.stop])
-        out[:start, rows] = out[rows, :start].mT
-        square = out[rows, rows]
-        out[rows, rows] = (square + square.mT) / 2
-    return out

@@ -13,8 +13,10 @@ from lasertri.ops.products import panels
 MARGIN = 8  # columns of a block beyond the rank
 ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it is as fast
 SHORTEST = 512  # side; below, the same
-SETTLED = 1e-7  # of the squares that are left: an iteration that captures no more of them is the last
+SETTLED = 1e-7  # of the squares that are left: a pass that captures no more of them is the last
 ROUNDING = 1e-14  # of all squares: no more than this is neither captured nor left
+SHIFT = 1e-14  # of the squares of a block: more than rounding takes of the least of their eigenvalues
+LOOKS = {"cpu": 1, "cuda": 3}  # passes between looks at what is captured: an eigenproblem, for a GPU as long as passes
 NEW = 0.5  # of a unit column, beyond the basis: one with less is rounding
 
 
@@ -22,7 +24,7 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | No
     """Left singular vectors for the `rank` largest singular values, or None where the side's eigenproblem is better.
 
     Args:
-        short: `[B, s, l]`, the short side first, any floating dtype.
+        short: `[…, s, l]`, the short side first, any floating dtype.
         rank: how many, of every block.
         dtype: of the products with A, which are made panel by panel.
 
@@ -31,7 +33,7 @@ def leading_vectors(short: Tensor, rank: int, dtype: torch.dtype) -> Tensor | No
     """
     if not few(rank, short.shape[-2]) or not short.numel():
         return None
-    squares = torch.zeros(len(short), dtype=torch.float64, device=short.device)
+    squares = torch.zeros(short.shape[:-2], dtype=torch.float64, device=short.device)
     for columns in panels(short):
         squares += short[..., columns].to(dtype).square().sum((-2, -1))
     pass_over = functools.partial(_passed, short, dtype=dtype)
@@ -63,29 +65,46 @@ def leading_vectors_by(
         spectrum is so flat that the basis grew beyond that.
     """
     start = torch.randn(size, rank + MARGIN, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    block = torch.linalg.qr(pass_over(start.to(squares.device).expand(*squares.shape, -1, -1))).Q
+    block = pass_over(start.to(squares.device).expand(*squares.shape, -1, -1))
+    block = torch.linalg.qr(block).Q  # which loses nothing where the block holds all there is
     basis, images, captured = block, block[..., :0], torch.zeros_like(squares)
     settled = torch.zeros_like(squares, dtype=torch.bool)
-    while basis.shape[-1] <= most:
+    last, looked = most // block.shape[-1], 0
+    for number in range(1, last + 1):
         image = pass_over(block)
         images = torch.cat([images, image], dim=-1)
-        projected = basis.mT @ images
-        values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
-        before, captured = captured, values[..., -rank:].sum(-1)
-        least = torch.maximum(SETTLED * (squares - captured), ROUNDING * squares)
-        settled = settled | (captured - before <= least)
-        if settled.all():
-            return basis @ vectors[..., -rank:].flip(-1)
-        block = torch.linalg.qr(image - basis @ (basis.mT @ image)).Q
-        block, r = torch.linalg.qr(block - basis @ (basis.mT @ block))  # once leaves what cancellation left
-        new = (r.diagonal(dim1=-2, dim2=-1).abs() > NEW) & ~settled.unsqueeze(-1)
-        block = block * new.unsqueeze(-2)  # of nothing QR makes columns, which may be the basis's own
+        if number % LOOKS[squares.device.type] == 0 or number >= last - 1:
+            projected = basis.mT @ images
+            values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
+            before, captured = captured, values[..., -rank:].sum(-1)
+            least = torch.maximum(SETTLED * (squares - captured), ROUNDING * squares)
+            settled = settled | (captured - before <= (number - looked) * least)
+            looked = number
+            if settled.all():
+                return basis @ vectors[..., -rank:].flip(-1)
+        block = _beyond(basis, image) * ~settled[..., None, None]
         basis = torch.cat([basis, block], dim=-1)
     return None
 
 
+def _beyond(basis: Tensor, block: Tensor) -> Tensor:
+    """Orthonormal columns for what a block `[…, s, k]` adds to a basis, with zeros for those that add nothing.
+
+    By Cholesky QR, shifted so that it never fails (Fukaya et al., 2020), twice: once leaves what cancellation left. Of
+    nothing it makes columns, too, which may be the basis's own.
+    """
+    for _ in range(2):
+        block = block - basis @ (basis.mT @ block)
+        squares = block.mT @ block
+        trace = squares.diagonal(dim1=-2, dim2=-1).sum(-1)
+        squares.diagonal(dim1=-2, dim2=-1).add_(torch.where(trace > 0, SHIFT * trace, 1).unsqueeze(-1))
+        root, _ = torch.linalg.cholesky_ex(squares)
+        block = torch.linalg.solve_triangular(root.mT, block, upper=True, left=False)
+    return block * (root.diagonal(dim1=-2, dim2=-1) > NEW).unsqueeze(-2)
+
+
 def _passed(short: Tensor, block: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """A Aᵀ times a block `[B, s, k]`, summed in FP64."""
+    """A Aᵀ times a block `[…, s, k]`, summed in FP64."""
     narrow, out = block.to(dtype), torch.zeros_like(block)
     for columns in panels(short):
         panel = short[..., columns].to(dtype)

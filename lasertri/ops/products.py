@@ -13,6 +13,7 @@ from torch import Tensor
 
 # Elements of a panel. On a CPU 16 MiB in FP64: enough for full GEMM speed, little enough for malloc to hand out again.
 PANEL_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 24}
+BAND = 1024  # rows of a product that keep a GPU busy
 
 
 class Gram(Protocol):
@@ -66,7 +67,7 @@ class Products(NamedTuple):
 
 
 def panels(matrix: Tensor) -> Iterator[slice]:
-    """Slices of the columns of `[B, m, n]`, none of more than `PANEL_ELEMENTS` elements (or one column)."""
+    """Slices of the columns of `[…, m, n]`, none of more than `PANEL_ELEMENTS` elements (or one column)."""
     columns = matrix.shape[-1]
     limit = PANEL_ELEMENTS["cuda" if matrix.device.type == "cuda" else "cpu"]
     width = max(1, limit * columns // max(1, matrix.numel()))
@@ -90,6 +91,25 @@ def gram(matrix: Tensor, *, compute: torch.dtype) -> Tensor:
 def mirrored(lower: Tensor) -> Tensor:
     """All of a symmetric matrix `[…, n, n]` whose lower triangle counts."""
     return lower.tril() + lower.tril(-1).mT
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """`left @ right` of `[…, n, k]` and `[…, k, n]` where it is symmetric, of its lower triangle in bands of rows.
+
+    There are up to four. It is symmetric to the last digit: what is not would grow from one Newton-Schulz step to the
+    next.
+    """
+    one, other = (side.reshape(-1, *side.shape[-2:]) for side in (left, right))
+    size = one.shape[-2]
+    out = one.new_empty(len(one), size, size)
+    band = max(BAND, -(-size // 4))
+    for start in range(0, size, band):
+        rows = slice(start, min(start + band, size))
+        torch.bmm(one[:, rows], other[..., : rows.stop], out=out[:, rows, : rows.stop])
+        out[:, :start, rows] = out[:, rows, :start].mT
+        square = out[:, rows, rows]
+        out[:, rows, rows] = (square + square.mT) / 2
+    return out.reshape(*left.shape[:-1], size)
 
 
 def diagonal(left: Tensor, matrix: Tensor, right: Tensor, *, compute: torch.dtype) -> Tensor:

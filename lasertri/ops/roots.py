@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lasertri.ops.products import mirrored
+from lasertri.ops.products import mirrored, symmetric_product
 
 DIGITS = 0.1  # largest condition times eps at which the iteration is as good as an eigensolver
 
@@ -33,15 +33,17 @@ def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
     whole = mirrored(gram)
     trace = whole.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     largest = torch.where(trace > 0, trace * (1 + damping / size), 1)
-    identity = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
-    root = (whole + damping / size * trace * identity) / largest
-    inverse: Tensor | None = None
-    for square in scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(whole.dtype).eps):
-        product = root if inverse is None else inverse @ root
-        factor = math.sqrt(square) / 2 * (3 * identity - square * product)
-        root = root @ factor
-        inverse = factor if inverse is None else factor @ inverse
-    return (identity if inverse is None else inverse) / largest.sqrt()
+    root = whole / largest
+    root.diagonal(dim1=-2, dim2=-1).add_((damping / size * trace / largest).squeeze(-1))
+    factor = inverse = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
+    for step, square in enumerate(scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(whole.dtype).eps)):
+        if step:
+            root = symmetric_product(root, factor)
+        product = inverse @ root if step else root  # made symmetric, it would let errors grow
+        factor = product * (-square * math.sqrt(square) / 2)
+        factor.diagonal(dim1=-2, dim2=-1).add_(3 * math.sqrt(square) / 2)
+        inverse = symmetric_product(factor, inverse) if step else factor
+    return inverse / largest.sqrt()
 
 
 def scales(least: float, until: float) -> Iterator[float]:

@@ -15,7 +15,9 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops.arguments import check_dense, check_whole
 from lasertri.ops.converging import solvers_named
+from lasertri.ops.eigen import eigenvectors
 from lasertri.ops.finite import check_finite
+from lasertri.ops.products import gram
 from lasertri.ops.reference import svd_by_qr
 
 
@@ -72,7 +74,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
 def _left_vectors(rows: Tensor, most: int) -> Tensor:
     """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD."""
     try:
-        return torch.linalg.eigh(rows @ rows.mT).eigenvectors[:, -most:]
+        return eigenvectors(gram(rows.unsqueeze(0), compute=rows.dtype))[0, :, -most:]
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         with solvers_named():
             return svd_by_qr(rows)[0][:, :most]

@@ -14,8 +14,8 @@ def in_own_units(matrix: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     Returns:
         The matrix, with values up to 4, and the exponent k `[…, 1, 1]` of the root: the matrix given is 4^k times it.
     """
-    wide = matrix.to(torch.promote_types(matrix.dtype, dtype))
-    least = round(math.log2(torch.finfo(wide.dtype).tiny)) // 2  # a larger power could not be multiplied with
-    largest = wide.abs().amax((-2, -1), keepdim=True)
+    wide = torch.promote_types(matrix.dtype, dtype)
+    least = round(math.log2(torch.finfo(wide).tiny)) // 2  # a larger power could not be multiplied with
+    largest = matrix.abs().amax((-2, -1), keepdim=True).to(wide)
     k = (torch.frexp(largest).exponent // 2).clamp(min=least)
-    return (wide * torch.ldexp(torch.ones_like(largest), -2 * k)).to(dtype), k
+    return (matrix * torch.ldexp(torch.ones_like(largest), -2 * k)).to(dtype), k

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lasertri.ops.krylov import few, leading_vectors_by
-from lasertri.ops.products import gram
+from lasertri.ops import eigen
+from lasertri.ops.krylov import few, leading_vectors, leading_vectors_by
+from lasertri.ops.products import gram, mirrored, symmetric_product
 from lasertri.ops.reference import Pair
 from lasertri.ops.roots import inverse_root, resolved
 from lasertri.ops.units import in_own_units
@@ -48,9 +49,10 @@ def whiten_by_products(
     sizes = [width, *(delta.shape[-1] for delta in deltas)]
     if not few(rank, min(count, *sizes), ROOM) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
         return None
-    right, pairs = _whitened(inputs.unsqueeze(-3), damping, dtype), []
+    dtype = torch.float64 if eigen.by_products(inputs.device) else dtype
+    right, pairs = _Whitened.of_rows(inputs.unsqueeze(-3), damping, dtype), []
     for delta in deltas:
-        pair = _best_of_product(_whitened(delta, damping, dtype), right, rank)
+        pair = _best_of_product(_Whitened.of_rows(delta, damping, dtype), right, rank)
         if pair is None:
             return None
         pairs.append(pair)
@@ -80,37 +82,76 @@ def whiten_moments(
     return pairs
 
 
-def _whitened(rows: Tensor, damping: float, dtype: torch.dtype) -> Tensor:
-    """U f(S) Vᵀ of rows `[…, T, s]`, by products."""
-    rows, _ = in_own_units(rows, dtype)
-    count, size = rows.shape[-2:]
-    if size <= count:
-        return rows @ inverse_root(_gram(rows.mT), damping, size)
-    return inverse_root(_gram(rows), damping, size) @ rows
+class _Whitened(NamedTuple):
+    """A side of the whitened gradient, U f(S) Vᵀ `[…, T, s]` of its rows, made by products.
+
+    Attributes:
+        factors: whose product it is: itself alone, or in FP64 the inverse root `[…, T, T]` and the rows.
+        squares: the side times its transpose `[…, T, T]`, where tokens are its shorter dimension.
+    """
+
+    factors: tuple[Tensor, ...]
+    squares: Tensor | None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor, damping: float, dtype: torch.dtype) -> _Whitened:
+        """The side of rows `[…, T, s]`, whose scale does not matter."""
+        rows, _ = in_own_units(rows, dtype)
+        count, size = rows.shape[-2:]
+        if size < count:
+            return cls((rows @ inverse_root(_gram(rows.mT), damping, size),), None)
+        squares = mirrored(_gram(rows))
+        root = inverse_root(squares, damping, size)
+        if dtype == torch.float64:
+            return cls((root, rows), symmetric_product(root, symmetric_product(root, squares)))
+        whitened = root @ rows
+        return cls((whitened,), mirrored(_gram(whitened)))
+
+    @property
+    def size(self) -> int:
+        return self.factors[-1].shape[-1]
+
+    def inward(self, block: Tensor) -> Tensor:
+        """The side times a block `[…, s, k]`."""
+        for factor in reversed(self.factors):
+            block = factor @ block
+        return block
+
+    def outward(self, block: Tensor) -> Tensor:
+        """Its transpose times a block `[…, T, k]`."""
+        for factor in self.factors:
+            block = factor.mT @ block
+        return block
+
+    def over(self, block: Tensor) -> Tensor:
+        """`squares` times a block `[…, T, k]`; in FP32 these have fewer digits than what they are the squares of."""
+        if self.squares is not None and self.squares.dtype == torch.float64:
+            return self.squares @ block
+        return self.inward(self.outward(block))
 
 
-def _best_of_product(left: Tensor, right: Tensor, rank: int) -> Pair | None:
-    """Best rank of Lᵀ R, `[…, T, b]` and `[…, T, n]`; None where its spectrum is flat."""
-    if left.shape[-1] > right.shape[-1]:
+def _best_of_product(left: _Whitened, right: _Whitened, rank: int) -> Pair | None:
+    """Best rank of Lᵀ R; None where its spectrum is flat."""
+    if left.size > right.size:
         turned = _best_of_product(right, left, rank)
         return None if turned is None else (turned[1].mT, turned[0].mT, turned[2])
-    if left.shape[-2] > left.shape[-1]:  # many tokens: Lᵀ R is smaller than what is T x T
-        left, right = torch.eye(left.shape[-1], dtype=left.dtype, device=left.device), left.mT @ right
+    dtype, count = left.factors[0].dtype, left.factors[0].shape[-2]
+    if left.squares is None or right.squares is None:  # many tokens: Lᵀ R is smaller than what is T x T
+        left, right = _Whitened((), None), _Whitened((right.outward(left.factors[0]).mT,), None)
+        basis = leading_vectors(right.factors[0], rank, dtype)
+    else:
 
-    def image(block: Tensor) -> Tensor:
-        """Rᵀ L times a block `[…, b, k]`."""
-        return (right.mT @ (left @ block.to(left.dtype))).double()
+        def pass_over(block: Tensor) -> Tensor:
+            """Lᵀ R Rᵀ L times a block `[…, b, k]`."""
+            return left.outward(right.over(left.inward(block.to(dtype)))).double()
 
-    def pass_over(block: Tensor) -> Tensor:
-        return (left.mT @ (right @ image(block).to(right.dtype))).double()
-
-    squares = ((left @ left.mT) * (right @ right.mT)).sum((-2, -1), dtype=torch.float64)
-    size = min(left.shape[-2:])
-    basis = leading_vectors_by(pass_over, squares, left.shape[-1], rank, most=size // 2)
+        squares = (left.squares * right.squares).sum((-2, -1), dtype=torch.float64)
+        basis = leading_vectors_by(pass_over, squares, left.size, rank, most=count // 2)
     if basis is None:
         return None
-    across = image(basis)
-    return _pair(basis.to(left.dtype), across.to(left.dtype), across.norm(dim=-2).to(left.dtype), size)
+    basis = basis.to(dtype)
+    across = right.outward(left.inward(basis))
+    return _pair(basis, across, across.norm(dim=-2), min(count, basis.shape[-2]))
 
 
 class _Side(NamedTuple):

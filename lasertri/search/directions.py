@@ -15,7 +15,7 @@ from lasertri.errors import NotConvergedError
 from lasertri.model.targets import Target
 from lasertri.ops import Partition, lowrank_blocks, whiten_blocks
 from lasertri.ops.converging import converging
-from lasertri.search.tokens import Tokens
+from lasertri.search.tokens import Tokens, weight_gradient
 from lasertri.support.memory import as_memory_allows
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def _sharing(tokens: Mapping[Target, Tokens]) -> Iterator[list[Target]]:
 
 def _plain(inputs: Tensor, deltas: Sequence[Tensor], rank: int, backend: str) -> Iterator[tuple[Tensor, Tensor]]:
     for delta in deltas:
-        gradient = delta.float().mT @ inputs.float()
+        gradient = weight_gradient(delta, inputs)
         found = lowrank_blocks(gradient, rank=min(rank, *gradient.shape), backend=backend, precision="float32")
         yield found.left, found.right[0]
 

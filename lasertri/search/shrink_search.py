@@ -19,7 +19,7 @@ from lasertri.search.outlook import announce_sizes, no_step_can_help
 from lasertri.search.problem import Problem
 from lasertri.search.round import Round
 from lasertri.search.step_search import averaged, cross_fit, decided, made_of_tokens
-from lasertri.search.tokens import Tokens
+from lasertri.search.tokens import Tokens, weight_gradient
 from lasertri.support.sharing import together
 from lasertri.support.timing import Clock
 
@@ -40,7 +40,7 @@ def search_shrink(problem: Problem, clock: Clock) -> list[Round]:
         factors, weight = problem.factors.of(target, min(blocks, target.shape[0])), target.whole(problem.model)
         if not len(tokens):  # they are another process's, which gathers the weight with this one
             return None
-        gradient = torch.cat(tokens.deltas).float().mT @ torch.cat(tokens.inputs).float()
+        gradient = weight_gradient(torch.cat(tokens.deltas), torch.cat(tokens.inputs))
         factors = factors._replace(basis=factors.basis.double())
         scores = score_blocks(weight, gradient, factors=factors, backend=problem.factors.backend)
         return scores.sigma * scores.grad

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from lasertri.edit.origin import checksums_ahead
 from lasertri.edit.step import Step
 from lasertri.errors import LasertriError, NotConvergedError
 from lasertri.factors.budget import budget_for
@@ -46,7 +47,8 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
     if hopeless is not None:
         return [Round.untried(fit.baseline, hopeless).told()]
     announce_sizes(len(directions), len(problem.calibration), clock.last, settings)
-    made = made_of_tokens(problem, fit, directions, functools.partial(_steepest, fit, settings), clock)
+    with checksums_ahead(problem.model, problem.targets) as checksums:
+        made = made_of_tokens(problem, fit, directions, functools.partial(_steepest, fit, settings), clock)
     with clock("trials"), tqdm(desc="trials", unit="entry", disable=not settings.progress) as bar:
         fit.advance = bar.update
         steps = {direction: [_sized(settings, direction, own) for own in each] for direction, each in made.items()}
@@ -55,7 +57,8 @@ def search_step(problem: Problem, clock: Clock) -> list[Round]:
         edit = None
         if decision.accepted is not None:
             chosen = decision.accepted.candidate
-            edit = averaged(steps[chosen.direction], chosen.size).known_by(problem.model, merge=settings.merge)
+            best = averaged(steps[chosen.direction], chosen.size)
+            edit = best.known_by(problem.model, merge=settings.merge, checksums=checksums)
     return [Round(fit.baseline, {}, len(fits), fits, decision, edit).told()]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 WORDS = {4: torch.int32, 2: torch.int16, 1: torch.uint8}
-CHUNK = 1 << 24  # words summed at once
+CHUNK = 1 << 20  # words with keys of their own, so that making these takes little
+TOGETHER = 8  # chunks summed at once
 
 
 def weight_sha256(stored: Tensor) -> str:
@@ -35,23 +36,26 @@ def weight_fingerprint(weight: Tensor) -> str:
     """128 bits of a weight's values, made where the weight is: it tells weights apart, and proves nothing.
 
     Two sums Σ kᵢ xᵢ modulo 2⁶⁴ over the stored words, with odd pseudo-random keys: no change of one word goes unseen.
-    Words are of 32 bits at most, so that bits of the keys are left to tell places apart whatever bit changed.
+    Words are of 32 bits at most, so that bits of the keys are left to tell places apart whatever bit changed. A key is
+    the product of a chunk's and of a place's within it.
     """
     stored = weight.detach().contiguous().flatten().view(torch.uint8)
     if stored.storage_offset() % max(WORDS):
         stored = stored.clone()
     words = stored.view(next(dtype for size, dtype in WORDS.items() if len(stored) % size == 0))
-    sums = torch.zeros(2, dtype=torch.int64, device=weight.device)
-    for start in range(0, len(words), CHUNK):
-        part = words[start : start + CHUNK].long()
-        place = torch.arange(start, start + len(part), device=weight.device)
-        sums += torch.stack([(part * _keys(place, seed)).sum() for seed in (1, 2)])
-    return "".join(f"{total % 2**64:016x}" for total in sums.tolist())
+    chunk = max(1, min(CHUNK, len(words)))
+    whole = len(words) // chunk * chunk
+    parts = *words[:whole].view(-1, chunk).split(TOGETHER), words[whole:].unsqueeze(0)
+    keys = _keys(chunk, weight.device).unsqueeze(1)
+    sums = torch.cat([(part * keys[..., : part.shape[1]]).sum(-1) for part in parts], dim=1)
+    totals = (sums * _keys(sums.shape[1], weight.device)).sum(-1)
+    return "".join(f"{total % 2**64:016x}" for total in totals.tolist())
 
 
-def _keys(place: Tensor, seed: int) -> Tensor:
-    """Odd 64-bit numbers that look random, by multiplying and folding (Steele, Lea and Flood, 2014)."""
-    key = (place * 2 + seed) * -0x61C8864680B583EB
+def _keys(count: int, device: torch.device) -> Tensor:
+    """Odd 64-bit numbers `[2, count]` that look random, by multiplying and folding (Steele, Lea and Flood, 2014)."""
+    seeds = torch.tensor([[1], [2]], device=device)
+    key = (torch.arange(count, device=device) * 2 + seeds) * -0x61C8864680B583EB
     key = (key ^ (key >> 30)) * -0x40A7B892E31B1A47
     key = (key ^ (key >> 27)) * -0x6B2FB644ECCEEE15
     return (key ^ (key >> 31)) | 1

@@ -86,14 +86,17 @@ def test_where_there_are_fewer_tokens_than_features_a_step_solves_for_tokens():
 def test_a_gpu_solves_only_for_what_it_passes_over(monkeypatch):
     monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
     sizes = sorted(size for size, _ in eigenproblems_of_a_step(1136))
-    assert sizes == [40 * (i + 1) for i in range(len(sizes))], "the basis grows by a block each time"
+    passes = (3, 6, 9, 12, 13, 14)  # after which it is looked at what is found
+    assert sizes == [40 * own for own in passes[: len(sizes)]], "the basis grows by a block each time"
     assert sizes[-1] <= 1136 / 2
 
 
 def test_fewer_tokens_than_features_are_compressed_by_an_eigenproblem_of_the_tokens():
     sides = {"inputs": torch.randn(1280, 64), "deltas": torch.randn(1280, 256), "most": 467}
     work = Ops(SCALE)(compress_tokens, sides)
-    assert work[Kind("eigh", "float64", 1280)].calls == 1
+    solved = {kind.size: amount.calls for kind, amount in work.items() if kind.name == "eigh"}
+    assert max(solved) <= SOLVED
+    assert sum(size * calls for size, calls in solved.items()) == 1280
 
 
 def test_seconds_are_the_larger_of_flops_and_bytes_and_eigenproblems_add_up():
@@ -163,6 +166,6 @@ def test_a_step_is_counted_by_the_code_that_makes_it():
     one_pass = 2 * 100 * TOKENS * 2 * 12 * 4096**2  # 100 samples through two layers' matrices
     assert phases["baseline"][Kind("product", "bfloat16")].flops == pytest.approx(one_pass, rel=0.05)
     assert max(kind.size for kind in phases["trials"] if kind.name == "eigh") < 2000 / 2
-    roots = 2**4 * 24 * 2 * 2000**3  # of layers, matrices, folds and sides, products as large as a fold has tokens
-    assert roots < phases["trials"][Kind("product", "float32")].flops < 3 * roots
+    roots = 2**4 * 20 * 2 * 2000**3  # of layers, matrices, folds and sides, products as large as a fold has tokens
+    assert roots < phases["trials"][Kind("product", "float64")].flops < 2 * roots
     assert phases["trials"][Kind("sha256")].bytes == 2 * 2 * 2 * 4096 * 16384

@@ -1,6 +1,7 @@
 """The model that an edit was made of is known again, by its layers and their weights."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from tiny import auto_class, make_model
 from torch import nn
 
 from lasertri import LasertriError
-from lasertri.edit.origin import Origin
+from lasertri.edit.origin import Origin, checksums_ahead
 from lasertri.model.targets import find_linear_layers
 from lasertri.support.checksum import weight_sha256
 
@@ -108,6 +109,40 @@ def test_a_weight_that_was_found_to_be_the_same_is_not_summed_again(monkeypatch)
     for _ in range(2):
         read.require(model)
     assert len(summed) == len(targets)
+
+
+def test_checksums_made_ahead_are_those_made_later(monkeypatch):
+    model = make_model("gpt2")
+    targets = find_linear_layers(model)
+    with checksums_ahead(model, targets) as checksums:
+        pass
+    assert not checksums, "a CPU has nothing else to do them beside"
+    monkeypatch.setattr("lasertri.edit.origin.AHEAD", {"cpu"})
+    with checksums_ahead(model, targets) as checksums:
+        pass
+    expected = Origin.of(model, targets)
+    assert checksums == expected.sha256
+    monkeypatch.setattr("lasertri.edit.origin.weight_sha256", None)
+    assert Origin.of(model, targets[:2], checksums=checksums).sha256 == {t: checksums[t] for t in targets[:2]}
+
+
+def test_what_fails_meanwhile_waits_for_no_checksums(monkeypatch):
+    model, summed = make_model("gpt2"), []
+    monkeypatch.setattr("lasertri.edit.origin.AHEAD", {"cpu"})
+    monkeypatch.setattr("lasertri.edit.origin.THREADS", 1)
+    begun, failed = threading.Event(), threading.Event()
+
+    def slow(weight):
+        begun.set()
+        failed.wait(60)
+        summed.append(weight)
+
+    monkeypatch.setattr("lasertri.edit.origin.weight_sha256", slow)
+    with pytest.raises(KeyboardInterrupt), checksums_ahead(model, find_linear_layers(model)):
+        begun.wait(60)
+        threading.Timer(0.1, failed.set).start()
+        raise KeyboardInterrupt
+    assert len(summed) == 1
 
 
 def test_a_quantised_weight_is_told_as_such():

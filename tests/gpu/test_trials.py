@@ -6,6 +6,7 @@ from exactness import assert_as_close_as_edits, candidates_of, encode
 from tiny import make_model, make_samples
 
 from lasertri import adapt
+from lasertri.search.tokens import weight_gradient
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -24,3 +25,13 @@ def test_the_whole_method_runs_and_leaves_the_weights(tokenizer, dtype):
     result = adapt(model, make_samples(48), tokenizer=tokenizer, accept="best", blocks=(1, 3), progress=False)
     assert result.edit is not None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gradient_of_narrow_tokens_is_that_of_wide_ones(dtype):
+    generator = torch.Generator().manual_seed(0)
+    deltas, inputs = (torch.randn(997, size, generator=generator).to(dtype) for size in (61, 131))
+    found = weight_gradient(deltas.cuda(), inputs.cuda())
+    assert found.dtype == torch.float32
+    exact = deltas.double().mT @ inputs.double()
+    torch.testing.assert_close(found.double().cpu(), exact, rtol=1e-4, atol=1e-3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lasertri.ops import eigen
+from lasertri.ops import eigen, products
 from lasertri.ops.backends import BACKENDS
 
 hypothesis.settings.register_profile("ops", deadline=None, derandomize=True, max_examples=50)
@@ -35,13 +35,19 @@ HERE = [name for name, backend in BACKENDS.items() if backend.why_not(torch.devi
 DIVIDED = "gram, divided"  # with eigenproblems of more than 8 divided, as a GPU's are where they are large
 
 
-@pytest.fixture(params=[*HERE, DIVIDED])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param != DIVIDED:
-        return request.param
+@pytest.fixture
+def divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that multiplies FP64 fast, if what is larger than 8 were large."""
     monkeypatch.setattr(eigen, "by_products", lambda _: True)
     monkeypatch.setattr(eigen, "SOLVED", 8)
-    monkeypatch.setattr(eigen, "BAND", 5)
+    monkeypatch.setattr(products, "BAND", 5)
+
+
+@pytest.fixture(params=[*HERE, DIVIDED])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param != DIVIDED:
+        return request.param
+    request.getfixturevalue("divided")
     return "gram"
 
 

@@ -8,7 +8,7 @@ import torch
 from spectra import gaussian, orthonormal, spiked, with_spectrum
 from torch.profiler import ProfilerActivity, profile
 
-from lasertri.ops import eigen
+from lasertri.ops import eigen, products
 
 SIZE = 151
 
@@ -18,7 +18,7 @@ def solved(monkeypatch):
     """Sizes that the solver gets, where all larger ones than 20 are to be divided."""
     monkeypatch.setattr(eigen, "by_products", lambda _: True)
     monkeypatch.setattr(eigen, "SOLVED", 20)
-    monkeypatch.setattr(eigen, "BAND", 40)
+    monkeypatch.setattr(products, "BAND", 40)
     sizes, solve = [], torch.linalg.eigh
 
     def watched(matrix):

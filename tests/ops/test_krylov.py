@@ -4,6 +4,7 @@ import pytest
 import torch
 from spectra import gaussian
 
+from lasertri.ops import krylov
 from lasertri.ops.krylov import leading_vectors_by
 
 SIZE, LENGTH, RANK = 130, 140, 2
@@ -56,3 +57,28 @@ def test_it_stays_found_while_another_matrix_is_not(name):
     assert together == passes > 3
     assert_leading(both[0], EXHAUSTED[name])
     torch.testing.assert_close(both[1].abs(), alone[0].abs())
+
+
+@pytest.mark.parametrize("name", [*EXHAUSTED, "slow"])
+def test_looking_less_often_takes_few_more_passes_and_finds_the_same(name, monkeypatch):
+    stack = EXHAUSTED.get(name, gaussian(SIZE, LENGTH) * torch.logspace(0, -1.5, LENGTH))[None]
+    _, passes = found(stack)
+    monkeypatch.setitem(krylov.LOOKS, "cpu", 3)
+    sizes, solve = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(matrix.shape[-1]) or solve(matrix))
+    seldom, more = found(stack)
+    assert_leading(seldom[0], stack[0])
+    assert passes <= more <= passes + 5
+    width = RANK + krylov.MARGIN
+    last = SIZE // 2 // width
+    assert sizes == [width * number for number in range(1, more) if number % 3 == 0 or number >= last - 1]
+
+
+def test_columns_that_say_nearly_the_same_are_a_basis_all_the_same():
+    block = gaussian(SIZE, 3) @ gaussian(3, 9, seed=1) + 1e-5 * gaussian(SIZE, 9, seed=2)
+    basis = torch.linalg.qr(gaussian(SIZE, 7, seed=3)).Q
+    columns = krylov._beyond(basis, block)
+    together = torch.cat([basis, columns], dim=1)
+    torch.testing.assert_close(together.mT @ together, torch.eye(16).double(), rtol=0, atol=1e-13)
+    left = block - together @ (together.mT @ block)
+    assert float(left.norm() / block.norm()) < 1e-11

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from spectra import with_spectrum
+from spectra import gaussian, with_spectrum
 
+from lasertri.ops import products
 from lasertri.ops.roots import inverse_root, resolved
 
 SIZE = 700  # of the side that the Gram matrix is not of
@@ -25,6 +26,20 @@ def test_any_spectrum_is_inverted_to_the_digits_that_its_condition_leaves(dtype,
     found = inverse_root(gram, damping, SIZE).double()
     condition, rounding = 1 + SIZE / damping, torch.finfo(dtype).eps
     assert float((found - expected).norm() / expected.norm()) < (10 + condition) * rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize("band", [40, 1024])
+def test_rows_of_few_directions_keep_their_digits(dtype, rank, band, monkeypatch):
+    """Beside many damped ones, whose inverse roots are the largest."""
+    monkeypatch.setattr(products, "BAND", band)
+    rows = gaussian(97, rank) @ gaussian(rank, SIZE, seed=1)
+    gram = rows @ rows.mT
+    expected = exact(gram, 0.1) @ rows
+    found = inverse_root(gram.to(dtype), 0.1, SIZE).double() @ rows
+    condition, rounding = 1 + SIZE / 0.1, torch.finfo(dtype).eps
+    assert float((found - expected).norm() / expected.norm()) < condition * rounding
 
 
 def test_only_the_lower_triangle_counts_and_every_matrix_of_a_stack_has_its_own():

@@ -73,6 +73,20 @@ def test_what_is_lost_is_the_tail(tokens, columns, rows, most, decay, seed):
     assert torch.linalg.matrix_norm(gradient, 2) <= (tail + 1e-12) * inputs.norm() * deltas.norm()
 
 
+@pytest.mark.usefixtures("divided")
+def test_where_a_gpu_divides_the_eigenproblem_no_more_is_lost(monkeypatch):
+    inputs, deltas = draw(60, 50, 40, decay=0.5)
+    sizes, solve = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(matrix.shape[-1]) or solve(matrix))
+    few = compress_tokens(inputs, deltas, 20)
+    assert max(sizes) <= 8
+    z, small = normalised(inputs, deltas), torch.cat([few[0] / inputs.norm(), few[1] / deltas.norm()], dim=1)
+    lost = torch.linalg.eigvalsh(z.mT @ z - small.mT @ small)
+    tail = torch.linalg.svdvals(z)[20].square()
+    assert float(lost[-1]) <= tail + 1e-12
+    assert float(lost[0]) >= -1e-12
+
+
 @settings(max_examples=25, deadline=None)
 @given(most=st.integers(2, 20), piece=st.integers(1, 25), decay=st.floats(0, 2), seed=st.integers(0, 1000))
 def test_pieces_one_after_the_other_lose_no_more_than_their_tails_together(most, piece, decay, seed):

@@ -256,6 +256,18 @@ def test_by_products_fewer_correlations_than_asked_for_are_found_beside_many(pre
         assert_best(type(step)(*(part[i] for part in step)), exact, [range(257)], 5, tolerance=allowed)
 
 
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+@pytest.mark.usefixtures("by_products", "no_eigenproblems", "divided")
+def test_where_fp64_is_as_fast_a_step_in_fp32_has_digits_of_it(shape):
+    deltas, inputs = tokens(*shape, dtype=torch.float32)
+    deltas[3:40] = 0
+    inputs[:, 5:] *= 1e-3
+    exact = oracle.whitened(deltas.double(), inputs.double(), range(shape[1]), 0.1)
+    step = whiten_blocks(deltas, inputs, rank=5, precision="float32")
+    assert step.left.dtype == torch.float32
+    assert_best(step, [exact], [range(shape[1])], 5, tolerance=1e-6)
+
+
 LEFT = {
     "few tokens": ((60, 257, 263), {}),
     "hardly damped": ((251, 257, 263), {"damping": 1e-5}),

@@ -43,11 +43,20 @@ def test_a_fingerprint_takes_any_dtype_and_size(dtype, size):
     assert weight_fingerprint(stored) == weight_fingerprint(stored.clone()) == weight_fingerprint(beginning[1:])
 
 
-def test_visiting_a_weight_in_chunks_changes_nothing(monkeypatch):
-    weight = torch.randn(17, 13)
-    whole = weight_fingerprint(weight)
+def test_a_fingerprint_tells_chunks_apart(monkeypatch):
     monkeypatch.setattr(checksum, "CHUNK", 10)
-    assert weight_fingerprint(weight) == whole
+    monkeypatch.setattr(checksum, "TOGETHER", 3)
+    weight = torch.randn(97, generator=torch.Generator().manual_seed(0))
+    seen = {weight_fingerprint(weight), weight_fingerprint(weight[:90]), weight_fingerprint(weight[:91])}
+    for place in range(97):
+        other = weight.clone()
+        other[place] += 1
+        seen.add(weight_fingerprint(other))
+    for chunk in range(1, 9):
+        order = torch.arange(97)
+        order[:10], order[10 * chunk : 10 * chunk + 10] = torch.arange(10) + 10 * chunk, torch.arange(10)
+        seen.add(weight_fingerprint(weight[order]))
+    assert len(seen) == 3 + 97 + 8
 
 
 @pytest.mark.parametrize("installed", [True, False])
