@@ -65,25 +65,33 @@ class Seconds:
 
     @property
     def total(self) -> tuple[float, float]:
+        """Of what counts, see `_counting`."""
+        low, high = (sum(self.parts[name][end] for name in self._counting(end)) for end in (0, 1))
+        return low, high
+
+    @property
+    def counting(self) -> Mapping[str, tuple[float, float]]:
+        """The parts that count, at the dearer end."""
+        return {name: self.parts[name] for name in self._counting(1)}
+
+    @property
+    def bound(self) -> str:
+        """What takes most of it."""
+        return max(self.counting, key=lambda name: sum(self.parts[name]), default="nothing")
+
+    def _counting(self, end: int) -> list[str]:
         """The host calls one op after the other while the GPU works: of the two the longer counts; the rest adds up.
 
         What other threads write and sum up meanwhile counts where it takes longer than all of that.
         """
 
-        def taken(end: int, *names: str) -> float:
-            return sum(self.parts[name][end] for name in names if name in self.parts)
+        def taken(names: Iterable[str]) -> float:
+            return sum(self.parts[name][end] for name in names)
 
-        others = [name for name in self.parts if name not in (*ON_GPU, "launches", ASIDE)]
-        low, high = (
-            max(max(taken(end, *ON_GPU), taken(end, "launches")) + taken(end, *others), taken(end, ASIDE))
-            for end in (0, 1)
-        )
-        return low, high
-
-    @property
-    def bound(self) -> str:
-        """What takes most of it."""
-        return max(self.parts, key=lambda name: sum(self.parts[name]), default="nothing")
+        gpu, host, aside = ([name for name in self.parts if name in some] for some in (ON_GPU, ("launches",), (ASIDE,)))
+        others = [name for name in self.parts if name not in (*gpu, *host, *aside)]
+        one_by_one = max(gpu, host, key=taken) + others
+        return max(one_by_one, aside, key=taken)
 
 
 ON_GPU = ("products in bfloat16", "products in float16", "products in float32", "products in float64", "traffic")

@@ -158,7 +158,7 @@ def _goals(counts: Sequence[Counted], costs: Mapping[str, Cost], sizes: int) -> 
             found = counted.seconds(costs, sizes)
             search = [phase for name, phase in found.items() if name not in (BEFORE, HELD_OUT)]
             taken: dict[str, list[tuple[float, float]]] = {}
-            for name, ends in (part for phase in search for part in phase.parts.items()):
+            for name, ends in (part for phase in search for part in phase.counting.items()):
                 taken.setdefault(name, []).append(ends)
             most = sorted(taken, key=lambda name: -sum(map(sum, taken[name])))[:2]
             parts = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.roofline.costs import Cost, Seconds, total
+from benchmarks.roofline.costs import ASIDE, Cost, Seconds, total
 from benchmarks.roofline.count import LAYERS, SAMPLES, TOKENS, VOCABULARY, WIDTH
 
 GB = 1e9
@@ -15,6 +15,7 @@ ON_A_NODE = 8
 GPUS = (1, 2, 4, 8, 16, 32, 64)
 BATCH = 16  # rows
 RANK = 64
+HASHING = ("SHA-256", ASIDE)  # all that a step has other threads do, too
 ALONE = "before"  # the phase that the first process goes through for all
 
 
@@ -109,14 +110,14 @@ def _taken(
 
     Processes divide all but hashing, and send each other the tokens of their layers.
     """
-    grown = {"launches": shape.layers / GPTJ.layers, "SHA-256": shape.mlp / GPTJ.mlp}
+    grown = {"launches": shape.layers / GPTJ.layers} | dict.fromkeys(HASHING, shape.mlp / GPTJ.mlp)
     grown["eigenproblems"] = shape.sides / (shape.width + shape.inner) / (2 * GPTJ.layers)
     phases = []
     for phase, taken in counted.items():
         shared = 1 if phase == ALONE else processes
         parts = {}
         for part, ends in taken.parts.items():
-            factor = grown.get(part, shape.numbers / GPTJ.numbers) / (1 if part == "SHA-256" else shared)
+            factor = grown.get(part, shape.numbers / GPTJ.numbers) / (1 if part in HASHING else shared)
             parts[part] = ends[0] * factor, ends[1] * factor
         phases.append(Seconds(parts))
     sent = shape.token_bytes * (processes - 1) / processes / costs["exchange"].value

@@ -83,7 +83,7 @@ class Origin:
             getattr(config, "_commit_hash", None),
             _endings({target.module for target in chosen if target.name not in parameters}, model),
             parameters,
-            {target: checksums.get(target, "") for target in chosen},
+            {target: checksums[target] if target in stored else "" for target in chosen},
         )
         found._known.update({target: content_key(weight) for target, weight in weights.items()})
         return found
@@ -168,27 +168,34 @@ def checksums_ahead(model: nn.Module, targets: Iterable[Target]) -> Iterator[Map
     if not all(parameter.device.type in AHEAD and not is_sharded(parameter) for parameter in stored.values()):
         yield found
         return
+    streams = {device: _stream_aside(device) for device in {parameter.device for parameter in stored.values()}}
+
+    def summed(target: Target) -> str:
+        with torch.cuda.stream(streams[stored[target].device]):
+            return weight_sha256(target.part(stored[target]))
+
     pool = ThreadPoolExecutor(THREADS)
     try:
-        summed = {target: pool.submit(_sha256_aside, target.part(parameter)) for target, parameter in stored.items()}
+        checksums = {target: pool.submit(summed, target) for target in stored}
         yield found
-        wait(summed.values())
-        found.update((target, checksum.result()) for target, checksum in summed.items())
+        wait(checksums.values())
+        found.update((target, checksum.result()) for target, checksum in checksums.items())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
+    """Of a GPU a stream that waits for the work it has so far, and for no later one."""
+    if device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
 
 
 def _stored(model: nn.Module, targets: Iterable[Target]) -> dict[Target, Tensor]:
     """What holds each target that has a checksum."""
     return {target: target.parameter(model) for target in targets if not target.is_quantised(model)}
-
-
-def _sha256_aside(weight: Tensor) -> str:
-    """`weight_sha256`, on a stream of its own, so that it does not wait for the GPU's work, nor that for it."""
-    if not weight.is_cuda:
-        return weight_sha256(weight)
-    with torch.cuda.stream(torch.cuda.Stream(weight.device)):
-        return weight_sha256(weight)
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:

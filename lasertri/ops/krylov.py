@@ -15,7 +15,6 @@ ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it 
 SHORTEST = 512  # side; below, the same
 SETTLED = 1e-7  # of the squares that are left: a pass that captures no more of them is the last
 ROUNDING = 1e-14  # of all squares: no more than this is neither captured nor left
-SHIFT = 1e-14  # of the squares of a block: more than rounding takes of the least of their eigenvalues
 LOOKS = {"cpu": 1, "cuda": 3}  # passes between looks at what is captured: an eigenproblem, for a GPU as long as passes
 NEW = 0.5  # of a unit column, beyond the basis: one with less is rounding
 
@@ -90,17 +89,21 @@ def leading_vectors_by(
 def _beyond(basis: Tensor, block: Tensor) -> Tensor:
     """Orthonormal columns for what a block `[…, s, k]` adds to a basis, with zeros for those that add nothing.
 
-    By Cholesky QR, shifted so that it never fails (Fukaya et al., 2020), twice: once leaves what cancellation left. Of
+    By Cholesky QR, shifted by what rounding may take of the least eigenvalue (Fukaya et al., 2020), twice: once leaves
+    what cancellation left. A direction of the block that is shorter than the root of the shift is nothing; and of
     nothing it makes columns, too, which may be the basis's own.
     """
     for _ in range(2):
         block = block - basis @ (basis.mT @ block)
-        squares = block.mT @ block
-        trace = squares.diagonal(dim1=-2, dim2=-1).sum(-1)
-        squares.diagonal(dim1=-2, dim2=-1).add_(torch.where(trace > 0, SHIFT * trace, 1).unsqueeze(-1))
-        root, _ = torch.linalg.cholesky_ex(squares)
+        gram = block.mT @ block
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+        shift = torch.finfo(block.dtype).eps * block.shape[-2] * trace
+        gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(trace > 0, shift, 1).unsqueeze(-1))
+        root, _ = torch.linalg.cholesky_ex(gram)
         block = torch.linalg.solve_triangular(root.mT, block, upper=True, left=False)
-    return block * (root.diagonal(dim1=-2, dim2=-1) > NEW).unsqueeze(-2)
+    new = root.diagonal(dim1=-2, dim2=-1) > NEW
+    norms = block.norm(dim=-2).clamp(min=NEW)  # 1 but for the shift, or 0
+    return block * (new / norms).unsqueeze(-2)
 
 
 def _passed(short: Tensor, block: Tensor, *, dtype: torch.dtype) -> Tensor:

@@ -30,13 +30,13 @@ def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
         gram: A Aᵀ `[…, p, p]`, of which the lower triangle counts; of zeros the result is finite.
         size: number of A's rows or columns, whichever the mean is over.
     """
-    whole = mirrored(gram)
-    trace = whole.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    root = mirrored(gram)
+    trace = root.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     largest = torch.where(trace > 0, trace * (1 + damping / size), 1)
-    root = whole / largest
+    root /= largest
     root.diagonal(dim1=-2, dim2=-1).add_((damping / size * trace / largest).squeeze(-1))
-    factor = inverse = torch.eye(whole.shape[-1], dtype=whole.dtype, device=whole.device)
-    for step, square in enumerate(scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(whole.dtype).eps)):
+    factor = inverse = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+    for step, square in enumerate(scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(root.dtype).eps)):
         if step:
             root = symmetric_product(root, factor)
         product = inverse @ root if step else root  # made symmetric, it would let errors grow

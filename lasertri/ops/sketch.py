@@ -15,7 +15,7 @@ from torch import Tensor
 from lasertri.errors import LasertriError
 from lasertri.ops.arguments import check_dense, check_whole
 from lasertri.ops.converging import solvers_named
-from lasertri.ops.eigen import eigenvectors
+from lasertri.ops.eigen import eigenvectors, workspace_squares
 from lasertri.ops.finite import check_finite
 from lasertri.ops.products import gram
 from lasertri.ops.reference import svd_by_qr
@@ -72,9 +72,15 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
 
 
 def _left_vectors(rows: Tensor, most: int) -> Tensor:
-    """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD."""
+    """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD.
+
+    They are divided by products where that takes no more memory than the rows, which may hardly leave any.
+    """
+    squares = gram(rows.unsqueeze(0), compute=rows.dtype)
+    small = workspace_squares(1) * len(rows) <= rows.shape[1]
     try:
-        return eigenvectors(gram(rows.unsqueeze(0), compute=rows.dtype))[0, :, -most:]
+        vectors = eigenvectors(squares) if small else torch.linalg.eigh(squares).eigenvectors
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         with solvers_named():
             return svd_by_qr(rows)[0][:, :most]
+    return vectors[0, :, -most:]

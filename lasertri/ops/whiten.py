@@ -24,6 +24,7 @@ from lasertri.ops.roots import inverse_root, resolved
 from lasertri.ops.units import in_own_units
 
 BY_PRODUCTS = {"cuda"}  # devices that multiply far faster than they solve
+FEW_TOKENS = 256  # tokens up to which FP64 takes hardly longer; of so few FP32's squares may leave no digits
 ROOM = 28  # times a block of passes: correlations fall slowly, a real model's took up to 14 passes
 
 
@@ -31,7 +32,7 @@ def whiten_blocks(
     deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, *, precision: str = "float64"
 ) -> list[Pair]:
     """For every group of equal blocks `[S, K, T, b]` and the inputs `[S, T, n]` its best rank."""
-    dtype = getattr(torch, precision)
+    dtype = torch.float64 if inputs.shape[-2] <= FEW_TOKENS else getattr(torch, precision)
     if inputs.device.type in BY_PRODUCTS:
         pairs = whiten_by_products(deltas, inputs, rank, damping, dtype)
         if pairs is not None:
@@ -49,10 +50,10 @@ def whiten_by_products(
     sizes = [width, *(delta.shape[-1] for delta in deltas)]
     if not few(rank, min(count, *sizes), ROOM) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
         return None
-    dtype = torch.float64 if eigen.by_products(inputs.device) else dtype
-    right, pairs = _Whitened.of_rows(inputs.unsqueeze(-3), damping, dtype), []
+    compute = torch.float64 if eigen.by_products(inputs.device) else dtype
+    right, pairs = _Whitened.of_rows(inputs.unsqueeze(-3), damping, dtype, compute), []
     for delta in deltas:
-        pair = _best_of_product(_Whitened.of_rows(delta, damping, dtype), right, rank)
+        pair = _best_of_product(_Whitened.of_rows(delta, damping, dtype, compute), right, rank)
         if pair is None:
             return None
         pairs.append(pair)
@@ -86,24 +87,24 @@ class _Whitened(NamedTuple):
     """A side of the whitened gradient, U f(S) Vᵀ `[…, T, s]` of its rows, made by products.
 
     Attributes:
-        factors: whose product it is: itself alone, or in FP64 the inverse root `[…, T, T]` and the rows.
-        squares: the side times its transpose `[…, T, T]`, where tokens are its shorter dimension.
+        factors: whose product it is: itself alone, or the inverse root `[…, T, T]` and the rows.
+        gram: the side times its transpose `[…, T, T]`, where tokens are its shorter dimension.
     """
 
     factors: tuple[Tensor, ...]
-    squares: Tensor | None
+    gram: Tensor | None
 
     @classmethod
-    def of_rows(cls, rows: Tensor, damping: float, dtype: torch.dtype) -> _Whitened:
-        """The side of rows `[…, T, s]`, whose scale does not matter."""
-        rows, _ = in_own_units(rows, dtype)
+    def of_rows(cls, rows: Tensor, damping: float, dtype: torch.dtype, compute: torch.dtype) -> _Whitened:
+        """The side of rows `[…, T, s]`, whose scale does not matter, to the digits of `dtype`."""
+        rows, _ = in_own_units(rows, compute)
         count, size = rows.shape[-2:]
         if size < count:
             return cls((rows @ inverse_root(_gram(rows.mT), damping, size),), None)
-        squares = mirrored(_gram(rows))
-        root = inverse_root(squares, damping, size)
-        if dtype == torch.float64:
-            return cls((root, rows), symmetric_product(root, symmetric_product(root, squares)))
+        gram = mirrored(_gram(rows))
+        root = inverse_root(gram, damping, size)
+        if compute != dtype:  # with digits to spare the side need not be made
+            return cls((root, rows), symmetric_product(root, symmetric_product(root, gram)))
         whitened = root @ rows
         return cls((whitened,), mirrored(_gram(whitened)))
 
@@ -124,10 +125,10 @@ class _Whitened(NamedTuple):
         return block
 
     def over(self, block: Tensor) -> Tensor:
-        """`squares` times a block `[…, T, k]`; in FP32 these have fewer digits than what they are the squares of."""
-        if self.squares is not None and self.squares.dtype == torch.float64:
-            return self.squares @ block
-        return self.inward(self.outward(block))
+        """`gram` times a block `[…, T, k]`; that of a side which was made has fewer digits than the side."""
+        if self.gram is None or len(self.factors) == 1:
+            return self.inward(self.outward(block))
+        return self.gram @ block
 
 
 def _best_of_product(left: _Whitened, right: _Whitened, rank: int) -> Pair | None:
@@ -136,7 +137,7 @@ def _best_of_product(left: _Whitened, right: _Whitened, rank: int) -> Pair | Non
         turned = _best_of_product(right, left, rank)
         return None if turned is None else (turned[1].mT, turned[0].mT, turned[2])
     dtype, count = left.factors[0].dtype, left.factors[0].shape[-2]
-    if left.squares is None or right.squares is None:  # many tokens: Lᵀ R is smaller than what is T x T
+    if left.gram is None or right.gram is None:  # many tokens: Lᵀ R is smaller than what is T x T
         left, right = _Whitened((), None), _Whitened((right.outward(left.factors[0]).mT,), None)
         basis = leading_vectors(right.factors[0], rank, dtype)
     else:
@@ -145,7 +146,7 @@ def _best_of_product(left: _Whitened, right: _Whitened, rank: int) -> Pair | Non
             """Lᵀ R Rᵀ L times a block `[…, b, k]`."""
             return left.outward(right.over(left.inward(block.to(dtype)))).double()
 
-        squares = (left.squares * right.squares).sum((-2, -1), dtype=torch.float64)
+        squares = (left.gram * right.gram).sum((-2, -1), dtype=torch.float64)
         basis = leading_vectors_by(pass_over, squares, left.size, rank, most=count // 2)
     if basis is None:
         return None

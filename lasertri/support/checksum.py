@@ -46,16 +46,20 @@ def weight_fingerprint(weight: Tensor) -> str:
     chunk = max(1, min(CHUNK, len(words)))
     whole = len(words) // chunk * chunk
     parts = *words[:whole].view(-1, chunk).split(TOGETHER), words[whole:].unsqueeze(0)
-    keys = _keys(chunk, weight.device).unsqueeze(1)
+    keys = _keys(chunk, (0, 1), weight.device).unsqueeze(1)
     sums = torch.cat([(part * keys[..., : part.shape[1]]).sum(-1) for part in parts], dim=1)
-    totals = (sums * _keys(sums.shape[1], weight.device)).sum(-1)
+    totals = (sums * _keys(sums.shape[1], (2, 3), weight.device)).sum(-1)
     return "".join(f"{total % 2**64:016x}" for total in totals.tolist())
 
 
-def _keys(count: int, device: torch.device) -> Tensor:
-    """Odd 64-bit numbers `[2, count]` that look random, by multiplying and folding (Steele, Lea and Flood, 2014)."""
-    seeds = torch.tensor([[1], [2]], device=device)
-    key = (torch.arange(count, device=device) * 2 + seeds) * -0x61C8864680B583EB
+def _keys(count: int, seeds: tuple[int, int], device: torch.device) -> Tensor:
+    """Odd 64-bit numbers `[2, count]` that look random, by multiplying and folding (Steele, Lea and Flood, 2014).
+
+    Args:
+        seeds: below 4, other ones for other keys.
+    """
+    numbers = 4 * torch.arange(1, count + 1, device=device) + torch.tensor(seeds, device=device).unsqueeze(1)
+    key = numbers * -0x61C8864680B583EB
     key = (key ^ (key >> 30)) * -0x40A7B892E31B1A47
     key = (key ^ (key >> 27)) * -0x6B2FB644ECCEEE15
     return (key ^ (key >> 31)) | 1

@@ -166,6 +166,7 @@ def test_a_step_is_counted_by_the_code_that_makes_it():
     one_pass = 2 * 100 * TOKENS * 2 * 12 * 4096**2  # 100 samples through two layers' matrices
     assert phases["baseline"][Kind("product", "bfloat16")].flops == pytest.approx(one_pass, rel=0.05)
     assert max(kind.size for kind in phases["trials"] if kind.name == "eigh") < 2000 / 2
-    roots = 2**4 * 20 * 2 * 2000**3  # of layers, matrices, folds and sides, products as large as a fold has tokens
+    # of matrices, folds and sides of the first layer (the last has few tokens) products as large as a fold has tokens
+    roots = 2**3 * 20 * 2 * 2000**3
     assert roots < phases["trials"][Kind("product", "float64")].flops < 2 * roots
-    assert phases["trials"][Kind("sha256")].bytes == 2 * 2 * 2 * 4096 * 16384
+    assert phases["trials"][Kind("sha256 ahead")].bytes == 2 * 2 * 2 * 4096 * 16384

@@ -111,8 +111,9 @@ def test_a_weight_that_was_found_to_be_the_same_is_not_summed_again(monkeypatch)
     assert len(summed) == len(targets)
 
 
-def test_checksums_made_ahead_are_those_made_later(monkeypatch):
-    model = make_model("gpt2")
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
+def test_checksums_made_ahead_are_those_made_later(name, monkeypatch):
+    model = make_model(name)
     targets = find_linear_layers(model)
     with checksums_ahead(model, targets) as checksums:
         pass
@@ -124,6 +125,8 @@ def test_checksums_made_ahead_are_those_made_later(monkeypatch):
     assert checksums == expected.sha256
     monkeypatch.setattr("lasertri.edit.origin.weight_sha256", None)
     assert Origin.of(model, targets[:2], checksums=checksums).sha256 == {t: checksums[t] for t in targets[:2]}
+    with pytest.raises(KeyError):  # what has none must not look as if it were quantised
+        Origin.of(model, targets[:2], checksums={targets[0]: checksums[targets[0]]})
 
 
 def test_what_fails_meanwhile_waits_for_no_checksums(monkeypatch):

@@ -82,3 +82,23 @@ def test_columns_that_say_nearly_the_same_are_a_basis_all_the_same():
     torch.testing.assert_close(together.mT @ together, torch.eye(16).double(), rtol=0, atol=1e-13)
     left = block - together @ (together.mT @ block)
     assert float(left.norm() / block.norm()) < 1e-11
+
+
+def test_columns_that_add_nothing_are_none():
+    basis = torch.linalg.qr(gaussian(SIZE, 40, seed=3)).Q
+    columns = krylov._beyond(basis, basis @ gaussian(40, 9) + gaussian(SIZE, 3, seed=7) @ gaussian(3, 9, seed=8))
+    kept = columns[:, columns.norm(dim=0) > 0]
+    assert kept.shape[1] == 3
+    together = torch.cat([basis, kept], dim=1)
+    torch.testing.assert_close(together.mT @ together, torch.eye(43).double(), rtol=0, atol=1e-12)
+
+
+def test_rounding_of_long_columns_costs_none_of_the_others():
+    size = 16384
+    block = torch.full((size, 24), 1 / 3, dtype=torch.float64) * torch.randn(24).double()
+    block[:, 12:] += 1e-4 * torch.randn(size, 12, generator=torch.Generator().manual_seed(1)).double()
+    basis = torch.eye(size, 20, dtype=torch.float64)
+    columns = krylov._beyond(basis, block)
+    together = torch.cat([basis, columns], dim=1)
+    left = block - together @ (together.mT @ block)
+    assert float(left.norm() / block.norm()) < 1e-9

@@ -78,7 +78,8 @@ def test_every_dtype_is_whitened_in_fp64(dtype, count, backend):
 
 @pytest.mark.parametrize("shape", [(60, 41, 83), (120, 41, 37), (30, 83, 41)])
 @pytest.mark.parametrize("damping", [0.01, 0.1, 1.0])
-def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend):
+def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend, monkeypatch):
+    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
     deltas, inputs = tokens(*shape, dtype=torch.float32)
     block = [range(shape[1])]
     exact, plain = (
@@ -89,6 +90,14 @@ def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend):
     squared = torch.finfo(torch.float32).eps * min(shape[1:]) / damping
     allowed = 4 * float((plain - exact).norm()) + squared
     assert_best(step, [exact], block, 8, tolerance=allowed)
+
+
+def test_of_few_tokens_that_point_alike_fp32_has_the_digits_of_fp64(backend):
+    deltas, inputs = tokens(80, 61, 163, dtype=torch.float32)
+    deltas = deltas * 1e-3 + deltas[:1]
+    exact = oracle.whitened(deltas.double(), inputs.double(), range(61), 0.1)
+    step = whiten_blocks(deltas, inputs, rank=8, precision="float32", backend=backend)
+    assert_best(step, [exact], [range(61)], 8, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("offsets", [(0, 2, 9, 12), (0, 1, 2, 12), (0, 5, 10, 12)])
@@ -197,6 +206,7 @@ def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
 def by_products(monkeypatch):
     """As on a GPU, if these sizes were large."""
     monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
+    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
     monkeypatch.setattr(krylov, "SHORTEST", 100)
     monkeypatch.setattr(krylov, "MARGIN", 3)
 
@@ -268,6 +278,19 @@ def test_where_fp64_is_as_fast_a_step_in_fp32_has_digits_of_it(shape):
     assert_best(step, [exact], [range(shape[1])], 5, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("damping", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.usefixtures("by_products", "no_eigenproblems")
+def test_what_is_hardly_damped_keeps_its_digits_in_fp64(damping, fast, request):
+    if fast:
+        request.getfixturevalue("divided")
+    _, inputs = tokens(251, 307, 263)
+    deltas = gaussian(251, 2, seed=5) @ gaussian(2, 307, seed=6)
+    step = whiten_blocks(deltas, inputs, rank=5, damping=damping)
+    exact = oracle.whitened(deltas, inputs, range(307), damping)
+    assert_best(step, [exact], [range(307)], 5, tolerance=1e-5)
+
+
 LEFT = {
     "few tokens": ((60, 257, 263), {}),
     "hardly damped": ((251, 257, 263), {"damping": 1e-5}),
@@ -276,7 +299,8 @@ LEFT = {
 
 
 @pytest.mark.parametrize(("shape", "options"), LEFT.values(), ids=LEFT)
-def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request):
+def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request, monkeypatch):
+    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
     deltas, inputs = tokens(*shape, dtype=torch.float32)
     options = {"rank": 5, "precision": "float32"} | options
     expected = whiten_blocks(deltas, inputs, **options)

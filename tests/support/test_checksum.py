@@ -1,5 +1,7 @@
 """Weights told apart by their values."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -56,7 +58,17 @@ def test_a_fingerprint_tells_chunks_apart(monkeypatch):
         order = torch.arange(97)
         order[:10], order[10 * chunk : 10 * chunk + 10] = torch.arange(10) + 10 * chunk, torch.arange(10)
         seen.add(weight_fingerprint(weight[order]))
-    assert len(seen) == 3 + 97 + 8
+    for chunk, place in itertools.combinations(range(9), 2):  # the one of the other, and the other of the one
+        order = torch.arange(97)
+        order[10 * chunk + place], order[10 * place + chunk] = 10 * place + chunk, 10 * chunk + place
+        seen.add(weight_fingerprint(weight[order]))
+    assert len(seen) == 3 + 97 + 8 + 36
+
+
+def test_both_halves_of_a_fingerprint_say_something_of_their_own():
+    prints = [weight_fingerprint(torch.randn(97, generator=torch.Generator().manual_seed(i))) for i in range(9)]
+    assert len({half for whole in prints for half in (whole[:16], whole[16:])}) == 18
+    assert all((checksum._keys(1000, seeds, torch.device("cpu")) % 2 == 1).all() for seeds in ((0, 1), (2, 3)))
 
 
 @pytest.mark.parametrize("installed", [True, False])
