@@ -18,7 +18,7 @@ def resolved(damping: float, size: int, dtype: torch.dtype) -> bool:
     return size * torch.finfo(dtype).eps <= DIGITS * damping
 
 
-def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
+def inverse_root(gram: Tensor, damping: float, size: int, dtype: torch.dtype | None = None) -> Tensor:
     """(A Aᵀ + λ)^-½ `[…, p, p]` for λ = damping · tr(A Aᵀ) / size.
 
     The coupled Newton-Schulz iteration (Higham, *Functions of Matrices*, 2008, 6.35): the eigenvalues are scaled to at
@@ -29,6 +29,7 @@ def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
     Args:
         gram: A Aᵀ `[…, p, p]`, of which the lower triangle counts; of zeros the result is finite.
         size: number of A's rows or columns, whichever the mean is over.
+        dtype: whose digits the roots are to reach, by default that of A Aᵀ.
     """
     root = mirrored(gram)
     trace = root.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
@@ -36,7 +37,8 @@ def inverse_root(gram: Tensor, damping: float, size: int) -> Tensor:
     root /= largest
     root.diagonal(dim1=-2, dim2=-1).add_((damping / size * trace / largest).squeeze(-1))
     factor = inverse = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-    for step, square in enumerate(scales((1 + size / damping) ** -0.5, 1 - 8 * torch.finfo(root.dtype).eps)):
+    until = 1 - 8 * torch.finfo(dtype or root.dtype).eps
+    for step, square in enumerate(scales((1 + size / damping) ** -0.5, until)):
         if step:
             root = symmetric_product(root, factor)
         product = inverse @ root if step else root  # made symmetric, it would let errors grow

@@ -100,9 +100,9 @@ class _Whitened(NamedTuple):
         rows, _ = in_own_units(rows, compute)
         count, size = rows.shape[-2:]
         if size < count:
-            return cls((rows @ inverse_root(_gram(rows.mT), damping, size),), None)
+            return cls((rows @ inverse_root(_gram(rows.mT), damping, size, dtype),), None)
         gram = mirrored(_gram(rows))
-        root = inverse_root(gram, damping, size)
+        root = inverse_root(gram, damping, size, dtype)
         if compute != dtype:  # with digits to spare the side need not be made
             return cls((root, rows), symmetric_product(root, symmetric_product(root, gram)))
         whitened = root @ rows

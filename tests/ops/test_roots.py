@@ -4,7 +4,7 @@ import pytest
 import torch
 from spectra import gaussian, with_spectrum
 
-from lasertri.ops import products
+from lasertri.ops import products, roots
 from lasertri.ops.roots import inverse_root, resolved
 
 SIZE = 700  # of the side that the Gram matrix is not of
@@ -40,6 +40,19 @@ def test_rows_of_few_directions_keep_their_digits(dtype, rank, band, monkeypatch
     found = inverse_root(gram.to(dtype), 0.1, SIZE).double() @ rows
     condition, rounding = 1 + SIZE / 0.1, torch.finfo(dtype).eps
     assert float((found - expected).norm() / expected.norm()) < condition * rounding
+
+
+def test_digits_that_are_not_asked_for_take_no_products(monkeypatch):
+    products_made = []
+    multiply = roots.symmetric_product
+    monkeypatch.setattr(roots, "symmetric_product", lambda *sides: products_made.append(1) or multiply(*sides))
+    matrix = with_spectrum(torch.logspace(0, -1, 97), 97, 97)
+    gram = matrix @ matrix.mT
+    found = [inverse_root(gram, 0.1, SIZE, dtype) for dtype in (None, torch.float32)]
+    assert len(products_made) == 2 * (8 + 7), "of the root and of the inverse, after the first step"
+    expected = exact(gram, 0.1)
+    errors = [float((each - expected).norm() / expected.norm()) for each in found]
+    assert errors[0] < 1e-12 < errors[1] < 1e-6
 
 
 def test_only_the_lower_triangle_counts_and_every_matrix_of_a_stack_has_its_own():
