@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from random import Random
 
@@ -18,6 +17,7 @@ from tiny import make_model, make_tokenizer
 
 import lasertri
 from fuzz.damage import changed, damage
+from fuzz.folder import kept_folder
 from fuzz.outcome import attempt
 from lasertri import Sample
 from lasertri.factored.checkpoint import DESCRIPTION, _sha256
@@ -31,7 +31,7 @@ KINDS = ("gptj", "llama", "bert", "t5", "sharded", "factored")
 def saved(kind: str) -> tuple[Path, np.ndarray]:
     """A model's folder, and its answer."""
     name = "llama" if kind in ("factored", "sharded") else kind
-    model, folder = make_model(name), Path(tempfile.mkdtemp(prefix="lasertri-fuzz-")) / "model"
+    model, folder = make_model(name), kept_folder() / "model"
     model.config._name_or_path = ""
     if kind == "factored":
         lasertri.compress(model, keep=0.6, factors="plain", progress=False)

@@ -9,7 +9,6 @@ import copy
 import functools
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from random import Random
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny import make_model, make_samples, make_tokenizer
 
 from fuzz.damage import changed, damage
+from fuzz.folder import kept_folder
 from fuzz.ops import odd_tensor
 from fuzz.outcome import Refused, attempt
 from lasertri import adapt
@@ -41,7 +41,7 @@ def saved(kind: str) -> tuple[Path, dict[str, torch.Tensor]]:
     """An edit's folder, and the weights that it makes."""
     options = KINDS[kind] | {"accept": "best", "targets": r"h\.0\.mlp", "progress": False}
     result = adapt(model(), make_samples(48), tokenizer=make_tokenizer(), **options)
-    folder = Path(tempfile.mkdtemp(prefix="lasertri-fuzz-"))
+    folder = kept_folder()
     result.edit.save(folder)
     return folder, weights(folder)
 
