@@ -54,7 +54,8 @@ class Route:
         with ExitStack() as stack:
             stack.enter_context(patch.object(whiten, "BY_PRODUCTS", {"cpu"} if self.products else set[str]()))
             stack.enter_context(patch.object(eigen, "by_products", lambda _: self.fp64))
-            stack.enter_context(patch.dict(krylov.LOOKS, cpu=krylov.LOOKS["cuda" if self.products else "cpu"]))
+            if self.products:
+                stack.enter_context(patch.dict(krylov.LOOKS, cpu=krylov.LOOKS["cuda"]))
             yield
 
 

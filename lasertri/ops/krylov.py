@@ -15,7 +15,7 @@ ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it 
 SHORTEST = 512  # side; below, the same
 SETTLED = 1e-7  # of the squares that are left: a pass that captures no more of them is the last
 ROUNDING = 1e-14  # of all squares: no more than this is neither captured nor left
-LOOKS = {"cpu": 1, "cuda": 3}  # passes between looks at what is captured: an eigenproblem, for a GPU as long as passes
+LOOKS = {"cuda": 3}  # passes between looks at what is captured, else 1: a GPU solves as long as it passes over
 NEW = 0.5  # of a unit column, beyond the basis: one with less is rounding
 
 
@@ -67,21 +67,19 @@ def leading_vectors_by(
     block = pass_over(start.to(squares.device).expand(*squares.shape, -1, -1))
     block = torch.linalg.qr(block).Q  # which loses nothing where the block holds all there is
     basis, images, captured = block, block[..., :0], torch.zeros_like(squares)
-    settled = torch.zeros_like(squares, dtype=torch.bool)
-    last, looked = most // block.shape[-1], 0
+    last, looked, every = most // block.shape[-1], 0, LOOKS.get(squares.device.type, 1)
     for number in range(1, last + 1):
         image = pass_over(block)
         images = torch.cat([images, image], dim=-1)
-        if number % LOOKS[squares.device.type] == 0 or number >= last - 1:
+        if number % every == 0 or number >= last - 1:
             projected = basis.mT @ images
             values, vectors = torch.linalg.eigh((projected + projected.mT) / 2)
             before, captured = captured, values[..., -rank:].sum(-1)
             least = torch.maximum(SETTLED * (squares - captured), ROUNDING * squares)
-            settled = settled | (captured - before <= (number - looked) * least)
-            looked = number
-            if settled.all():
+            if (captured - before <= (number - looked) * least).all():
                 return basis @ vectors[..., -rank:].flip(-1)
-        block = _beyond(basis, image) * ~settled[..., None, None]
+            looked = number
+        block = _beyond(basis, image)
         basis = torch.cat([basis, block], dim=-1)
     return None
 
