@@ -85,7 +85,7 @@ class Row:
 
 
 def cases(model: Path | None, data: Path | None) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Names, Δ and X: random ones, of which some have few tokens or features, and a model's."""
+    """Names, Δ and X: random ones, with a gradient at all tokens or at some, and those of a model's layers."""
     for count, rows, columns in SHAPES:
         deltas, inputs = tokens(count, rows, seed=0), tokens(count, columns, seed=1)
         yield "falling", deltas, inputs

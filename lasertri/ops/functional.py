@@ -382,8 +382,8 @@ def whiten_blocks(
         damping: share of the mean eigenvalue that is added to all, more than 0.
         backend: "auto", "reference", "gram", "triton" or "cuda".
         precision: "float64", or "float32", in about half the time: σ² is then known to about eps32 · size / damping at
-            worst, 1e-3, and where no direction holds most of the second moments to 1e-4. FP64 always are the
-            reference, up to 256 tokens, and the iteration on a GPU that is as fast in that.
+            worst, 1e-3, and where no direction holds most of the second moments to 1e-4. The reference computes
+            in FP64 always; so do the others up to 256 tokens, and a GPU that is as fast in it where it iterates.
 
     Returns:
         `LowRank`, the named tuple `(left, right, sigma)`, in FP32, or FP64 where one of the inputs is; σ is FP64.

@@ -15,7 +15,7 @@ ROOM = 10  # times the block: with a shorter side the eigenproblem of all of it 
 SHORTEST = 512  # side; below, the same
 SETTLED = 1e-7  # of the squares that are left: a pass that captures no more of them is the last
 ROUNDING = 1e-14  # of all squares: no more than this is neither captured nor left
-LOOKS = {"cuda": 3}  # passes between looks at what is captured, else 1: a GPU solves as long as it passes over
+LOOKS = {"cuda": 3}  # passes between looks at what is captured, 1 elsewhere: a GPU solves slowly and passes fast
 NEW = 0.5  # of a unit column, beyond the basis: one with less is rounding
 
 

@@ -66,7 +66,7 @@ class Tokens:
 
 
 def weight_gradient(deltas: Tensor, inputs: Tensor) -> Tensor:
-    """ΔᵀX `[m, n]` of tokens, in FP32, which a GPU adds up products of narrower numbers in at these' speed."""
+    """ΔᵀX `[m, n]` of tokens, summed in FP32: of narrower ones a GPU makes it at their speed."""
     if deltas.is_cuda and deltas.dtype == inputs.dtype and deltas.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(deltas.mT, inputs, out_dtype=torch.float32)
     return deltas.float().mT @ inputs.float()
