@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import NoneType
@@ -178,7 +178,6 @@ def checksums_ahead(model: nn.Module, targets: Iterable[Target]) -> Iterator[Map
     try:
         checksums = {target: pool.submit(summed, target) for target in stored}
         yield found
-        wait(checksums.values())
         found.update((target, checksum.result()) for target, checksum in checksums.items())
     finally:
         pool.shutdown(cancel_futures=True)
