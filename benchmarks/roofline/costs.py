@@ -41,7 +41,7 @@ COSTS = {
         0.7e12,
     ),
     "eigen-least": Cost(
-        1e-4, "seconds of the smallest one, in a batch or, dearer, alone; the same issue, n = 256", 1e-3
+        1e-4, "seconds of the smallest one in a batch and, dearer, of a batch; the same issue, n = 256", 1e-3
     ),
     "column": Cost(0.3e-6, "seconds for each column of a Cholesky factor, beside its operations; assumed", 1e-6),
     "sha256": Cost(1.44e10, "bytes/s of eight cores of an AMD EPYC with SHA instructions; of one 1.8e9, measured"),
@@ -106,17 +106,17 @@ def seconds(work: Work, costs: Mapping[str, Cost] = COSTS) -> Seconds:
         before = parts.get(name, (0.0, 0.0))
         parts[name] = before[0] + taken[0], before[1] + taken[1]
         if kind.name not in HOST:
-            launches += amount.calls
+            launches += amount.batches or amount.calls
     parts["launches"] = (launches * costs["launch"].value,) * 2
     return Seconds(parts)
 
 
 def _cost(kind: Kind, amount: Amount, costs: Mapping[str, Cost]) -> tuple[str, tuple[float, float]]:
     if kind.name in EIGEN:
+        in_a_batch, alone = costs["eigen-least"].ends
         rates = costs["eigen-large" if kind.size > LARGE else "eigen-small"].ends
-        ends = zip(rates, costs["eigen-least"].ends, strict=True)
-        low, high = (amount.calls * max(least, 9 * kind.size**3 / rate) for rate, least in ends)
-        return "eigenproblems", (low, high)
+        low, high = (amount.calls * max(in_a_batch, 9 * kind.size**3 / rate) for rate in rates)
+        return "eigenproblems", (low, max(high, amount.batches * alone))
     if kind.name in TRIANGULAR:
         columns = amount.calls * kind.size if kind.name == "cholesky_ex" else 0
         taken = amount.flops / (costs[kind.dtype].value * costs["efficiency"].value)

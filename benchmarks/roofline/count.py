@@ -137,9 +137,8 @@ def _normal(run: Run) -> Phases:
     """With one size in the place of all that were tried: how many are depends on what the model has learnt."""
     if run.sizes:
         for amount in run.phases["one size"].values():
-            amount.calls, amount.flops, amount.bytes = (
-                number // run.sizes for number in (amount.calls, amount.flops, amount.bytes)
-            )
+            for name, number in vars(amount).items():
+                setattr(amount, name, number // run.sizes)
     return run.phases
 
 
@@ -153,6 +152,7 @@ def _as_on_a_gpu(budget: int) -> Iterator[None]:
         patch.object(projected, "CPU_TOKENS", projected.CUDA_TOKENS),
         patch.object(projected, "_free_bytes", lambda *_: 1 << 50),
         patch.object(whiten, "BY_PRODUCTS", {"cpu"}),
+        patch.dict(directions.STACKED, cpu=directions.STACKED["cuda"]),
         patch.dict(directions.RANKS, {name: rank + 2 for name, rank in directions.RANKS.items()}),  # 64 is a width
     ):
         yield
@@ -253,9 +253,9 @@ def _watched(run: Run) -> Iterator[None]:
         """Of tokens in BF16, at its speed."""
         with _disable_current_modes():
             found = weight_gradient(deltas, inputs)
-        (_, m), (count, n) = full(deltas.shape), full(inputs.shape)
+        (*_, m), (*_, count, n), layers = full(deltas.shape), full(inputs.shape), deltas.shape[:-2].numel()
         moved = 2 * count * (m + n) + 4 * m * n
-        add(run.work, [(Kind("product", "bfloat16"), Amount(1, 2 * count * m * n, moved))])
+        add(run.work, [(Kind("product", "bfloat16"), Amount(1, layers * 2 * count * m * n, layers * moved))])
         return found
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from benchmarks.record import machine_record, write_record
@@ -64,14 +64,17 @@ def write_counts(
                     "budget_gib": budget,
                     "task": number,
                     "phases": {
-                        phase: [[k.name, k.dtype, k.size, a.calls, a.flops, a.bytes] for k, a in sorted(work.items())]
+                        phase: [[*astuple(k), *astuple(a)] for k, a in sorted(work.items())]
                         for phase, work in phases.items()
                     },
                 }
                 for number, phases in enumerate(tasks, start=1)
             ]
     write_record(
-        "roofline", {"columns": ["work", "dtype", "size", "calls", "flops", "bytes"], "runs": runs}, path, machine
+        "roofline",
+        {"columns": ["work", "dtype", "size", "calls", "flops", "bytes", "batches"], "runs": runs},
+        path,
+        machine,
     )
 
 

@@ -25,9 +25,11 @@ FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "lift_fresh"}
 FREE |= {"empty", "empty_like", "empty_strided", "new_empty"}
 LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much as they give, not all they are given
 FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr"}
+BATCHED = {"_linalg_eigh"}  # of these torch hands over all of a batch (since 2.12), of others one after the other
 TRIANGULAR = {"linalg_cholesky_ex", "cholesky_inverse", "linalg_solve_triangular"}
 
 CPU = torch.device("cpu")
+LARGE = 1 << 24  # elements of a matrix whose best rank is looked for by iteration
 SIDES = ("deltas", "inputs")
 
 Shape = tuple[int, ...]
@@ -48,16 +50,22 @@ class Kind:
 
 @dataclass
 class Amount:
-    """How much: calls (of a factorisation matrices), floating-point operations, bytes moved."""
+    """How much: calls (of a factorisation matrices), floating-point operations, bytes moved.
+
+    Attributes:
+        batches: calls of a solver; one call has several matrices where torch hands it a batch.
+    """
 
     calls: int = 0
     flops: int = 0
     bytes: int = 0
+    batches: int = 0
 
     def __iadd__(self, other: Amount) -> Amount:
         self.calls += other.calls
         self.flops += other.flops
         self.bytes += other.bytes
+        self.batches += other.batches
         return self
 
 
@@ -115,7 +123,9 @@ class Counting(TorchDispatchMode):
         if name in FACTORISATIONS:
             *lead, rows, columns = given[0].shape
             size, count = min(rows, columns), torch.Size(lead).numel()
-            return Kind(name.removeprefix("_").removeprefix("linalg_"), dtype, size), Amount(count, 0, moved)
+            return Kind(name.removeprefix("_").removeprefix("linalg_"), dtype, size), Amount(
+                count, 0, moved, 1 if name in BATCHED else count
+            )
         if name in TRIANGULAR:
             return Kind(name.removeprefix("linalg_"), dtype, given[0].shape[-1]), _triangular(name, given, moved)
         formula = flop_registry.get(getattr(torch.ops.aten, name.rstrip("_"), func._overloadpacket))
@@ -142,8 +152,9 @@ def _triangular(name: str, given: list[Tensor], moved: int) -> Amount:
     """Of a Cholesky factor n³/3 operations a matrix; of its inverse, which a GPU solves for, n² for every column."""
     size, calls = given[0].shape[-1], given[0].shape[:-2].numel()
     if name == "linalg_cholesky_ex":
-        return Amount(calls, calls * size**3 // 3, moved)
-    return Amount(calls, 2 * given[0].numel() * size if name == "cholesky_inverse" else given[1].numel() * size, moved)
+        return Amount(calls, calls * size**3 // 3, moved, 1)
+    flops = 2 * given[0].numel() * size if name == "cholesky_inverse" else given[1].numel() * size
+    return Amount(calls, flops, moved, 1)
 
 
 class Ops:
@@ -209,12 +220,14 @@ def _fraction(shrink: int, size: int) -> int:
     return max(1, size // shrink)
 
 
-def _random(name: str, like: Tensor) -> Tensor:
+def _random(name: str, like: Tensor, seed: int = 0) -> Tensor:
     """Values like `like`, of such singular values where they decide how often it is passed over: a gradient's, 1/i."""
-    if name in SIDES and like.dim() == 2:
-        return tokens(*like.shape, seed=SIDES.index(name)).to(like.dtype)
-    generator = torch.Generator().manual_seed(0)
-    if like.dim() == 2 and like.numel() > 1 << 24:
+    if like.dim() > 2 and (name in SIDES or like[0].numel() > LARGE):
+        return torch.stack([_random(name, own, 10 * seed + i) for i, own in enumerate(like)])
+    if name in SIDES:
+        return tokens(*like.shape, seed=len(SIDES) * seed + SIDES.index(name)).to(like.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    if like.dim() == 2 and like.numel() > LARGE:
         m, n = like.shape
         left, right = (torch.randn(size, 128, generator=generator) for size in (m, n))
         return (left / torch.arange(1, 129) @ right.mT).to(like.dtype)

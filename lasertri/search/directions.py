@@ -16,17 +16,19 @@ from lasertri.model.targets import Target
 from lasertri.ops import Partition, lowrank_blocks, whiten_blocks
 from lasertri.ops.converging import converging
 from lasertri.search.tokens import Tokens, weight_gradient
-from lasertri.support.memory import as_memory_allows
+from lasertri.support.memory import as_memory_allows, halves
 
 logger = logging.getLogger(__name__)
 
 Layer = TypeVar("Layer")
+Group = Sequence[Target]  # of layers that share their inputs
 
 DIRECTIONS = ("whitened", "plain")
 RANKS = {"plain": 16, "whitened": 64}  # of all folds' steps together; the whitened gradient's spectrum is flat
 FIRST_SIZE = {"plain": 0.5, "whitened": 2.0}  # predicted decrease, as a share of the loss
 SHORTER = 0.5  # the best plain step beside the best whitened one, as a rule
 DAMPING = 0.1
+STACKED = {"cuda": 4}  # groups that are made together, 1 elsewhere: a GPU is slow at one small problem after the other
 
 
 def make_step(
@@ -62,7 +64,7 @@ def steepest(
     factors, slopes = {}, {}
     groups = list(_sharing({target: own for target, own in tokens.items() if len(own)}))
     find = functools.partial(_found, tokens, direction, rank, backend)
-    for _, found in as_memory_allows(groups, find, what="the step of one layer"):
+    for _, found in as_memory_allows(_alike(groups, tokens), find, _smaller, what="the step of one layer"):
         for target, left, right, rise in found:
             factors[target] = left, right
             slopes[target] = rise / samples
@@ -75,31 +77,37 @@ def steepest(
 
 
 def _found(
-    tokens: Mapping[Target, Tokens], direction: str, rank: int, backend: str, members: Sequence[Target]
+    tokens: Mapping[Target, Tokens], direction: str, rank: int, backend: str, stack: Sequence[Group]
 ) -> list[tuple[Target, Tensor, Tensor, float]]:
-    """Of layers that share their inputs the two factors, and what their product with the gradient sums up to.
+    """Of groups of one shape the two factors of every layer, and what their product with the gradient sums up to.
 
     Without those, of which a warning tells, that no solver converges on.
     """
     make = {"plain": _plain, "whitened": _whitened}[direction]
-    inputs = torch.cat(tokens[members[0]].inputs)
-    deltas = [torch.cat(tokens[target].deltas) for target in members]
+    inputs = _stacked([tokens[group[0]].inputs for group in stack])
+    layers = list(zip(*stack, strict=True))  # of every group the first, of every group the second, …
+    deltas = [_stacked([tokens[target].deltas for target in own]) for own in layers]
 
     def factors(name: str, device: torch.device) -> list[tuple[Tensor, Tensor]]:
         own = [delta.to(device) for delta in deltas]
-        found = make(inputs.to(device), own, min(rank, len(inputs)), name)  # an expert may have fewer tokens
+        found = make(inputs.to(device), own, min(rank, inputs.shape[-2]), name)  # an expert may have fewer tokens
         return [(left.to(inputs.device), right.to(inputs.device)) for left, right in found]
 
     try:
         pairs = converging(factors, backend, inputs.device)
     except NotConvergedError as error:
-        if len(members) == 1:
-            logger.warning("%s is left out of the step: %s", members[0], error)
-            return []
-        return [found for target in members for found in _found(tokens, direction, rank, backend, [target])]
+        smaller = _smaller(stack)
+        if not smaller:
+            logger.warning("%s is left out of the step: %s", stack[0][0], error)
+        return [found for part in smaller for found in _found(tokens, direction, rank, backend, part)]
+    rises = [
+        ((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum((-2, -1)).tolist()
+        for delta, (left, right) in zip(deltas, pairs, strict=True)
+    ]
     return [
-        (target, left, right, float(((delta.to(left.dtype) @ left) * (inputs.to(right.dtype) @ right.mT)).sum()))
-        for target, delta, (left, right) in zip(members, deltas, pairs, strict=True)
+        found
+        for own, (left, right), rise in zip(layers, pairs, rises, strict=True)
+        for found in zip(own, left, right, rise, strict=True)
     ]
 
 
@@ -115,21 +123,44 @@ def _sharing(tokens: Mapping[Target, Tokens]) -> Iterator[list[Target]]:
     yield from groups
 
 
+def _alike(groups: Sequence[Group], tokens: Mapping[Target, Tokens]) -> Iterator[Sequence[Group]]:
+    """Groups in stacks of equal shapes."""
+    stacks: dict[tuple[Any, ...], list[Group]] = {}
+    for group in groups:
+        sides = [tokens[group[0]].inputs[0], *(tokens[target].deltas[0] for target in group)]
+        kind = sides[0].device, len(tokens[group[0]]), *((side.shape[1], side.dtype) for side in sides)
+        stacks.setdefault(kind, []).append(group)
+    for (device, *_), stack in stacks.items():
+        most = STACKED.get(device.type, 1)
+        yield from (stack[start : start + most] for start in range(0, len(stack), most))
+
+
+def _stacked(pieces: Sequence[Sequence[Tensor]]) -> Tensor:
+    """What several layers have in pieces `[t, size]`, as `[layers, T, size]`."""
+    return torch.cat([piece for own in pieces for piece in own]).unflatten(0, (len(pieces), -1))
+
+
+def _smaller(stack: Sequence[Group]) -> list[Sequence[Group]]:
+    """Two stacks of half the groups, or of half of one group; none of one layer."""
+    return list(halves(stack)) if len(stack) > 1 else [[half] for half in halves(stack[0])]
+
+
 def _plain(inputs: Tensor, deltas: Sequence[Tensor], rank: int, backend: str) -> Iterator[tuple[Tensor, Tensor]]:
     for delta in deltas:
         gradient = weight_gradient(delta, inputs)
-        found = lowrank_blocks(gradient, rank=min(rank, *gradient.shape), backend=backend, precision="float32")
-        yield found.left, found.right[0]
+        own = min(rank, *gradient.shape[-2:])
+        found = lowrank_blocks(gradient, rank=own, backend=backend, precision="float32")
+        yield found.left, found.right.squeeze(-3)
 
 
 def _whitened(inputs: Tensor, deltas: Sequence[Tensor], rank: int, backend: str) -> Iterator[tuple[Tensor, Tensor]]:
-    offsets = torch.tensor([0, *(delta.shape[1] for delta in deltas)]).cumsum(0).tolist()
+    offsets = torch.tensor([0, *(delta.shape[-1] for delta in deltas)]).cumsum(0).tolist()
     partition = Partition(tuple(offsets))
-    together = torch.cat(list(deltas), dim=1)
-    possible = min(rank, max(delta.shape[1] for delta in deltas), inputs.shape[1])
+    together = torch.cat(list(deltas), dim=-1)
+    possible = min(rank, max(delta.shape[-1] for delta in deltas), inputs.shape[-1])
     found = whiten_blocks(
         together, inputs, rank=possible, blocks=partition, damping=DAMPING, backend=backend, precision="float32"
     )
     for j, delta in enumerate(deltas):
-        own = min(possible, delta.shape[1])
-        yield found.left[offsets[j] : offsets[j + 1], :own], found.right[j, :own]
+        own = min(possible, delta.shape[-1])
+        yield found.left[..., offsets[j] : offsets[j + 1], :own], found.right[..., j, :own, :]

@@ -66,9 +66,11 @@ class Tokens:
 
 
 def weight_gradient(deltas: Tensor, inputs: Tensor) -> Tensor:
-    """ΔᵀX `[m, n]` of tokens, summed in FP32: of narrower ones a GPU makes it at their speed."""
+    """ΔᵀX `[…, m, n]` of tokens, summed in FP32: of narrower ones a GPU makes it at their speed."""
     if deltas.is_cuda and deltas.dtype == inputs.dtype and deltas.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(deltas.mT, inputs, out_dtype=torch.float32)
+        one, other = (side.reshape(-1, *side.shape[-2:]) for side in (deltas, inputs))
+        product = torch.bmm(one.mT, other, out_dtype=torch.float32)
+        return product.reshape(*deltas.shape[:-2], *product.shape[1:])
     return deltas.float().mT @ inputs.float()
 
 
