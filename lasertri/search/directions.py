@@ -93,8 +93,9 @@ def _found(
         found = make(inputs.to(device), own, min(rank, inputs.shape[-2]), name)  # an expert may have fewer tokens
         return [(left.to(inputs.device), right.to(inputs.device)) for left, right in found]
 
-    try:
-        pairs = converging(factors, backend, inputs.device)
+    try:  # a stack is not worth a slower solver: one of it may need that
+        alone = len(stack) == 1
+        pairs = converging(factors, backend, inputs.device) if alone else factors(backend, inputs.device)
     except NotConvergedError as error:
         smaller = _smaller(stack)
         if not smaller:

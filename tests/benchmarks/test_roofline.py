@@ -113,6 +113,11 @@ def test_seconds_are_the_larger_of_flops_and_bytes_and_eigenproblems_add_up():
     assert found.total == pytest.approx((5 + low, 5 + high))
 
 
+def test_a_batch_of_small_eigenproblems_takes_as_long_as_one_alone():
+    alone, together = (seconds({Kind("eigh", "float64", 100): Amount(8, batches=n)}).total[1] for n in (8, 1))
+    assert alone == pytest.approx(8 * together)
+
+
 def test_ops_of_no_size_take_as_long_as_they_take_to_call():
     assert seconds({Kind("traffic"): Amount(1000)}).total == (1000 * COSTS["launch"].value,) * 2
 
