@@ -91,6 +91,7 @@ def cases(model: Path | None, data: Path | None) -> Iterator[tuple[str, Tensor, 
         yield "falling", deltas, inputs
         some = torch.arange(count).unsqueeze(1) < 300
         yield "300 tokens with a gradient", deltas * some, inputs
+        yield "gradients that point alike", deltas * 1e-3 + deltas[:1], inputs
     if model is not None and data is not None:
         loaded, tokenizer = load_model(model, device="cpu", dtype="float32"), load_tokenizer(model)
         samples = EncodedSamples(list(as_samples(data))[:SAMPLES], model=loaded, tokenizer=tokenizer)
@@ -113,9 +114,8 @@ def measure(case: str, deltas: Tensor, inputs: Tensor) -> Iterator[Row]:
     shape = f"{len(deltas)}, {deltas.shape[1]}x{inputs.shape[1]}"
     for name, route in ROUTES.items():
         with route.taken():
-            sides = [deltas[None, None]], inputs[None]
             dtype = getattr(torch, route.precision)
-            if route.products and whiten.whiten_by_products(*sides, RANK, DAMPING, dtype) is None:
+            if route.products and not whiten.suit_products([deltas], inputs, RANK, DAMPING, dtype):
                 continue
             found = whiten_blocks(deltas, inputs, rank=RANK, damping=DAMPING, backend="gram", precision=route.precision)
         sigma = float((found.sigma[0] - exact.sigma[0, :RANK]).abs().max())

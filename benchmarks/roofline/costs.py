@@ -41,7 +41,7 @@ COSTS = {
         0.7e12,
     ),
     "eigen-least": Cost(
-        1e-4, "seconds of the smallest one in a batch and, dearer, of a batch; the same issue, n = 256", 1e-3
+        1e-4, "seconds for each of the smallest in a batch; dearer, for any batch; the same issue, n = 256", 1e-3
     ),
     "column": Cost(0.3e-6, "seconds for each column of a Cholesky factor, beside its operations; assumed", 1e-6),
     "sha256": Cost(1.44e10, "bytes/s of eight cores of an AMD EPYC with SHA instructions; of one 1.8e9, measured"),

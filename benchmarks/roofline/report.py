@@ -12,11 +12,13 @@ from benchmarks.roofline import scaling
 from benchmarks.roofline.costs import COSTS, HOST, Cost, Seconds, seconds, total
 from benchmarks.roofline.count import EDITS, Phases, count
 from benchmarks.roofline.work import Amount, Kind, Work
+from lasertri.errors import LasertriError
 
 GIB = 1 << 30
 BUDGETS = (4, 60)  # GiB: the default of a CPU, and what an H200 has by default beside GPT-J in BF16
 GOALS = {("step", 1): 5.0, ("truncate", 1): 15.0, ("truncate", 2): 10.0}
 LEAST = 256  # size of an eigenproblem that is told of
+COLUMNS = ["work", "dtype", "size", "calls", "flops", "bytes", "batches"]
 BEFORE, HELD_OUT, SIZE = "before", "held-out", "one size"
 
 
@@ -70,16 +72,13 @@ def write_counts(
                 }
                 for number, phases in enumerate(tasks, start=1)
             ]
-    write_record(
-        "roofline",
-        {"columns": ["work", "dtype", "size", "calls", "flops", "bytes", "batches"], "runs": runs},
-        path,
-        machine,
-    )
+    write_record("roofline", {"columns": COLUMNS, "runs": runs}, path, machine)
 
 
 def read_counts(path: Path) -> list[Counted]:
     record = json.loads(path.read_text(encoding="utf-8"))
+    if record["columns"] != COLUMNS:
+        raise LasertriError(f"expected counts of {COLUMNS}, got {record['columns']}; count anew (--count)")
     return [
         Counted(
             run["edit"],

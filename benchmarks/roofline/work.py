@@ -53,7 +53,7 @@ class Amount:
     """How much: calls (of a factorisation matrices), floating-point operations, bytes moved.
 
     Attributes:
-        batches: calls of a solver; one call has several matrices where torch hands it a batch.
+        batches: calls of a solver, where torch hands over a batch at once; 0 of what no solver does.
     """
 
     calls: int = 0

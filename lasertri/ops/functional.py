@@ -383,7 +383,8 @@ def whiten_blocks(
         backend: "auto", "reference", "gram", "triton" or "cuda".
         precision: "float64", or "float32", in about half the time: σ² is then known to about eps32 · size / damping at
             worst, 1e-3, and where no direction holds most of the second moments to 1e-4. The reference computes
-            in FP64 always; so do the others up to 256 tokens, and a GPU that is as fast in it where it iterates.
+            in FP64 always; so do the others where tokens point nearly all in one direction, and where a GPU that is as
+            fast in FP64 iterates.
 
     Returns:
         `LowRank`, the named tuple `(left, right, sigma)`, in FP32, or FP64 where one of the inputs is; σ is FP64.

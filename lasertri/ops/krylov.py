@@ -87,9 +87,9 @@ def leading_vectors_by(
 def _beyond(basis: Tensor, block: Tensor) -> Tensor:
     """Orthonormal columns for what a block `[…, s, k]` adds to a basis, with zeros for those that add nothing.
 
-    By Cholesky QR, shifted by what rounding may take of the least eigenvalue (Fukaya et al., 2020), twice: once leaves
-    what cancellation left. A direction of the block that is shorter than the root of the shift is nothing; and of
-    nothing it makes columns, too, which may be the basis's own.
+    By Cholesky QR, shifted by what rounding may take of the least eigenvalue (Fukaya et al., 2020): a direction of the
+    block that is shorter than the root of the shift is lost. Twice: of nothing, or of what cancellation left, the first
+    makes columns that may be the basis's own, which the second tells by how little it leaves of them.
     """
     for _ in range(2):
         block = block - basis @ (basis.mT @ block)

@@ -74,7 +74,7 @@ def compress_tokens(inputs: Tensor, deltas: Tensor, most: int) -> tuple[Tensor, 
 def _left_vectors(rows: Tensor, most: int) -> Tensor:
     """Of the largest singular values: by the Gram matrix's eigenvectors, where these do not converge by an SVD.
 
-    They are divided by products where that takes no more memory than the rows, which may hardly leave any.
+    A GPU divides that eigenproblem by products only where this takes no more memory than the rows: there may be little.
     """
     squares = gram(rows.unsqueeze(0), compute=rows.dtype)
     small = workspace_squares(1) * len(rows) <= rows.shape[1]

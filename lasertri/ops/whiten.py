@@ -24,7 +24,7 @@ from lasertri.ops.roots import inverse_root, resolved
 from lasertri.ops.units import in_own_units
 
 BY_PRODUCTS = {"cuda"}  # devices that multiply far faster than they solve
-FEW_TOKENS = 256  # tokens up to which FP64 takes hardly longer; of so few FP32's squares may leave no digits
+ALIKE = 0.98  # of the squares of tokens, in one direction: of FP32's digits few are left for the others
 ROOM = 28  # times a block of passes: correlations fall slowly, a real model's took up to 14 passes
 
 
@@ -32,24 +32,51 @@ def whiten_blocks(
     deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, *, precision: str = "float64"
 ) -> list[Pair]:
     """For every group of equal blocks `[S, K, T, b]` and the inputs `[S, T, n]` its best rank."""
-    dtype = torch.float64 if inputs.shape[-2] <= FEW_TOKENS else getattr(torch, precision)
-    if inputs.device.type in BY_PRODUCTS:
+    dtype = getattr(torch, precision)
+    if inputs.device.type in BY_PRODUCTS and suit_products(deltas, inputs, rank, damping, dtype):
         pairs = whiten_by_products(deltas, inputs, rank, damping, dtype)
         if pairs is not None:
             return pairs
+        if len(inputs) > 1:  # not all need be left to eigenproblems
+            each = [[delta[i : i + 1] for delta in deltas] for i in range(len(inputs))]
+            found = [
+                whiten_blocks(own, inputs[i : i + 1], rank, damping, precision=precision) for i, own in enumerate(each)
+            ]
+            return [_together(pairs) for pairs in zip(*found, strict=True)]
+    if dtype == torch.float32 and any(map(_point_alike, (inputs, *deltas))):
+        dtype = torch.float64
     right = _Side.of_rows(inputs.unsqueeze(-3), damping, dtype)
     lefts = (_Side.of_rows(delta, damping, dtype) for delta in deltas)
     return [_best(left.tokens.mT @ right.tokens, left, right, rank) for left in lefts]
 
 
+def _together(pairs: Sequence[Pair]) -> Pair:
+    left, right, sigma = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    return left, right, sigma
+
+
+def _point_alike(rows: Tensor) -> bool:
+    """Whether tokens `[…, T, s]` have nearly all of their squares in one direction, by three power iterations."""
+    rows, _ = in_own_units(rows, torch.float32)
+    longest = rows.norm(dim=-1, keepdim=True).argmax(dim=-2, keepdim=True)
+    direction = rows.gather(-2, longest.expand(*rows.shape[:-2], 1, rows.shape[-1])).mT
+    for _ in range(3):
+        direction = torch.nn.functional.normalize(rows.mT @ (rows @ direction), dim=-2)
+    squares = (rows @ direction).square().sum((-2, -1))
+    return bool((squares > ALIKE * rows.square().sum((-2, -1))).any())
+
+
+def suit_products(deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, dtype: torch.dtype) -> bool:
+    """Whether products are better than eigenproblems of tokens or features."""
+    count, width = inputs.shape[-2:]
+    sizes = [width, *(delta.shape[-1] for delta in deltas)]
+    return few(rank, min(count, *sizes), ROOM) and resolved(damping, max(sizes), dtype) and inputs.numel() > 0
+
+
 def whiten_by_products(
     deltas: Sequence[Tensor], inputs: Tensor, rank: int, damping: float, dtype: torch.dtype
 ) -> list[Pair] | None:
-    """What `whiten_blocks` gives, with no eigenproblem of tokens or features; None where those are better."""
-    count, width = inputs.shape[-2:]
-    sizes = [width, *(delta.shape[-1] for delta in deltas)]
-    if not few(rank, min(count, *sizes), ROOM) or not resolved(damping, max(sizes), dtype) or not inputs.numel():
-        return None
+    """What `whiten_blocks` gives, with no eigenproblem of tokens or features; None where a spectrum is flat."""
     compute = torch.float64 if eigen.by_products(inputs.device) else dtype
     right, pairs = _Whitened.of_rows(inputs.unsqueeze(-3), damping, dtype, compute), []
     for delta in deltas:

@@ -61,7 +61,7 @@ def steepest(
     tokens: Mapping[Target, Tokens], direction: str, *, rank: int, samples: int, backend: str = "auto"
 ) -> tuple[dict[Target, tuple[Tensor, Tensor]], dict[Target, float]]:
     """The factors of a direction uphill, and by how much the mean loss rises along each at first order."""
-    factors, slopes = {}, {}
+    factors, slopes = dict[Target, tuple[Tensor, Tensor]](), dict[Target, float]()
     groups = list(_sharing({target: own for target, own in tokens.items() if len(own)}))
     find = functools.partial(_found, tokens, direction, rank, backend)
     for _, found in as_memory_allows(_alike(groups, tokens), find, _smaller, what="the step of one layer"):
@@ -73,7 +73,8 @@ def steepest(
             f"expected a step of {groups[0][0]} or another layer, but no eigensolver and no SVD converges on one; "
             f"take another direction than {direction} (--direction)"
         )
-    return factors, slopes
+    made = [target for target in tokens if target in factors]
+    return {target: factors[target] for target in made}, {target: slopes[target] for target in made}
 
 
 def _found(

@@ -66,11 +66,12 @@ class Tokens:
 
 
 def weight_gradient(deltas: Tensor, inputs: Tensor) -> Tensor:
-    """ΔᵀX `[…, m, n]` of tokens, summed in FP32: of narrower ones a GPU makes it at their speed."""
+    """ΔᵀX `[…, m, n]` of tokens, summed in FP32; a GPU multiplies narrower ones at their own speed."""
     if deltas.is_cuda and deltas.dtype == inputs.dtype and deltas.dtype in (torch.bfloat16, torch.float16):
-        one, other = (side.reshape(-1, *side.shape[-2:]) for side in (deltas, inputs))
-        product = torch.bmm(one.mT, other, out_dtype=torch.float32)
-        return product.reshape(*deltas.shape[:-2], *product.shape[1:])
+        if deltas.dim() == 2:
+            return torch.mm(deltas.mT, inputs, out_dtype=torch.float32)
+        product = torch.bmm(deltas.flatten(0, -3).mT, inputs.flatten(0, -3), out_dtype=torch.float32)
+        return product.unflatten(0, deltas.shape[:-2])
     return deltas.float().mT @ inputs.float()
 
 

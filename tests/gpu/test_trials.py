@@ -28,9 +28,10 @@ def test_the_whole_method_runs_and_leaves_the_weights(tokenizer, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gradient_of_narrow_tokens_is_that_of_wide_ones(dtype):
+@pytest.mark.parametrize("lead", [(997,), (3, 499), (0,)])
+def test_the_gradient_of_narrow_tokens_is_that_of_wide_ones(dtype, lead):
     generator = torch.Generator().manual_seed(0)
-    deltas, inputs = (torch.randn(997, size, generator=generator).to(dtype) for size in (61, 131))
+    deltas, inputs = (torch.randn(*lead, size, generator=generator).to(dtype) for size in (61, 131))
     found = weight_gradient(deltas.cuda(), inputs.cuda())
     assert found.dtype == torch.float32
     exact = deltas.double().mT @ inputs.double()

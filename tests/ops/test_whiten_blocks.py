@@ -78,8 +78,7 @@ def test_every_dtype_is_whitened_in_fp64(dtype, count, backend):
 
 @pytest.mark.parametrize("shape", [(60, 41, 83), (120, 41, 37), (30, 83, 41)])
 @pytest.mark.parametrize("damping", [0.01, 0.1, 1.0])
-def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend, monkeypatch):
-    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
+def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend):
     deltas, inputs = tokens(*shape, dtype=torch.float32)
     block = [range(shape[1])]
     exact, plain = (
@@ -92,12 +91,14 @@ def test_fp32_is_as_close_as_plain_fp32_svds(shape, damping, backend, monkeypatc
     assert_best(step, [exact], block, 8, tolerance=allowed)
 
 
-def test_of_few_tokens_that_point_alike_fp32_has_the_digits_of_fp64(backend):
-    deltas, inputs = tokens(80, 61, 163, dtype=torch.float32)
-    deltas = deltas * 1e-3 + deltas[:1]
-    exact = oracle.whitened(deltas.double(), inputs.double(), range(61), 0.1)
-    step = whiten_blocks(deltas, inputs, rank=8, precision="float32", backend=backend)
-    assert_best(step, [exact], [range(61)], 8, tolerance=1e-6)
+@pytest.mark.parametrize("side", ["deltas", "inputs"])
+@pytest.mark.parametrize("shape", [(80, 61, 163), (303, 101, 211), (67, 163, 61)])
+def test_of_tokens_that_point_alike_fp32_has_the_digits_of_fp64(shape, side, backend):
+    sides = dict(zip(("deltas", "inputs"), tokens(*shape, dtype=torch.float32), strict=True))
+    sides[side] = sides[side] * 1e-3 + sides[side][:1]
+    exact = oracle.whitened(sides["deltas"].double(), sides["inputs"].double(), range(shape[1]), 0.1)
+    step = whiten_blocks(**sides, rank=8, precision="float32", backend=backend)
+    assert_best(step, [exact], [range(shape[1])], 8, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("offsets", [(0, 2, 9, 12), (0, 1, 2, 12), (0, 5, 10, 12)])
@@ -206,7 +207,6 @@ def test_no_matrix_of_the_weights_size_is_made_where_tokens_are_few():
 def by_products(monkeypatch):
     """As on a GPU, if these sizes were large."""
     monkeypatch.setattr(whiten, "BY_PRODUCTS", {"cpu"})
-    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
     monkeypatch.setattr(krylov, "SHORTEST", 100)
     monkeypatch.setattr(krylov, "MARGIN", 3)
 
@@ -299,8 +299,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize(("shape", "options"), LEFT.values(), ids=LEFT)
-def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request, monkeypatch):
-    monkeypatch.setattr(whiten, "FEW_TOKENS", 0)
+def test_what_products_resolve_badly_or_late_is_left_to_eigenproblems(shape, options, request):
     deltas, inputs = tokens(*shape, dtype=torch.float32)
     options = {"rank": 5, "precision": "float32"} | options
     expected = whiten_blocks(deltas, inputs, **options)
@@ -313,6 +312,20 @@ def test_where_the_whitened_gradient_is_flat_products_give_up(request):
     expected = whiten_blocks(x, x, rank=5)
     request.getfixturevalue("by_products")
     assert all(map(torch.equal, whiten_blocks(x, x, rank=5), expected))
+
+
+@pytest.mark.usefixtures("by_products")
+def test_one_flat_matrix_of_a_stack_leaves_the_others_to_products(monkeypatch):
+    layers = [tokens(251, 257, 263, seed=10 * i) for i in range(3)]
+    layers[1] = gaussian(251, 257), gaussian(251, 263, seed=1)
+    deltas, inputs = (torch.stack(side) for side in zip(*layers, strict=True))
+    alone = [whiten_blocks(*layer, rank=5) for layer in layers]
+    sizes, solve = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(matrix.shape) or solve(matrix))
+    step = whiten_blocks(deltas, inputs, rank=5)
+    assert sum(shape[0] for shape in sizes if shape[-1] >= 251) == 3, "both sides and the core of one"
+    for i, own in enumerate(alone):
+        torch.testing.assert_close(step.left[i] @ step.right[i, 0], own.left @ own.right[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["deltas", "inputs"])
