@@ -5,7 +5,8 @@ the gradient is G = ΔᵀX, and the whitened gradient is V_δ f(S_δ) (U_δᵀ U
 lies between V_δ and V_xᵀ, the core, has its singular values. They are the canonical correlations of Δ and X, damped.
 Each side comes from an eigenproblem of its shorter dimension: tokens (S² and U) or features (S² and V). A GPU, which
 multiplies far faster than it solves, makes Δ' = (ΔΔᵀ + λ)^-½ Δ and X' likewise by products (or Δ (ΔᵀΔ + λ)^-½, which
-is the same), and finds the best rank of Δ'ᵀX' by passes over the two.
+is the same), and finds the best rank of Δ'ᵀX' by passes over the two. One that is as fast in FP64 makes neither for an
+FP32 result, but passes over their factors.
 """
 
 from __future__ import annotations
@@ -38,11 +39,13 @@ def whiten_blocks(
         if pairs is not None:
             return pairs
         if len(inputs) > 1:  # not all need be left to eigenproblems
-            each = [[delta[i : i + 1] for delta in deltas] for i in range(len(inputs))]
-            found = [
-                whiten_blocks(own, inputs[i : i + 1], rank, damping, precision=precision) for i, own in enumerate(each)
+            alone = [
+                whiten_blocks(
+                    [delta[i : i + 1] for delta in deltas], own.unsqueeze(0), rank, damping, precision=precision
+                )
+                for i, own in enumerate(inputs)
             ]
-            return [_together(pairs) for pairs in zip(*found, strict=True)]
+            return [_together(pairs) for pairs in zip(*alone, strict=True)]
     if dtype == torch.float32 and any(map(_point_alike, (inputs, *deltas))):
         dtype = torch.float64
     right = _Side.of_rows(inputs.unsqueeze(-3), damping, dtype)
