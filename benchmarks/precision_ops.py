@@ -19,10 +19,10 @@ import torch
 import typer
 from record import write_record
 from spectra import Spectrum, gaussian, power_law, spiked, stacked
-from torch import Tensor
+from torch import Tensor, nn
 
 from lasertri import load_model, reduce_blocks, score_blocks
-from lasertri.model.targets import find_targets
+from lasertri.model.targets import Target, find_targets
 from lasertri.ops import eigen
 from lasertri.search.strategies import LASER_RATIOS
 
@@ -71,12 +71,16 @@ def matrices(model: Path | None) -> Iterator[tuple[str, Tensor, int]]:
                 yield name, stacked(spectrum, rows, columns, blocks), blocks
     if model is not None:
         loaded = load_model(model, dtype="float32")
-        targets = find_targets(loaded, roles=("fc_in", "fc_up", "fc_out"))
-        layers = sorted({target.layer for target in targets})
-        for target in targets:
-            if target.layer in (layers[0], layers[len(layers) // 2], layers[-1]):
-                for blocks in REAL_BLOCKS:
-                    yield f"layer {target.layer} {target.role}", target.whole(loaded).double(), blocks
+        for target in some_mlps(loaded):
+            for blocks in REAL_BLOCKS:
+                yield f"layer {target.layer} {target.role}", target.whole(loaded).double(), blocks
+
+
+def some_mlps(model: nn.Module) -> list[Target]:
+    """The matrices of the first, the middle and the last MLP."""
+    targets = find_targets(model, roles=("fc_in", "fc_up", "fc_out"))
+    layers = sorted({target.layer for target in targets})
+    return [target for target in targets if target.layer in (layers[0], layers[len(layers) // 2], layers[-1])]
 
 
 def measure(route: str, name: str, weight: Tensor, blocks: int) -> Row:

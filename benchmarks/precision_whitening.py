@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import torch
 import typer
+from precision_ops import some_mlps
 from record import write_record
 from spectra import tokens
 from torch import Tensor
@@ -25,7 +26,6 @@ from torch import Tensor
 from lasertri import load_model, load_tokenizer, whiten_blocks
 from lasertri.data.files import as_samples
 from lasertri.language.samples import EncodedSamples
-from lasertri.model.targets import find_targets
 from lasertri.ops import eigen, krylov, whiten
 from lasertri.search.tokens import Room, gather_tokens
 
@@ -95,9 +95,7 @@ def cases(model: Path | None, data: Path | None) -> Iterator[tuple[str, Tensor, 
     if model is not None and data is not None:
         loaded, tokenizer = load_model(model, device="cpu", dtype="float32"), load_tokenizer(model)
         samples = EncodedSamples(list(as_samples(data))[:SAMPLES], model=loaded, tokenizer=tokenizer)
-        targets = find_targets(loaded, roles=("fc_in", "fc_up", "fc_out"))
-        layers = sorted({target.layer for target in targets})
-        chosen = [target for target in targets if target.layer in (layers[0], layers[len(layers) // 2], layers[-1])]
+        chosen = some_mlps(loaded)
         loaded.requires_grad_(requires_grad=False)
         found = gather_tokens(loaded, chosen, samples.loss_batches(range(len(samples))), Room())
         for target in chosen:

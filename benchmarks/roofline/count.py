@@ -261,10 +261,9 @@ def _watched(run: Run) -> Iterator[None]:
     @contextmanager
     def summed_ahead(model: torch.nn.Module, targets: Sequence[Target]) -> Iterator[dict[Target, str]]:
         """While edits are made, as on a GPU."""
+        sha256 = hashing("sha256 ahead", checksum.weight_sha256)
         with run.within("trials"):
-            summed = {
-                target: hashing("sha256 ahead", checksum.weight_sha256)(target.parameter(model)) for target in targets
-            }
+            summed = {target: sha256(target.parameter(model)) for target in targets}
         yield summed
 
     origin, truncation = lasertri.edit.origin, lasertri.edit.truncation

@@ -21,8 +21,8 @@ from lasertri.ops import eigen, krylov, library, products
 from lasertri.ops.products import PANEL_ELEMENTS
 
 # what only looks at a tensor in another way, or reads a number of it
-FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "lift_fresh"}
-FREE |= {"empty", "empty_like", "empty_strided", "new_empty"}
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty"}
+FREE = {"_local_scalar_dense", "_unsafe_view", "detach", "lift_fresh", *ALLOCATIONS}
 LOOKUPS = {"embedding", "gather", "index", "index_select"}  # these read as much as they give, not all they are given
 FACTORISATIONS = {"_linalg_eigh", "_linalg_svd", "linalg_qr"}
 BATCHED = {"_linalg_eigh"}  # of these torch hands over all of a batch (since 2.12), of others one after the other
@@ -123,9 +123,8 @@ class Counting(TorchDispatchMode):
         if name in FACTORISATIONS:
             *lead, rows, columns = given[0].shape
             size, count = min(rows, columns), torch.Size(lead).numel()
-            return Kind(name.removeprefix("_").removeprefix("linalg_"), dtype, size), Amount(
-                count, 0, moved, 1 if name in BATCHED else count
-            )
+            batches = 1 if name in BATCHED else count
+            return Kind(name.removeprefix("_").removeprefix("linalg_"), dtype, size), Amount(count, 0, moved, batches)
         if name in TRIANGULAR:
             return Kind(name.removeprefix("linalg_"), dtype, given[0].shape[-1]), _triangular(name, given, moved)
         formula = flop_registry.get(getattr(torch.ops.aten, name.rstrip("_"), func._overloadpacket))

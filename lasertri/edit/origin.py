@@ -72,12 +72,7 @@ class Origin:
         chosen, config = list(targets), getattr(model, "config", None)
         parameters = as_parameters(chosen, model)
         stored = _stored(model, chosen)
-        weights = {target: target.part(here(parameter)) for target, parameter in stored.items()}
-        if not checksums and any(map(is_sharded, stored.values())):
-            checksums = dict(zip(stored, dealt(list(stored.values()), weight_sha256), strict=True))
-        elif not checksums:
-            with ThreadPoolExecutor(THREADS) as pool:  # hashlib lets the others run meanwhile
-                checksums = dict(zip(weights, pool.map(weight_sha256, weights.values()), strict=True))
+        checksums = checksums or _checksums(stored)
         found = cls(
             _base(model) if base is None else base,
             getattr(config, "_commit_hash", None),
@@ -85,7 +80,7 @@ class Origin:
             parameters,
             {target: checksums[target] if target in stored else "" for target in chosen},
         )
-        found._known.update({target: content_key(weight) for target, weight in weights.items()})
+        found._known.update({target: content_key(target.part(here(own))) for target, own in stored.items()})
         return found
 
     @classmethod
@@ -195,6 +190,15 @@ def _stream_aside(device: torch.device) -> torch.cuda.Stream | None:
 def _stored(model: nn.Module, targets: Iterable[Target]) -> dict[Target, Tensor]:
     """What holds each target that has a checksum."""
     return {target: target.parameter(model) for target in targets if not target.is_quantised(model)}
+
+
+def _checksums(stored: Mapping[Target, Tensor]) -> dict[Target, str]:
+    """`weight_sha256` of each."""
+    if any(map(is_sharded, stored.values())):
+        return dict(zip(stored, dealt(list(stored.values()), weight_sha256), strict=True))
+    weights = [target.part(parameter) for target, parameter in stored.items()]
+    with ThreadPoolExecutor(THREADS) as pool:  # hashlib lets the others run meanwhile
+        return dict(zip(stored, pool.map(weight_sha256, weights), strict=True))
 
 
 def as_parameters(targets: Sequence[Target], model: nn.Module) -> dict[str, tuple[int, bool]]:

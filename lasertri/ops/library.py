@@ -20,6 +20,7 @@ from lasertri.ops.converging import solvers_named
 from lasertri.ops.finite import all_finite, check_finite
 from lasertri.ops.full_fp32 import full_fp32
 from lasertri.ops.namespace import NAMESPACE
+from lasertri.ops.products import mirrored
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -258,7 +259,7 @@ def whiten_moments(
     rows, c = _rows(grad, order, "grad"), _flat(_moment(inputs, "inputs"))
     square = _moment(outputs, "outputs")
     if order is not None:  # rows of the lower triangle, which alone is read, come to lie above it
-        square = (square.tril() + square.tril(-1).mT)[..., order, :][..., order]
+        square = mirrored(square)[..., order, :][..., order]
     grads = [_stacked(gather(rows, offsets, members), len(c)) for members in groups]
     moments = [
         _stacked(torch.stack([square[..., b, b] for b in _slices(offsets, members)], dim=-3), len(c))

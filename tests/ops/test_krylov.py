@@ -94,9 +94,9 @@ def test_columns_that_add_nothing_are_none():
 
 
 def test_rounding_of_long_columns_costs_none_of_the_others():
-    size = 16384
-    block = torch.full((size, 24), 1 / 3, dtype=torch.float64) * torch.randn(24).double()
-    block[:, 12:] += 1e-4 * torch.randn(size, 12, generator=torch.Generator().manual_seed(1)).double()
+    size, generator = 16384, torch.Generator().manual_seed(1)
+    block = torch.full((size, 24), 1 / 3, dtype=torch.float64) * torch.randn(24, generator=generator).double()
+    block[:, 12:] += 1e-4 * torch.randn(size, 12, generator=generator).double()
     basis = torch.eye(size, 20, dtype=torch.float64)
     columns = krylov._beyond(basis, block)
     together = torch.cat([basis, columns], dim=1)
